@@ -7,7 +7,7 @@ debugger's own values, so that nothing else knows which debugger it runs in.
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Optional, Protocol, Sequence, TYPE_CHECKING
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional, Protocol, Sequence
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -55,7 +55,7 @@ class Target(Protocol):
         """(pc, function) innermost first by the back end's own unwinder, or None."""
         ...
 
-    def types(self) -> Optional["LayoutSource"]:
+    def types(self) -> Optional[LayoutSource]:
         """Layouts out of the back end's own debug information, or None."""
         ...
 

@@ -1,0 +1,101 @@
+"""kthreads: every process and thread as DDB's ps prints them, with wait age."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, List, Tuple
+
+from plugin.kernel.proc import Thread, threads
+from plugin.kernel.stack import backtrace
+from plugin.report import Report, address, count, seconds
+from plugin.session import Kernel
+
+HELP = "every process and thread, its state and what it waits for (DDB's ps, with wait age)"
+EXAMPLE = "kthreads --stacks --wmesg biord"
+
+STATES = (
+    "running",
+    "runnable",
+    "sleeping",
+    "locked",
+    "suspended",
+    "swapped",
+    "iwait",
+    "inactive",
+    "zombie",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stacks", action="store_true", help="group the threads by their stack and show it"
+    )
+    parser.add_argument("--state", choices=STATES, help="only threads in this state")
+    parser.add_argument("--wmesg", metavar="W", help="only threads with this wait message")
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    found = [thread for thread in threads(kernel) if _wanted(thread, args)]
+    report = Report({"threads": [_data(thread) for thread in found]})
+    if args.stacks:
+        groups = stacks(kernel, found)
+        report.data["groups"] = [
+            {"frames": list(frames), "tids": [t.tid for t in members]} for frames, members in groups
+        ]
+        for frames, members in groups:
+            report.heading(f"{count(len(members), 'thread')}: {_who(members)}")
+            report.pre("  " + " <- ".join(frames) if frames else "  (no stack in the dump)")
+        return report
+    report.table(
+        ["tid>", "pid>", "name", "state", "cpu>", "wmesg", "wchan", "age>"],
+        [
+            (
+                t.tid,
+                t.pid,
+                t.label,
+                t.state,
+                t.cpu,
+                t.wmesg,
+                kernel.symbolize(t.wchan) or address(t.wchan) if t.wchan else "",
+                seconds(t.age),
+            )
+            for t in found
+        ],
+    )
+    return report
+
+
+def _wanted(thread: Thread, args: argparse.Namespace) -> bool:
+    if args.state and thread.state != args.state:
+        return False
+    return not args.wmesg or (thread.wmesg or "").lstrip("*") == args.wmesg.lstrip("*")
+
+
+def _data(thread: Thread) -> Dict[str, Any]:
+    lock = thread.lock
+    return {
+        "tid": thread.tid,
+        "pid": thread.pid,
+        "comm": thread.comm,
+        "name": thread.name,
+        "address": address(thread.address),
+        "state": thread.state,
+        "cpu": thread.cpu,
+        "wmesg": thread.wmesg,
+        "wchan": address(thread.wchan),
+        "lock": lock and {"address": address(lock.address), "name": lock.name, "class": lock.klass},
+        "age": thread.age,
+    }
+
+
+def stacks(kernel: Kernel, chosen: List[Thread]) -> List[Tuple[Tuple[str, ...], List[Thread]]]:
+    """Threads grouped by identical stacks, the largest group first."""
+    groups: Dict[Tuple[str, ...], List[Thread]] = {}
+    for thread in chosen:
+        groups.setdefault(tuple(backtrace(kernel, thread)), []).append(thread)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+
+def _who(members: List[Thread]) -> str:
+    shown = ", ".join(f"{t.tid} {t.label}" for t in members[:6])
+    return shown + (f" and {len(members) - 6} more" if len(members) > 6 else "")

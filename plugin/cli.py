@@ -1,0 +1,128 @@
+"""The shell entry: ``wchan [options] VMCORE COMMAND ...`` and the shell-only subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
+
+import commands
+from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
+from plugin.version import VERSION
+
+#: Subcommands of the shell alone: module, function (argv -> exit status), what it does.
+SHELL: Dict[str, Tuple[str, str, str]] = {
+    "lldb": ("plugin.launch", "lldb_main", "open the dump in lldb, threads and commands loaded"),
+    "gdb": ("plugin.launch", "gdb_main", "open the dump in gdb, threads and commands loaded"),
+    "serve": ("plugin.launch", "serve_main", "serve the dump to a debugger (remote protocol)"),
+    "structs": ("commands.structs", "main", "list, show, generate, check and compare layouts"),
+    "demo": ("plugin.forge.demo", "main", "explain an embedded storage deadlock"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"wchan: {message}; try wchan --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<12}{commands.load(name).HELP}" for name in commands.NAMES]
+    lines += ["", "without a dump, or with it first among their own arguments:"]
+    lines += [f"  {name:<12}{help_}" for name, (_, _, help_) in SHELL.items()]
+    made = _Parser(
+        prog="wchan",
+        usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [ARGUMENT ...]\n"
+        "       wchan " + "|".join(SHELL) + " ...",
+        description="Ask a stuck FreeBSD kernel why.",
+        epilog="commands (each has --help, --json, --limit, --verbose, -o):\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"wchan {VERSION}")
+    core_options(made)
+    made.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    made.add_argument("command", metavar="COMMAND", help="see below")
+    made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return made
+
+
+def core_options(to: argparse.ArgumentParser) -> None:
+    """The options that say how a dump is opened; the launchers have them too."""
+    to.add_argument("-k", "--kernel", metavar="KERNEL", help="the kernel file that made the dump")
+    to.add_argument(
+        "--force", action="store_true", help="go on with a kernel that does not match the dump"
+    )
+    to.add_argument("--structs", metavar="FILE", help="struct layouts that take precedence")
+
+
+def progress() -> Optional[Callable[[str], None]]:
+    """A callback that shows progress on a terminal, None where nobody looks."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(text: str) -> None:
+        sys.stderr.write("\r\033[K" + text)
+        sys.stderr.flush()
+
+    return show
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command line; returns the exit status (0, 1 or 3)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except WchanError as error:
+        _complain(str(error) if str(error).startswith("wchan: ") else f"wchan: {error}")
+    except KeyboardInterrupt:
+        _complain("wchan: interrupted")
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter from failing on flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_FAILED
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text.rstrip("\n") + "\n")
+
+
+def _main(words: List[str]) -> int:
+    if words and words[0] in SHELL:
+        module, function, _ = SHELL[words[0]]
+        run: Callable[[List[str]], int] = getattr(importlib.import_module(module), function)
+        return run(words[1:])
+    if not words:
+        parser().print_help()
+        return EXIT_FAILED
+    try:
+        args = parser().parse_args(words)
+    except SystemExit:
+        return EXIT_OK
+    if args.command not in commands.NAMES:
+        if args.vmcore in commands.NAMES and not os.path.exists(args.vmcore):
+            raise UsageError(f"the dump comes first: wchan VMCORE {args.vmcore} ...")
+        raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
+    from plugin.runner import run_command
+
+    return run_command(
+        args.command,
+        args.arguments,
+        lambda: _open(args),
+        sys.stdout.write,
+        _complain,
+        width=shutil.get_terminal_size((80, 24)).columns,
+    )
+
+
+def _open(args: argparse.Namespace) -> Any:
+    from plugin.session import open_core
+
+    return open_core(
+        args.vmcore, args.kernel, force=args.force, structs=args.structs, progress=progress()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

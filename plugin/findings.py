@@ -1,0 +1,48 @@
+"""What went wrong while reading a kernel: collected, never raised to the user.
+
+A corrupt list or an unreadable struct ends one walk, not the report.  Each
+finding says what, where and why; the report that carries any of the kind that
+hides data is marked partial.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
+
+
+class Finding(NamedTuple):
+    """``what`` was being read, ``address`` of the trouble if any, ``detail``."""
+
+    what: str
+    address: Optional[int]
+    detail: str
+
+
+class Findings:
+    """An append-only list of findings without repeats; ``partial`` if data is missing."""
+
+    def __init__(self) -> None:
+        self._list: List[Finding] = []
+        self._seen: Set[Tuple[str, Optional[int], str]] = set()
+        self.partial = False
+
+    def add(
+        self, what: str, address: Optional[int] = None, detail: str = "", *, partial: bool = True
+    ) -> None:
+        """Record one finding; ``partial=False`` where nothing is missing for it."""
+        finding = Finding(what, address, detail)
+        self.partial = self.partial or partial
+        if finding not in self._seen:
+            self._seen.add(finding)
+            self._list.append(finding)
+
+    def extend(self, other: Findings) -> None:
+        for finding in other:
+            self.add(*finding, partial=False)
+        self.partial = self.partial or other.partial
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._list)
+
+    def __len__(self) -> int:
+        return len(self._list)

@@ -1,0 +1,211 @@
+"""Which kernel is this, and does the kernel file belong to the dump?
+
+Read before any struct layout is known: by symbols and plain variables that
+conf/newvers.sh puts into every kernel (``version``, ``osrelease``,
+``osreldate``, ``kern_ident``).  A dump may lack read-only pages, so each fact
+has a second source.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+from plugin.errors import KernelMismatch, MemoryFault
+from plugin.targets import Target
+
+_BANNER = re.compile(r"FreeBSD (\d+)\.(\d+)-([A-Z]+[-\w]*)(?: ([^\n]*))?")
+_PAGE_SIZE = {"amd64": 4096, "i386": 4096, "arm64": 4096, "riscv64": 4096}
+_POINTER = {"i386": 4}
+
+#: lock_classes[] points to these in every kernel from 7.0-CURRENT on
+#: (sys/kern/subr_lock.c, sys/kern/subr_witness.c before).
+_CLASSES = (
+    "lock_class_mtx_spin",
+    "lock_class_mtx_sleep",
+    "lock_class_sx",
+    "lock_class_rm",
+    "lock_class_rm_sleepable",
+    "lock_class_rw",
+    "lock_class_lockmgr",
+)
+
+
+class Identity(NamedTuple):
+    """``version`` is the whole version string, ``notes`` what is only inferred."""
+
+    release: str
+    osreldate: int
+    ident: str
+    version: str
+    page_size: int
+    notes: Tuple[str, ...]
+
+
+def _first(target: Target, name: str) -> Optional[int]:
+    found = target.symbols(name)
+    return found[0].address if found else None
+
+
+def _text_at(target: Target, name: str, limit: int = 256) -> str:
+    address = _first(target, name)
+    if address is None:
+        return ""
+    try:
+        data = target.read(address, limit)
+    except MemoryFault as fault:
+        try:
+            data = target.read(address, max(0, fault.address - address))
+        except MemoryFault:
+            return ""
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace").strip()
+
+
+def _int_at(target: Target, name: str) -> int:
+    address = _first(target, name)
+    try:
+        return int.from_bytes(target.read(address, 4), "little") if address else 0
+    except MemoryFault:
+        return 0
+
+
+def message_buffer(target: Target) -> str:
+    """The raw text of the message buffer, "" where it cannot be found.
+
+    struct msgbuf began with msg_ptr, msg_magic, msg_size in every version
+    (sys/sys/msgbuf.h), which is all that is used here.
+    """
+    address = _first(target, "msgbufp")
+    size = _POINTER.get(target.arch, 8)
+    try:
+        header = int.from_bytes(target.read(address or 0, size), "little")
+        fields = target.read(header, size + 8)
+        if int.from_bytes(fields[size : size + 4], "little") != 0x063062:
+            return ""
+        length = int.from_bytes(fields[size + 4 : size + 8], "little")
+        start = int.from_bytes(fields[:size], "little")
+        return target.read(start, min(length, 1 << 20)).decode("utf-8", "backslashreplace")
+    except MemoryFault:
+        return ""
+
+
+def version_of_core(target: Target) -> str:
+    """The version string that the memory of the core itself holds, else ""."""
+    version = _text_at(target, "version")
+    if "FreeBSD" in version:
+        return version[version.index("FreeBSD") :]
+    banner = _BANNER.search(message_buffer(target))
+    return banner.group(0).strip() if banner else ""
+
+
+def identify(target: Target) -> Identity:
+    """Read who this kernel is.  Facts that are only inferred are said in ``notes``."""
+    notes: List[str] = []
+    version = version_of_core(target)
+    release = _text_at(target, "osrelease", 64)
+    osreldate = _int_at(target, "osreldate")
+    ident = _text_at(target, "kern_ident", 64)
+    banner = _BANNER.search(version)
+    if not re.match(r"\d+\.\d+", release):
+        release = f"{banner.group(1)}.{banner.group(2)}-{banner.group(3)}" if banner else "unknown"
+    if not 400000 <= osreldate <= 9999999:
+        osreldate = osreldate_of(release)
+        if osreldate:
+            notes.append(f"osreldate is not in the dump; {osreldate} inferred from {release}")
+    if not ident:
+        words = (banner.group(4) or "").split() if banner else []
+        machines = ("amd64", "i386", "arm64", "riscv64")
+        named = [w for w in words if w not in machines and not w.startswith(("#", "r", "releng"))]
+        ident = named[0] if named and not named[0].endswith(":") else "unknown"
+    return Identity(
+        release, osreldate, ident, version or f"FreeBSD {release}", _page_size(target), tuple(notes)
+    )
+
+
+def osreldate_of(release: str) -> int:
+    """The __FreeBSD_version that a release name implies: "14.2-RELEASE" is 1402000."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        return 0
+    major, minor = int(match.group(1)), int(match.group(2))
+    # -RELEASE is M.mm000 since 5.0; -CURRENT counts up from M00000.
+    return major * 100000 + (minor * 1000)
+
+
+def _page_size(target: Target) -> int:
+    return getattr(target, "page_size", None) or _PAGE_SIZE[target.arch]
+
+
+def contradictions(target: Target) -> List[str]:
+    """Why the symbols of this kernel file cannot be those of this memory; [] if they fit.
+
+    Data that holds addresses of symbols is the proof: lock_classes[] points to
+    lock_class_*, and msgbufp to a buffer with its magic number.
+    """
+    size = _POINTER.get(target.arch, 8)
+    found: List[str] = []
+    confirmed = False
+    table = target.symbols("lock_classes")
+    classes = {s.address for name in _CLASSES for s in target.symbols(name)}
+    if table and classes:
+        try:
+            first = int.from_bytes(target.read(table[0].address, size), "little")
+            if first in classes:
+                confirmed = True
+            else:
+                found.append(f"lock_classes[0] is {first:#x}, which is no lock class")
+        except MemoryFault as fault:
+            found.append(f"lock_classes at {fault.address:#x} is not in the dump")
+    version = _text_at(target, "version")
+    if "FreeBSD" in version:
+        confirmed = True
+    elif version and not confirmed:
+        found.append("the memory at `version` holds no version string")
+    if confirmed:
+        return found if not table else [f for f in found if "lock_classes" in f]
+    address = _first(target, "msgbufp")
+    if address is not None:
+        try:
+            header = int.from_bytes(target.read(address, size), "little")
+            magic = int.from_bytes(target.read(header + size, 4), "little")
+            if magic == 0x063062:
+                return [f for f in found if "version" not in f]
+            found.append(f"msgbufp leads to {header:#x}, where there is no message buffer")
+        except MemoryFault as fault:
+            found.append(f"msgbufp leads to {fault.address:#x}, which is not in the dump")
+    return found
+
+
+def require_match(
+    target: Target, file_version: str, kernel_path: str, banners: Sequence[str] = ()
+) -> None:
+    """KernelMismatch, naming both versions, where the kernel file is another kernel's.
+
+    ``file_version`` is the version string in the kernel file, "" if it has none;
+    ``banners`` are version strings that the dump carries outside the kernel's memory.
+    """
+    core = _text_at(target, "version")
+    core = core[core.index("FreeBSD") :] if "FreeBSD" in core else ""
+    if core and file_version and _norm(core) == _norm(file_version):
+        return
+    reasons = contradictions(target)
+    if core and file_version and not reasons:
+        reasons = ["the version strings differ"]
+    if not reasons:
+        return
+    core = core or next(iter(banners), "") or version_of_core(target)
+    raise KernelMismatch(
+        f"{kernel_path} is not the kernel of this dump: "
+        f"the kernel is {_quoted(file_version)}, the dump is of {_quoted(core)} "
+        f"({reasons[0]}); name the right one with -k, or --force to go on"
+    )
+
+
+def _norm(version: str) -> str:
+    return " ".join(version.split())
+
+
+def _quoted(version: str) -> str:
+    if not version:
+        return "of unknown version (no version string in it)"
+    return '"' + _norm(version) + '"'

@@ -1,0 +1,106 @@
+"""struct lock_object: the part all of FreeBSD's locks have in common.
+
+Mirrors sys/sys/_lock.h and sys/kern/subr_lock.c.  The class is an index into
+``lock_classes[]`` from 7.0-CURRENT on (bits LO_CLASSMASK of lo_flags), a
+pointer ``lo_class`` before.
+"""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Optional
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.session import Kernel
+
+
+class LockObject(NamedTuple):
+    """``name`` is lo_name; ``klass`` lc_name ("sx", "lockmgr", "sleep mutex", ...)."""
+
+    address: int
+    name: str
+    klass: str
+    flags: int
+
+
+def lock_class_names(kernel: Kernel) -> List[str]:
+    """lc_name of each entry of lock_classes[], in order; "" where unreadable.
+
+    Read through the class symbols, since the names themselves may lie in
+    memory that the dump lacks.
+    """
+    return kernel.once("lock_class_names", lambda: _lock_class_names(kernel))
+
+
+#: lc_name by the symbol of the class, for kernels whose read-only strings are
+#: not in the dump (sys/kern/kern_mutex.c, kern_sx.c, kern_rwlock.c,
+#: kern_rmlock.c, kern_lock.c; the names have not changed since 5.x).
+_CLASS_SYMBOLS = {
+    "lock_class_mtx_spin": "spin mutex",
+    "lock_class_mtx_sleep": "sleep mutex",
+    "lock_class_sx": "sx",
+    "lock_class_rm": "rm",
+    "lock_class_rm_sleepable": "sleepable rm",
+    "lock_class_rw": "rw",
+    "lock_class_lockmgr": "lockmgr",
+}
+
+
+def _lock_class_names(kernel: Kernel) -> List[str]:
+    table = kernel.symbol("lock_classes")
+    names: List[str] = []
+    if table is None:
+        return names
+    by_address = {}
+    for symbol, name in _CLASS_SYMBOLS.items():
+        found = kernel.symbol(symbol)
+        if found is not None:
+            by_address[found.address] = name
+    count = min(table.size // kernel.pointer_size or 16, 16)
+    for index in range(count):
+        try:
+            address = kernel.pointer(table.address + index * kernel.pointer_size)
+        except MemoryFault:
+            break
+        names.append(by_address.get(address) or _class_name(kernel, address))
+    return names
+
+
+def _class_name(kernel: Kernel, address: int) -> str:
+    if not address:
+        return ""
+    try:
+        # lc_name is the first member of struct lock_class in every version.
+        return kernel.try_cstring(kernel.pointer(address))
+    except MemoryFault:
+        return ""
+
+
+def lock_object(kernel: Kernel, address: int) -> Optional[LockObject]:
+    """The lock_object at ``address``, or None where there plainly is none.
+
+    Plainly: unreadable, LO_INITIALIZED not set, or a class that does not exist.
+    """
+    layout = kernel.layouts["lock_object"]
+    try:
+        view = kernel.view("lock_object", address)
+    except MemoryFault:
+        return None
+    flags = view.lo_flags
+    try:
+        initialized = kernel.layouts.constant("LO_INITIALIZED")
+    except LayoutError:
+        initialized = 0x10000
+    if not flags & initialized:
+        return None
+    if "lo_class" in layout:
+        klass = _class_name(kernel, view.lo_class)
+    else:
+        names = lock_class_names(kernel)
+        mask = kernel.layouts.constant("LO_CLASSMASK")
+        index = (flags & mask) >> kernel.layouts.constant("LO_CLASSSHIFT")
+        if index >= len(names):
+            return None
+        klass = names[index]
+    if not klass:
+        return None
+    return LockObject(address, kernel.try_cstring(view.lo_name), klass, flags)

@@ -1,0 +1,96 @@
+"""A report as text for a terminal: tables by tabulate, everything escaped."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, List, Optional, Sequence
+
+from tabulate import tabulate
+
+from plugin.findings import Findings
+from plugin.report import Heading, Pre, Report, Table, Text
+
+
+def escape(text: str) -> str:
+    """``text`` with control characters shown as \\x.., newlines and tabs included.
+
+    What comes out of a core may hold escape sequences for the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return escape(str(value))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    names = [h[:-1] if h.endswith(">") else h for h in headers]
+    align = ["right" if h.endswith(">") else "left" for h in headers]
+    cells = [[_cell(value) for value in row] for row in rows]
+    text = tabulate(
+        cells,
+        headers=names,
+        tablefmt="plain",
+        colalign=align if cells else None,
+        disable_numparse=True,
+    )
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def render(
+    report: Report,
+    findings: Findings,
+    *,
+    width: int = 80,
+    limit: Optional[int] = None,
+    verbose: bool = False,
+) -> str:
+    """The whole report, ending in a newline; at most ``limit`` rows a table."""
+    if report.raw is not None:
+        return report.raw if report.raw.endswith("\n") else report.raw + "\n"
+    parts: List[str] = []
+    for block in report.body:
+        if isinstance(block, Heading):
+            parts.append("\n" + escape(block.text))
+        elif isinstance(block, Pre):
+            parts.append("\n".join(escape(line) for line in block.text.split("\n")))
+        elif isinstance(block, Text):
+            parts.append(
+                "\n".join(
+                    textwrap.fill(
+                        escape(line), width, break_long_words=False, break_on_hyphens=False
+                    )
+                    for line in block.text.split("\n")
+                )
+            )
+        elif isinstance(block, Table):
+            rows = block.rows
+            cut = len(rows) if limit is None or not block.limit else limit
+            parts.append(table(block.headers, rows[:cut]))
+            if cut < len(rows):
+                parts.append(f"... {len(rows) - cut} more; --limit 0 shows all")
+    text = "\n".join(parts).lstrip("\n")
+    notes = warnings(findings, verbose)
+    return (text + "\n" if text else "") + (("\n" + notes) if notes and text else notes)
+
+
+def warnings(findings: Findings, verbose: bool = False) -> str:
+    """The findings, a line each; the first eight unless ``verbose``."""
+    shown = list(findings)
+    lines = [
+        "warning: "
+        + escape(f"{f.what}: {f.detail}" if f.detail else f.what)
+        + (f" [{f.address:#x}]" if f.address is not None else "")
+        for f in (shown if verbose else shown[:8])
+    ]
+    if len(lines) < len(shown):
+        lines.append(f"warning: {len(shown) - len(lines)} more; --verbose shows all")
+    if findings.partial:
+        lines.append("PARTIAL: some of the kernel could not be read; see the warnings.")
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,323 @@
+"""Kernel: one target with its layouts and symbols, the object a command receives.
+
+``open_core`` makes one from a dump and a kernel file; the debuggers' entries
+make theirs from the target the user has open (``open_target``).  Reads are
+ints and bytes; a failed read raises MemoryFault, which the walks in
+``plugin.kernel`` turn into findings.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, TypeVar
+
+from plugin.errors import MemoryFault, SymbolMissing
+from plugin.findings import Findings
+from plugin.structs import Layouts
+from plugin.targets import Symbol, Target
+
+_UNSIGNED = {
+    1: struct.Struct("<B"),
+    2: struct.Struct("<H"),
+    4: struct.Struct("<I"),
+    8: struct.Struct("<Q"),
+}
+_POINTER_SIZE = {"amd64": 8, "arm64": 8, "riscv64": 8, "i386": 4}
+_T = TypeVar("_T")
+
+
+class View:
+    """One struct in memory, read once and decoded member by member.
+
+    ``view.bio_cmd`` and ``view["bio_queue.tqe_next"]`` give ints (bytes for
+    members that are no integer); structs held by value are walked by path.
+    """
+
+    __slots__ = ("_data", "_kernel", "_struct", "address")
+
+    def __init__(self, kernel: Kernel, struct_name: str, address: int) -> None:
+        self._kernel = kernel
+        self._struct = struct_name
+        self.address = address
+        self._data = kernel.read(address, kernel.layouts.sizeof(struct_name))
+
+    def __getitem__(self, path: str) -> Any:
+        return self._kernel.layouts.fields(self._struct, path).unpack(self._data)[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """The value, or ``default`` where this kernel's struct has no such member."""
+        return self[path] if self.has(path) else default
+
+    def has(self, path: str) -> bool:
+        return self._kernel.layouts.has(self._struct, path)
+
+    def at(self, path: str) -> int:
+        """The address of the member."""
+        return self.address + self._kernel.layouts.offsetof(self._struct, path)
+
+    def bytes(self, path: str) -> bytes:
+        member = self._kernel.layouts.resolve(self._struct, path)
+        return self._data[member.offset : member.offset + member.size]
+
+    def text(self, path: str) -> str:
+        """A char array as text, up to its NUL."""
+        return _text(self.bytes(path))
+
+    def __repr__(self) -> str:
+        return f"<{self._struct} at {self.address:#x}>"
+
+
+class Kernel:
+    """A kernel to ask: memory, symbols, layouts, and what was found wrong so far."""
+
+    def __init__(self, target: Target, layouts: Layouts, facts: KernelFacts) -> None:
+        self.target = target
+        self.layouts = layouts
+        self.facts = facts
+        self.warnings = Findings()
+        self.read: Callable[[int, int], bytes] = target.read
+        self.arch = target.arch
+        self.pointer_size = _POINTER_SIZE[target.arch]
+        self.page_size = facts.page_size
+        self._symbols: Dict[str, Optional[Symbol]] = {}
+        self._cache: Dict[Any, Any] = {}
+
+    # What kernel this is
+
+    @property
+    def release(self) -> str:
+        return self.facts.release
+
+    @property
+    def osreldate(self) -> int:
+        return self.facts.osreldate
+
+    @property
+    def ident(self) -> str:
+        return self.facts.ident
+
+    @property
+    def variant(self) -> List[str]:
+        return sorted(self.facts.variant)
+
+    @property
+    def panicstr(self) -> Optional[str]:
+        """The panic message, None where the kernel has not panicked."""
+        return self.once("panicstr", self._read_panicstr)
+
+    def _read_panicstr(self) -> Optional[str]:
+        try:
+            pointer = self.global_value("panicstr", 0)
+            return self.cstring(pointer, 512) if pointer else None
+        except MemoryFault as fault:
+            self.warnings.add("panicstr", fault.address, fault.reason)
+            return None
+
+    # Memory
+
+    def unsigned(self, address: int, size: int) -> int:
+        return _UNSIGNED[size].unpack(self.read(address, size))[0]
+
+    def signed(self, address: int, size: int) -> int:
+        return int.from_bytes(self.read(address, size), "little", signed=True)
+
+    def pointer(self, address: int) -> int:
+        return self.unsigned(address, self.pointer_size)
+
+    def cstring(self, address: int, limit: int = 256) -> str:
+        """The NUL-terminated text at ``address``, at most ``limit`` bytes of it."""
+        taken = b""
+        while len(taken) < limit:
+            step = min(64 - (address & 63), limit - len(taken))
+            try:
+                piece = self.read(address, step)
+            except MemoryFault:
+                if taken:
+                    break
+                raise
+            taken += piece
+            if b"\0" in piece:
+                break
+            address += step
+        return _text(taken)
+
+    def try_cstring(self, address: int, default: str = "", limit: int = 256) -> str:
+        """As cstring, with ``default`` for NULL and for what cannot be read."""
+        if not address:
+            return default
+        try:
+            return self.cstring(address, limit)
+        except MemoryFault:
+            return default
+
+    def view(self, struct_name: str, address: int) -> View:
+        return View(self, struct_name, address)
+
+    def is_kernel_address(self, address: int) -> bool:
+        """True where ``address`` lies in the kernel's half of the address space."""
+        if self.pointer_size == 4:
+            # 4/4 GB i386 kernels (12.0 on) lie low; only page 0 is never mapped.
+            return address >= 0x1000
+        return address >= (1 << 63)
+
+    # Symbols
+
+    def symbol(self, name: str) -> Optional[Symbol]:
+        """The symbol of that name; of duplicates a global one, else the first."""
+        try:
+            return self._symbols[name]
+        except KeyError:
+            pass
+        found = list(self.target.symbols(name))
+        best = next((s for s in found if not s.local), found[0] if found else None)
+        self._symbols[name] = best
+        return best
+
+    def has_symbol(self, name: str) -> bool:
+        return self.symbol(name) is not None
+
+    def address_of(self, name: str) -> int:
+        """The symbol's address, or SymbolMissing."""
+        found = self.symbol(name)
+        if found is None:
+            raise SymbolMissing(name)
+        return found.address
+
+    def global_value(
+        self, name: str, default: Optional[int] = None, *, signed: bool = False
+    ) -> int:
+        """The integer or pointer that a kernel variable holds, by its symbol's size.
+
+        SymbolMissing without ``default``; a symbol without a size is a pointer's.
+        """
+        found = self.symbol(name)
+        if found is None:
+            if default is None:
+                raise SymbolMissing(name)
+            return default
+        size = found.size if found.size in _UNSIGNED else self.pointer_size
+        return self.signed(found.address, size) if signed else self.unsigned(found.address, size)
+
+    def symbolize(self, address: int) -> str:
+        """ "name+0x12" for an address that a symbol covers, else ""."""
+        found = self.target.symbolize(address)
+        if found is None:
+            return ""
+        name, offset = found
+        return f"{name}+{offset:#x}" if offset else name
+
+    def start_command(self) -> None:
+        """Begin a command: only what it finds, and what holds for the session, is reported."""
+        self.warnings = Findings()
+        for note in self.facts.notes:
+            self.warnings.add("kernel", None, note, partial=False)
+
+    # Caching: only what a stable target allows
+
+    def once(self, key: Any, compute: Callable[[], _T]) -> _T:
+        """``compute()``, kept for this session where the target stands still.
+
+        What it found wrong is kept with it, and reported at every use.
+        """
+        if self.target.stable and key in self._cache:
+            value, findings = self._cache[key]
+        else:
+            outer, self.warnings = self.warnings, Findings()
+            try:
+                value = compute()
+            finally:
+                findings, self.warnings = self.warnings, outer
+            if self.target.stable:
+                self._cache[key] = value, findings
+        self.warnings.extend(findings)
+        return value
+
+    def forget(self) -> None:
+        """Drop everything read: the target has run."""
+        self._cache.clear()
+        self._symbols.clear()
+        self.warnings = Findings()
+
+    def interrupted(self) -> bool:
+        return self.target.interrupted()
+
+
+class KernelFacts:
+    """What tells one kernel from another, read before any layout is known."""
+
+    def __init__(
+        self,
+        *,
+        release: str,
+        osreldate: int,
+        ident: str,
+        version: str,
+        variant: FrozenSet[str],
+        page_size: int,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.release = release
+        self.osreldate = osreldate
+        self.ident = ident
+        self.version = version
+        self.variant = variant
+        self.page_size = page_size
+        #: what every report must say about how this kernel is read
+        self.notes = list(notes)
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+# Opening
+
+
+def open_core(
+    vmcore: str,
+    kernel: Optional[str] = None,
+    *,
+    force: bool = False,
+    structs: Optional[str] = None,
+    progress: Optional[Callable[[str], None]] = None,
+) -> Kernel:
+    """Open a dump without a debugger.
+
+    ``kernel`` names the kernel file; without it, it is looked for beside the dump,
+    in /boot/kernel and where the dump's version string says.  KernelMismatch where
+    it is another kernel's, unless ``force``; DumpError where the dump is none.
+    """
+    from plugin.find_kernel import open_dump
+
+    target, notes = open_dump(vmcore, kernel, force=force, progress=progress)
+    return open_target(target, structs=structs, force=force, notes=notes)
+
+
+def open_target(
+    target: Target,
+    *,
+    structs: Optional[str] = None,
+    force: bool = False,
+    notes: Sequence[str] = (),
+) -> Kernel:
+    """A Kernel on any target: finds out which kernel it is and chooses its layouts."""
+    from plugin.identify import identify
+    from plugin.structs.choose import choose_layouts
+
+    identity = identify(target)
+    chosen = choose_layouts(target, identity.osreldate, override=structs, force=force)
+    facts = KernelFacts(
+        release=identity.release,
+        osreldate=identity.osreldate,
+        ident=identity.ident,
+        version=identity.version,
+        variant=chosen.variant,
+        page_size=identity.page_size,
+        notes=[*notes, *identity.notes, *chosen.notes],
+    )
+    return Kernel(target, chosen.layouts, facts)

@@ -1,0 +1,45 @@
+"""The target without a debugger: a dump and the kernel file that made it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Mapping, Optional, Sequence
+
+from plugin.targets import Symbol
+
+if TYPE_CHECKING:
+    from plugin.structs import LayoutSource
+    from plugin.vmcore import KernelMemory
+    from plugin.vmcore.elf import ElfFile
+
+
+class CoreTarget:
+    """A dump opened by ``plugin.vmcore``, symbols from the kernel's ELF file."""
+
+    stable = True
+
+    def __init__(self, memory: KernelMemory, kernel: ElfFile) -> None:
+        self.memory = memory
+        self.kernel = kernel
+        self.arch = memory.arch
+        self.page_size = memory.page_size
+        self.description = memory.path
+        self.read = memory.read
+
+    def symbols(self, name: str) -> Sequence[Symbol]:
+        return self.kernel.symbols(name)
+
+    def symbolize(self, address: int) -> Optional[tuple[str, int]]:
+        return self.kernel.symbolize(address)
+
+    def registers(self, tid: int) -> Optional[Mapping[str, int]]:
+        return None
+
+    def backtrace(self, tid: int) -> Optional[Sequence[tuple[int, str]]]:
+        return None
+
+    def types(self) -> Optional[LayoutSource]:
+        return None
+
+    def interrupted(self) -> bool:
+        # A shell delivers Ctrl-C as KeyboardInterrupt.
+        return False
