@@ -1,0 +1,1 @@
+"""FreeBSD kernel dumps: file to physical to virtual memory."""

@@ -1,0 +1,302 @@
+"""Compressed kernels and dumps, decompressed once into a cache.
+
+A dump is read at random, so ``vmcore.0.zst`` is first written out whole, with
+holes for what is zero, under ``$XDG_CACHE_HOME/wchan`` (``~/.cache/wchan``).
+The name of that file is made from the path, size, time and inode of the
+compressed one, so that a changed dump is never served stale; the copy appears
+by an atomic rename, so that several openers do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import bz2
+import errno
+import hashlib
+import importlib
+import lzma
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional, Union
+
+from plugin.errors import DumpError
+
+PathLike = Union[str, "os.PathLike[str]"]
+#: called with (compressed bytes read, compressed bytes in all)
+Progress = Callable[[int, int], None]
+
+_CHUNK = 1 << 20
+_FEED = 1 << 12
+_HOLE = 1 << 16
+_ABANDONED = 24 * 3600
+_MAGICS = (
+    ("zst", b"\x28\xb5\x2f\xfd"),
+    ("gz", b"\x1f\x8b"),
+    ("xz", b"\xfd7zXZ\x00"),
+    ("bz2", b"BZh"),
+)
+
+
+class Plain(NamedTuple):
+    """A file that can be read at random."""
+
+    path: str
+    #: the compressed input ended early; what there was has been kept
+    truncated: bool
+    #: "zst", "gz", "xz", "bz2", or "" where the file was plain already
+    compression: str
+
+
+class _Damaged(Exception):
+    """The compressed stream is corrupt from here on."""
+
+
+def compression(head: bytes) -> str:
+    """What ``head``, the first bytes of a file, says of its compression; "" if none."""
+    for name, magic in _MAGICS:
+        if head.startswith(magic):
+            return name
+    # zstd's skippable frames, 0x184D2A50 to 0x184D2A5F
+    if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+        return "zst"
+    return ""
+
+
+def plain_file(
+    path: PathLike,
+    *,
+    spool_dir: Optional[PathLike] = None,
+    progress: Optional[Progress] = None,
+) -> Plain:
+    """The file itself, or the decompressed copy of a .zst, .gz, .xz or .bz2 file.
+
+    DumpError where it cannot be opened or decompressed.
+    """
+    path = os.fspath(path)
+    with open_input(path) as file:
+        kind = compression(file.read(8))
+        if not kind:
+            return Plain(path, False, "")
+        file.seek(0)
+        status = os.fstat(file.fileno())
+        folder = _spool_folder(spool_dir)
+        source = _digest(os.path.realpath(path))
+        content = _digest(f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev}")
+        name = f"{source}-{content}"
+        for truncated in (False, True):
+            ready = folder / (name + _suffix(truncated))
+            if ready.is_file():
+                return Plain(str(ready), truncated, kind)
+        _sweep(folder, source)
+        return _spool(file, kind, status.st_size, folder, name, progress, path)
+
+
+def open_input(path: str) -> BinaryIO:
+    """``path`` opened for reading, or DumpError that says why not."""
+    try:
+        if os.path.isdir(path):
+            raise DumpError(f"{path} is a directory: name the file in it{_dumps_in(path)}")
+        return open(path, "rb", buffering=0)  # type: ignore[return-value]
+    except FileNotFoundError:
+        raise DumpError(f"{path}: no such file") from None
+    except PermissionError:
+        raise DumpError(
+            f"{path}: permission denied; dumps belong to root: use sudo, or copy it and chown"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DumpError(f"{path}: cannot be opened: {reason}") from None
+
+
+def _dumps_in(folder: str) -> str:
+    with suppress(OSError):
+        names = sorted(n for n in os.listdir(folder) if n.startswith(("vmcore", "livecore")))
+        if names:
+            return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+    return ""
+
+
+def _suffix(truncated: bool) -> str:
+    return ".truncated" if truncated else ".plain"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def _spool_folder(wanted: Optional[PathLike]) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or ""
+    if wanted is not None:
+        folder = Path(wanted)
+    elif os.path.isabs(base):
+        folder = Path(base) / "wchan"
+    else:
+        folder = Path(os.path.expanduser("~")) / ".cache" / "wchan"
+    with suppress(OSError):
+        # A dump holds a machine's secrets: nobody else may read the copy.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    fallback = Path(tempfile.mkdtemp(prefix="wchan-"))
+    atexit.register(shutil.rmtree, str(fallback), ignore_errors=True)
+    return fallback
+
+
+def _sweep(folder: Path, source: str) -> None:
+    """Remove older copies of the same file, and what a killed run left behind."""
+    for entry in folder.glob("*-*.*"):
+        with suppress(OSError):
+            abandoned = entry.suffix == ".part" and entry.stat().st_mtime < time.time() - _ABANDONED
+            if abandoned or (entry.name.startswith(source + "-") and entry.suffix != ".part"):
+                entry.unlink()
+
+
+def _spool(
+    file: BinaryIO,
+    kind: str,
+    size: int,
+    folder: Path,
+    name: str,
+    progress: Optional[Progress],
+    path: str,
+) -> Plain:
+    handle, part = tempfile.mkstemp(prefix=name + ".", suffix=".part", dir=str(folder))
+    done = False
+    try:
+        truncated = False
+        with os.fdopen(handle, "wb", buffering=0) as out:
+            written = 0
+            try:
+                for piece in _decompressed(file, kind, size, progress, path):
+                    written += len(piece)
+                    _write_sparse(out, piece)
+            except (_Damaged, EOFError):
+                truncated = True
+            out.truncate(written)
+        if not written:
+            raise DumpError(f"{path}: the {kind} stream is damaged from its first block on")
+        ready = folder / (name + _suffix(truncated))
+        os.replace(part, ready)
+        done = True
+        return Plain(str(ready), truncated, kind)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DumpError(
+                f"{path}: no room in {folder} to decompress it; set XDG_CACHE_HOME to a "
+                "folder on a larger disk"
+            ) from None
+        raise DumpError(f"{path}: cannot be decompressed: {error.strerror or error}") from None
+    finally:
+        if not done:
+            with suppress(OSError):
+                os.unlink(part)
+
+
+def _write_sparse(out: BinaryIO, data: bytes) -> None:
+    """Append ``data``, leaving a hole for every aligned stretch of zeros."""
+    view = memoryview(data)
+    zeros = bytes(_HOLE)
+    at = pending = 0
+    while at < len(view):
+        end = min(at + _HOLE, len(view))
+        if view[at:end] == zeros[: end - at]:
+            _write(out, view[pending:at])
+            out.seek(end - at, os.SEEK_CUR)
+            pending = end
+        at = end
+    _write(out, view[pending:])
+
+
+def _write(out: BinaryIO, view: memoryview) -> None:
+    while view:
+        view = view[out.write(view) :]
+
+
+def _decompressed(
+    file: BinaryIO, kind: str, size: int, progress: Optional[Progress], path: str
+) -> Iterator[bytes]:
+    """The pieces of a stream of one or more frames; EOFError or _Damaged if it ends early."""
+    make = _decoder(kind)
+    if make is None:
+        yield from _by_program(file, size, progress, path)
+        return
+
+    def more() -> bytes:
+        data = file.read(_CHUNK)
+        if progress is not None:
+            progress(file.tell(), size)
+        return data
+
+    data = more()
+    while compression(data):
+        decoder = make()
+        while not decoder.eof:
+            if not data:
+                data = more()
+                if not data:
+                    raise EOFError
+            # Fed in small pieces: a few bytes of a hostile stream can stand for a megabyte.
+            feed, data = data[:_FEED], data[_FEED:]
+            try:
+                piece = decoder.decompress(feed)
+            except Exception as error:
+                # Each library has an error class of its own; all mean the same here.
+                raise _Damaged from error
+            if piece:
+                yield piece
+        data = decoder.unused_data + data
+        # The kernel pads the last block of a compressed dump with zeros.
+        while len(data := data.lstrip(b"\0")) < 8:
+            following = more()
+            if not following:
+                break
+            data += following
+
+
+def _decoder(kind: str) -> Optional[Callable[[], Any]]:
+    """Makes an object with decompress(), eof and unused_data; None if only a program can."""
+    if kind == "gz":
+        return lambda: zlib.decompressobj(wbits=31)
+    if kind == "xz":
+        return lzma.LZMADecompressor
+    if kind == "bz2":
+        return bz2.BZ2Decompressor
+    with suppress(ImportError):
+        zstandard = importlib.import_module("zstandard")
+        window = {"max_window_size": 1 << 31}
+        if hasattr(zstandard.ZstdDecompressor().decompressobj(), "unused_data"):
+            return lambda: zstandard.ZstdDecompressor(**window).decompressobj()
+    with suppress(ImportError):
+        standard = importlib.import_module("compression.zstd")
+        limit = {standard.DecompressionParameter.window_log_max: 31}
+        return lambda: standard.ZstdDecompressor(options=limit)
+    return None
+
+
+def _by_program(
+    file: BinaryIO, size: int, progress: Optional[Progress], path: str
+) -> Iterator[bytes]:
+    program = shutil.which("zstd") or shutil.which("unzstd")
+    if program is None:
+        raise DumpError(
+            f"{path} is compressed with zstd and nothing here can read that: install the "
+            "zstandard module (pip install zstandard) or the zstd program"
+        )
+    command = [program, "-d", "-c", "-q", "--long=31"]
+    with subprocess.Popen(
+        command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdout is not None
+        while piece := child.stdout.read(_CHUNK):
+            if progress is not None:
+                # The child reads through the same open file: its position is ours.
+                progress(file.tell(), size)
+            yield piece
+    if child.returncode:
+        raise EOFError
