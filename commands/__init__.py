@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from plugin.session import Kernel
 
 NAMES = (
-    "bioq",
     "kthreads",
     "kmsgbuf",
 )
