@@ -307,7 +307,7 @@ def open_target(
 ) -> Kernel:
     """A Kernel on any target: finds out which kernel it is and chooses its layouts."""
     from plugin.identify import identify
-    from plugin.structs.choose import choose_layouts
+    from plugin.structs.select import choose_layouts
 
     identity = identify(target)
     chosen = choose_layouts(target, identity.osreldate, override=structs, force=force)

@@ -1,0 +1,82 @@
+"""A target over bytes laid out by a test, for states that no dump at hand is in.
+
+It stands in for the memory alone; layouts come from structs.yaml as always.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Mapping, Optional, Sequence, Tuple
+
+from plugin.errors import MemoryFault
+from plugin.session import Kernel, open_target
+from plugin.targets import Symbol
+
+
+class MemoryTarget:
+    """Kernel memory out of {address: bytes}; anything else faults."""
+
+    stable = True
+    page_size = 4096
+    description = "memory laid out by a test"
+
+    def __init__(self, arch: str = "amd64") -> None:
+        self.arch = arch
+        self.pieces: Dict[int, bytearray] = {}
+        self.names: Dict[str, Symbol] = {}
+        self.stop = False
+
+    def put(self, address: int, data: bytes) -> None:
+        for base, piece in self.pieces.items():
+            if base <= address and address + len(data) <= base + len(piece):
+                piece[address - base : address - base + len(data)] = data
+                return
+        self.pieces[address] = bytearray(data)
+
+    def word(self, address: int, value: int, size: int = 8) -> None:
+        self.put(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+    def symbol(self, name: str, address: int, data: bytes = b"", kind: str = "object") -> None:
+        self.names[name] = Symbol(name, address, len(data), kind, False)
+        if data:
+            self.put(address, data)
+
+    def read(self, address: int, size: int) -> bytes:
+        for base, piece in self.pieces.items():
+            if base <= address < base + len(piece):
+                found = bytes(piece[address - base : address - base + size])
+                if len(found) < size:
+                    found += self.read(address + len(found), size - len(found))
+                return found
+        raise MemoryFault(address)
+
+    def symbols(self, name: str) -> Sequence[Symbol]:
+        return [self.names[name]] if name in self.names else []
+
+    def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
+        for symbol in self.names.values():
+            if symbol.address <= address < symbol.address + max(symbol.size, 1):
+                return symbol.name, address - symbol.address
+        return None
+
+    def registers(self, tid: int) -> Optional[Mapping[str, int]]:
+        return None
+
+    def backtrace(self, tid: int) -> Optional[Sequence[Tuple[int, str]]]:
+        return None
+
+    def types(self) -> None:
+        return None
+
+    def interrupted(self) -> bool:
+        return self.stop
+
+
+def kernel(release: str = "14.2-RELEASE", osreldate: int = 1402000) -> Tuple[Kernel, MemoryTarget]:
+    """A kernel of that version with nothing in it yet."""
+    target = MemoryTarget()
+    base = 0xFFFFFFFF80000000
+    target.symbol("osrelease", base, release.encode() + b"\0")
+    target.symbol("osreldate", base + 0x100, osreldate.to_bytes(4, "little"))
+    target.symbol("version", base + 0x200, f"FreeBSD {release} TEST".encode() + b"\0")
+    target.symbol("kern_ident", base + 0x300, b"TEST\0")
+    return open_target(target), target

@@ -1,0 +1,107 @@
+"""kthreads against what the kernel's own debugger printed of the same machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, List, Tuple
+
+import pytest
+from hosts import shell
+
+#: what DDB's ps prints, in the contract's words
+STATES = {
+    "Run": "running",
+    "RunQ": "runnable",
+    "CanRun": "runnable",
+    "Inactv": "inactive",
+    "S": "sleeping",
+    "D": "sleeping",
+    "L": "locked",
+    "I": "iwait",
+    "s": "suspended",
+    "N": "inactive",
+    "Z": "zombie",
+}
+
+
+def contract_state(ddb: str) -> set[str]:
+    """The states that DDB's letters allow; a process's R covers running and runnable."""
+    if ddb in STATES:
+        return {STATES[ddb]}
+    first = ddb[0]
+    return {"running", "runnable"} if first == "R" else {STATES[first]}
+
+
+def kthreads(dump: Any, *arguments: str) -> Dict[str, Any]:
+    status, out, _ = shell(dump, "kthreads", "--json", *arguments)
+    assert status == 0, out
+    return json.loads(out)
+
+
+def pairs(dump: Any) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
+    """(row of truth.json, thread) for every row: by tid, a lone thread by pid."""
+    found = kthreads(dump)["data"]["threads"]
+    by_tid = {t["tid"]: t for t in found}
+    by_pid = {t["pid"]: t for t in found}
+    return [
+        (row, by_tid[row["tid"]] if row["tid"] is not None else by_pid[row["pid"]])
+        for row in dump.truth["threads"]
+    ]
+
+
+def test_every_thread_ddb_listed_is_found_and_no_other(real_dump: Any) -> None:
+    found = kthreads(real_dump)["data"]["threads"]
+    assert len(pairs(real_dump)) == len(real_dump.truth["threads"]) == len(found)
+
+
+def test_states_wait_messages_and_channels_are_those_ddb_printed(real_dump: Any) -> None:
+    for row, thread in pairs(real_dump):
+        assert thread["pid"] == row["pid"]
+        assert thread["comm"] == row["comm"]
+        assert thread["state"] in contract_state(row["state"]), row
+        if thread["state"] == "locked":
+            # DDB cuts a lock's name to six characters behind the star.
+            assert thread["wmesg"][:7] == row["wmesg"], row
+            assert thread["lock"]["address"] == row["wchan"], row
+        else:
+            assert thread["wmesg"] == row["wmesg"], row
+        assert thread["wchan"] == row["wchan"], row
+
+
+def test_frame_pointers_alone_give_the_stacks_of_alltrace(real_dump: Any) -> None:
+    groups = kthreads(real_dump, "--stacks")["data"]["groups"]
+    frames = {tid: group["frames"] for group in groups for tid in group["tids"]}
+    sleeping = [
+        t["tid"]
+        for t in kthreads(real_dump)["data"]["threads"]
+        if t["state"] in ("sleeping", "locked") and str(t["tid"]) in real_dump.truth["stacks"]
+    ]
+    same = [tid for tid in sleeping if frames[tid] == real_dump.truth["stacks"][str(tid)]]
+    assert len(sleeping) > 50
+    assert len(same) >= 0.95 * len(sleeping)
+
+
+def test_waits_have_an_age_and_running_threads_a_cpu(real_dump: Any) -> None:
+    found = kthreads(real_dump)["data"]["threads"]
+    waiting = [t for t in found if t["state"] in ("sleeping", "locked")]
+    assert all(t["age"] is not None and 0 <= t["age"] < 86400 for t in waiting)
+    assert {t["cpu"] for t in found if t["state"] == "running"} == {0, 1}
+    assert all(t["cpu"] is None for t in found if t["state"] != "running")
+
+
+def test_state_and_wmesg_select(real_dump: Any) -> None:
+    everything = kthreads(real_dump)["data"]["threads"]
+    assert kthreads(real_dump, "--wmesg", "biord")["data"]["threads"] == [
+        t for t in everything if t["wmesg"] == "biord"
+    ]
+    assert kthreads(real_dump, "--state", "locked")["data"]["threads"] == [
+        t for t in everything if t["state"] == "locked"
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--state", "stuck"], ["--limit", "-1"], ["--nonsense"]])
+def test_wrong_arguments_are_one_line_and_status_1(real_dump: Any, arguments: List[str]) -> None:
+    status, out, err = shell(real_dump, "kthreads", *arguments)
+    assert (status, out) == (1, "")
+    assert len(err.strip().splitlines()) == 1
+    assert "kthreads --help" in err

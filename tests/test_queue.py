@@ -1,0 +1,133 @@
+"""The guarded walks over sys/queue.h lists: a corrupt list ends with one finding, never a loop."""
+
+from __future__ import annotations
+
+import pytest
+from memory import MemoryTarget, kernel
+
+from plugin.kernel.queue import list_foreach, slist_foreach, stailq_foreach, tailq_foreach
+from plugin.session import Kernel
+
+HEAD = 0xFFFFF80000001000
+BASE = 0xFFFFF80000100000
+STRIDE = 0x400
+
+
+def bio_queue(count: int) -> tuple[Kernel, MemoryTarget, list[int]]:
+    """A TAILQ of ``count`` bios at HEAD, every pointer right; bio_cmd numbers them."""
+    k, target = kernel()
+    link = k.layouts.offsetof("bio", "bio_queue.tqe_next")
+    bios = [BASE + i * STRIDE for i in range(count)]
+    target.put(HEAD, bytes(16))
+    target.put(BASE, bytes(STRIDE * max(count, 1)))
+    previous = HEAD
+    for i, bio in enumerate(bios):
+        target.word(bio + link, bios[i + 1] if i + 1 < count else 0)
+        target.word(bio + link + 8, previous)
+        target.put(bio + k.layouts.offsetof("bio", "bio_cmd"), (i & 0xFFFF).to_bytes(2, "little"))
+        previous = bio + link
+    target.word(HEAD, bios[0] if bios else 0)
+    target.word(HEAD + 8, previous)
+    return k, target, bios
+
+
+def walk(k: Kernel, **options: int) -> list[tuple[int, tuple[int, ...]]]:
+    return list(tailq_foreach(k, HEAD, "bio", "bio_queue", ["bio_cmd"], what="queue", **options))
+
+
+def test_a_whole_queue_is_walked_in_order_without_a_finding() -> None:
+    k, _, bios = bio_queue(5)
+    assert walk(k) == [(bio, (i,)) for i, bio in enumerate(bios)]
+    assert not list(k.warnings)
+    assert not k.warnings.partial
+
+
+def test_an_empty_queue_yields_nothing_and_is_no_finding() -> None:
+    k, target, _ = bio_queue(0)
+    target.word(HEAD + 8, HEAD)
+    assert walk(k) == []
+    assert not list(k.warnings)
+
+
+def test_a_loop_is_reported_where_it_closes_and_each_element_is_seen_once() -> None:
+    k, target, bios = bio_queue(5)
+    link = k.layouts.offsetof("bio", "bio_queue.tqe_next")
+    target.word(bios[4] + link, bios[1])
+    assert [address for address, _ in walk(k)] == bios
+    (finding,) = k.warnings
+    assert finding.address == bios[4] + link
+    assert f"loops back to {bios[1]:#x} after 5 elements" in finding.detail
+    assert k.warnings.partial
+
+
+def test_a_dangling_pointer_ends_the_walk_with_what_was_read_before() -> None:
+    k, target, bios = bio_queue(5)
+    link = k.layouts.offsetof("bio", "bio_queue.tqe_next")
+    target.word(bios[2] + link, 0xDEADC0DEDEADC0DE)
+    assert [address for address, _ in walk(k)] == bios[:3]
+    (finding,) = k.warnings
+    assert finding.address == bios[2] + link
+    assert "0xdeadc0dedeadc0de" in finding.detail
+    assert k.warnings.partial
+
+
+def test_a_wrong_back_pointer_is_reported_and_the_walk_goes_on() -> None:
+    k, target, bios = bio_queue(5)
+    link = k.layouts.offsetof("bio", "bio_queue.tqe_next")
+    target.word(bios[3] + link + 8, 0x1234)
+    assert [address for address, _ in walk(k)] == bios
+    (finding,) = k.warnings
+    assert finding.address == bios[3]
+    assert "back pointer is 0x1234" in finding.detail
+    assert not k.warnings.partial
+
+
+def test_a_wrong_tail_is_reported() -> None:
+    k, target, bios = bio_queue(2)
+    target.word(HEAD + 8, HEAD)
+    assert [address for address, _ in walk(k)] == bios
+    (finding,) = k.warnings
+    assert "tqh_last" in finding.detail
+
+
+def test_a_bound_ends_a_walk_that_is_too_long_to_be_true() -> None:
+    k, _, bios = bio_queue(3000)
+    assert len(walk(k, bound=2000)) < 3000
+    assert k.warnings.partial
+    assert "given up" in next(iter(k.warnings)).detail
+
+
+def test_an_interrupted_walk_gives_what_it_has() -> None:
+    k, target, _ = bio_queue(3000)
+    target.stop = True
+    assert 0 < len(walk(k)) < 3000
+    assert "interrupted" in next(iter(k.warnings)).detail
+
+
+def test_an_unreadable_head_is_one_finding() -> None:
+    k, _ = kernel()
+    assert walk(k) == []
+    (finding,) = k.warnings
+    assert finding.address == HEAD
+
+
+@pytest.mark.parametrize(
+    ("foreach", "struct", "link", "entry"),
+    [
+        (list_foreach, "proc", "p_list", "p_list.le_next"),
+        (slist_foreach, "callout", "c_links.sle", "c_links.sle.sle_next"),
+        (stailq_foreach, "pcpu", "pc_allcpu", "pc_allcpu.stqe_next"),
+    ],
+)
+def test_the_other_lists_end_at_a_loop_too(foreach, struct, link, entry) -> None:  # type: ignore[no-untyped-def]
+    k, target = kernel()
+    offset = k.layouts.offsetof(struct, entry)
+    size = k.layouts.sizeof(struct)
+    a, b = BASE, BASE + size
+    target.put(BASE, bytes(2 * size))
+    target.put(HEAD, bytes(16))
+    target.word(HEAD, a)
+    target.word(a + offset, b)
+    target.word(b + offset, a)
+    assert [address for address, _ in foreach(k, HEAD, struct, link)] == [a, b]
+    assert any("loops back" in finding.detail for finding in k.warnings)
