@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Dict, List, Optional, Protocol, Sequence, Tuple
 
 from plugin.errors import LayoutError
@@ -9,13 +10,35 @@ from plugin.structs.layout import Fields, Layout, LayoutSource, Member
 
 __all__ = ["Fields", "Layout", "LayoutSource", "Layouts", "Member", "Tables"]
 
+_INDEXED = re.compile(r"(.*)\[(\d+)\]")
+
 
 class Tables(Protocol):
     """The constants, enums and flag tables of one kernel, out of structs.yaml."""
 
-    def constant(self, name: str) -> Optional[int]: ...
+    def constant(self, name: str) -> Optional[int]:
+        """The value of a macro or enumerator, None where this kernel has none."""
+        ...
 
-    def table(self, decoder: str) -> Optional[Dict[int, str]]: ...
+    def table(self, decoder: str) -> Optional[Dict[int, str]]:
+        """{value: name}, None where this kernel has no such table."""
+        ...
+
+    def table_kind(self, decoder: str) -> str:
+        """ "enum" or "flags", "" where there is no such table."""
+        ...
+
+    def decoder(self, struct: str, member: str) -> str:
+        """The table that explains ``struct.member``, "" if none does."""
+        ...
+
+    def alias(self, struct: str, path: str) -> List[str]:
+        """What ``struct.path`` is a macro for in some versions: paths to try."""
+        ...
+
+    def head(self, symbol: str) -> Optional[Tuple[str, str]]:
+        """(struct, link) of the elements of the global list head ``symbol``."""
+        ...
 
 
 class Layouts:
@@ -46,9 +69,18 @@ class Layouts:
         for source in self.sources:
             found = source.struct(struct)
             if found is not None:
+                self._decode(found)
                 break
         self._structs[struct] = found
         return found
+
+    def _decode(self, layout: Layout) -> None:
+        """Names the tables of members whose source knows types only (DWARF, CTF)."""
+        for name, member in layout.members.items():
+            if not member.decoder:
+                decoder = self.tables.decoder(layout.name, name)
+                if decoder:
+                    layout.members[name] = member._replace(decoder=decoder)
 
     def __getitem__(self, struct: str) -> Layout:
         found = self.get(struct)
@@ -66,29 +98,94 @@ class Layouts:
         return self[struct].size
 
     def resolve(self, struct: str, path: str) -> Member:
-        """The member at ``path``, through structs held by value.
+        """The member at ``path``, through structs held by value and array elements.
 
-        ``resolve("buf", "b_lock.lk_lock")`` gives a Member whose offset counts
-        from the start of ``struct buf``.  LayoutError where there is none.
+        ``resolve("buf", "b_lock.lk_lock")`` and ``resolve("sleepqueue",
+        "sq_blocked[1].tqh_first")`` give a Member whose offset counts from the
+        start of the struct.  A member that this kernel has made a macro for
+        another one is found under its name (``bio_error``, ``mtx_recurse``).
+        LayoutError where there is none.
         """
         key = (struct, path)
         known = self._paths.get(key)
-        if known is not None:
-            return known
+        if known is None:
+            known = self._find(struct, path)
+            if known is None:
+                for other in self.tables.alias(struct, path):
+                    known = self._find(struct, other)
+                    if known is not None:
+                        decoder = self.tables.decoder(struct, path) or known.decoder
+                        known = known._replace(name=path, decoder=decoder)
+                        break
+            if known is None:
+                raise LayoutError(f"struct {struct} has no member {path!r} in this kernel")
+            self._paths[key] = known
+        return known
+
+    def _find(self, struct: str, path: str) -> Optional[Member]:
         layout = self[struct]
         member = layout.members.get(path)
-        if member is None:
-            parts = path.split(".")
-            for cut in range(len(parts) - 1, 0, -1):
-                outer = layout.members.get(".".join(parts[:cut]))
-                if outer is not None and outer.struct:
-                    inner = self.resolve(outer.struct, ".".join(parts[cut:]))
-                    member = inner._replace(name=path, offset=outer.offset + inner.offset)
-                    break
-            else:
-                raise LayoutError(f"struct {struct} has no member {path!r} in this kernel")
-        self._paths[key] = member
-        return member
+        if member is not None:
+            return member
+        parts = path.split(".")
+        for cut in range(len(parts), 0, -1):
+            outer = layout.members.get(".".join(parts[:cut]))
+            rest = ".".join(parts[cut:])
+            if outer is not None:
+                if not outer.struct or outer.struct not in self:
+                    return None
+                try:
+                    inner = self.resolve(outer.struct, rest)
+                except LayoutError:
+                    return None
+                return inner._replace(name=path, offset=outer.offset + inner.offset)
+            indexed = _INDEXED.fullmatch(".".join(parts[:cut]))
+            array = layout.members.get(indexed.group(1)) if indexed else None
+            if indexed is not None and array is not None and array.element is not None:
+                return self._element(layout, array, int(indexed.group(2)), rest, path)
+        return None
+
+    def _element(
+        self, layout: Layout, array: Member, index: int, rest: str, path: str
+    ) -> Optional[Member]:
+        """Element ``index`` of an array member, or the member ``rest`` within it."""
+        type_, count = array.element or ("", 0)
+        if count and index >= count:
+            return None
+        if count:
+            size = array.size // count
+        elif type_.endswith("*"):
+            size = self._pointer_size()
+        else:
+            tag = type_.partition(" ")[2]
+            size = self[tag].size if tag and tag in self else 0
+        at = array.offset + index * size
+        if not rest:
+            return (
+                array._replace(name=path, offset=at, size=size, type=type_, ctype=type_)
+                if size
+                else None
+            )
+        inner = layout.members.get(f"{array.name}[].{rest}")
+        if inner is None:
+            tag = type_.partition(" ")[2]
+            if not type_.startswith(("struct ", "union ")) or tag not in self:
+                return None
+            try:
+                inner = self.resolve(tag, rest)
+            except LayoutError:
+                return None
+        return inner._replace(name=path, offset=at + inner.offset)
+
+    def _pointer_size(self) -> int:
+        """Bytes of a pointer, as any struct with one shows."""
+        for struct in ("thread", "proc", "bio"):
+            layout = self.get(struct)
+            if layout is not None:
+                for member in layout:
+                    if member.is_pointer:
+                        return member.size
+        return 8
 
     def has(self, struct: str, path: str) -> bool:
         """True where this kernel's ``struct`` has a member at ``path``."""
@@ -131,6 +228,10 @@ class Layouts:
     def enum(self, decoder: str, value: int) -> str:
         """The name of an enum value, or the number where it has none."""
         return self.table(decoder).get(value, str(value))
+
+    def is_enum(self, decoder: str) -> bool:
+        """True where a table names single values, False where it names bits."""
+        return self.tables.table_kind(decoder) == "enum"
 
     def flags(self, decoder: str, value: int) -> List[str]:
         """Names of the bits set in ``value``; bits without a name as hex."""

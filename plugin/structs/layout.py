@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import struct
+from operator import itemgetter
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 from plugin.errors import LayoutError
 
-_SIGNED = frozenset(
-    ("char", "signed char", "short", "int", "long", "long long", "__int128")
-)
+_SIGNED = frozenset(("char", "signed char", "short", "int", "long", "long long", "__int128"))
 _ARRAY = re.compile(r"^(.*?)\s*\[(\d*)\](.*)$")
 _QUALIFIER = re.compile(r"\b(?:const|volatile|_Atomic|restrict)\b\s*")
 _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -34,6 +33,8 @@ class Member(NamedTuple):
     #: ``offset``, and width; width 0 means an ordinary member
     bit_pos: int = 0
     bit_size: int = 0
+    #: of a list head: the link its elements hang on ("thread.td_plist"), or ""
+    link: str = ""
 
     @property
     def bare(self) -> str:
@@ -78,15 +79,30 @@ class Member(NamedTuple):
 
 
 class Layout:
-    """Where the members of one struct lie in one kernel."""
+    """Where the members of one struct or union lie in one kernel.
 
-    __slots__ = ("name", "size", "members", "_fields")
+    Members of anonymous structs appear under a dotted name
+    (``plinks.q.tqe_next``); those of an anonymous array under ``name[].member``,
+    their offsets counted from the array's element.
+    """
 
-    def __init__(self, name: str, size: int, members: Mapping[str, Member]) -> None:
+    __slots__ = ("file", "kind", "members", "name", "size")
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        members: Mapping[str, Member],
+        kind: str = "struct",
+        file: str = "",
+    ) -> None:
         self.name = name
         self.size = size
         self.members: Dict[str, Member] = dict(members)
-        self._fields: Dict[Tuple[str, ...], "Fields"] = {}
+        #: "struct" or "union"
+        self.kind = kind
+        #: where it is declared, below sys/, or "" where the source does not say
+        self.file = file
 
     def __contains__(self, name: str) -> bool:
         return name in self.members
@@ -95,14 +111,16 @@ class Layout:
         return iter(self.members.values())
 
     def __repr__(self) -> str:
-        return f"<struct {self.name}, {self.size} bytes, {len(self.members)} members>"
+        return f"<{self.kind} {self.name}, {self.size} bytes, {len(self.members)} members>"
 
     def member(self, name: str) -> Member:
         """The member, or LayoutError naming the struct."""
         try:
             return self.members[name]
         except KeyError:
-            raise LayoutError(f"struct {self.name} has no member {name!r} in this kernel") from None
+            raise LayoutError(
+                f"{self.kind} {self.name} has no member {name!r} in this kernel"
+            ) from None
 
 
 class Fields:
@@ -117,32 +135,24 @@ class Fields:
     __slots__ = ("span", "unpack", "unpack_from")
 
     def __init__(self, members: List[Member]) -> None:
-        order = sorted(range(len(members)), key=lambda i: (members[i].offset, members[i].size))
-        code, at, slots = "<", 0, []
-        overlapping = False
-        for i in order:
-            m = members[i]
-            if m.offset < at:
-                overlapping = True
-                break
-            code += f"{m.offset - at}x" if m.offset > at else ""
-            code += _code(m)
-            at = m.offset + m.size
-            slots.append(i)
-        self.span = max((m.offset + m.size for m in members), default=0)
-        bits = any(m.bit_size for m in members)
         self.unpack: Callable[[bytes], Tuple[int, ...]]
         self.unpack_from: Callable[..., Tuple[int, ...]]
-        if not overlapping and not bits and slots == list(range(len(members))):
+        order = sorted(range(len(members)), key=lambda i: (members[i].offset, members[i].size))
+        code = _format([members[i] for i in order])
+        if code is not None:
             compiled = struct.Struct(code)
-            if compiled.size == self.span:
-                self.unpack_from = compiled.unpack_from
-                self.unpack = compiled.unpack_from
-                return
-        singles = [struct.Struct("<" + _code(m)).unpack_from for m in members]
+            self.span = compiled.size
+            if order == list(range(len(members))):
+                self.unpack = self.unpack_from = compiled.unpack_from
+            else:
+                self.unpack = self.unpack_from = _reordered(compiled, order)
+            return
+        reads = [_narrowed(m) for m in members]
+        self.span = max((m.offset + m.size for m in reads), default=0)
+        singles = [struct.Struct("<" + _code(m)).unpack_from for m in reads]
         plan = [
             (single, m.offset, m.bit_pos, (1 << m.bit_size) - 1 if m.bit_size else 0)
-            for single, m in zip(singles, members)
+            for single, m in zip(singles, reads)
         ]
 
         def unpack_from(data: bytes, base: int = 0) -> Tuple[int, ...]:
@@ -153,6 +163,43 @@ class Fields:
             return tuple(values)
 
         self.unpack = self.unpack_from = unpack_from
+
+
+def _format(ordered: List[Member]) -> Optional[str]:
+    """The format that reads members lying one after the other, None if they do not."""
+    code, at = "<", 0
+    for member in ordered:
+        if member.offset < at or member.bit_size:
+            return None
+        code += f"{member.offset - at}x" if member.offset > at else ""
+        code += _code(member)
+        at = member.offset + member.size
+    return code
+
+
+def _reordered(compiled: struct.Struct, order: List[int]) -> Callable[..., Tuple[int, ...]]:
+    pick = itemgetter(*(order.index(i) for i in range(len(order))))
+    read = compiled.unpack_from
+
+    def unpack_from(data: bytes, base: int = 0) -> Tuple[int, ...]:
+        values: Tuple[int, ...] = pick(read(data, base))
+        return values
+
+    return unpack_from
+
+
+def _narrowed(member: Member) -> Member:
+    """A bit-field with the fewest bytes that hold it, any other member as it is.
+
+    The storage unit of a bit-field may reach past the end of its struct.
+    """
+    if not member.bit_size:
+        return member
+    skip, pos = divmod(member.bit_pos, 8)
+    size = 1
+    while size * 8 < pos + member.bit_size and size < 8:
+        size *= 2
+    return member._replace(offset=member.offset + skip, size=size, bit_pos=pos)
 
 
 def _code(member: Member) -> str:

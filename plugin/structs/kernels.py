@@ -1,0 +1,155 @@
+"""The kernels that structs.yaml knows, and the spans that name several of them at once.
+
+A kernel is called VERSION-ARCH or VERSION-ARCH-VARIANT ("14.2-amd64-debug").
+A span is what stands after ``for`` in the file::
+
+    all                     every kernel
+    amd64 10.1..12.1        the kernels of amd64, every variant, 10.1 to 12.1
+    all 13.0..              from 13.0 on, every architecture and variant
+    i386/debug ..9.3        debug kernels of i386 up to 9.3
+    amd64 14.2, arm64 15.0  either
+
+Versions are ordered as the ``kernels`` document lists them.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Sequence, Tuple
+
+from plugin.errors import LayoutError
+
+RELEASE = "release"
+_VARIANTS = frozenset(("debug", "up"))
+
+
+class KernelRow(NamedTuple):
+    """One kernel of the file."""
+
+    name: str
+    version: str
+    arch: str
+    #: "release", "debug" (INVARIANTS, WITNESS and the like) or "up" (no SMP)
+    variant: str
+    options: FrozenSet[str]
+    #: the values of __FreeBSD_version this row is exact for, both inclusive
+    first: int
+    last: int
+    #: "" for FreeBSD itself, else who changed it ("HardenedBSD")
+    vendor: str
+    #: where the layouts were taken from and how sure they are
+    source: str
+
+    @property
+    def major(self) -> int:
+        return self.first // 100000
+
+    def distance(self, osreldate: int) -> int:
+        """How far ``osreldate`` is from what this row is exact for, 0 if within."""
+        return max(self.first - osreldate, osreldate - self.last, 0)
+
+
+def split_name(name: str) -> Tuple[str, str, str]:
+    """(version, arch, variant) of a kernel's name, LayoutError if it has no such form."""
+    parts = name.split("-")
+    variant = parts.pop() if parts[-1] in _VARIANTS else RELEASE
+    if len(parts) < 2 or not all(parts):
+        raise LayoutError(f"kernel name {name!r} is not of the form VERSION-ARCH[-debug|-up]")
+    return "-".join(parts[:-1]), parts[-1], variant
+
+
+class Spans:
+    """Reads and writes spans over an ordered list of kernels."""
+
+    def __init__(self, rows: Sequence[KernelRow]) -> None:
+        self.rows = list(rows)
+        self.versions: List[str] = list(dict.fromkeys(row.version for row in rows))
+        self._index = {version: i for i, version in enumerate(self.versions)}
+        self._known: Dict[Tuple[str, str], bool] = {}
+
+    def covers(self, spec: str, row: KernelRow) -> bool:
+        """True where ``spec`` names this kernel; LayoutError for a malformed one."""
+        key = (spec, row.name)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = any(self._one(item.strip(), row) for item in spec.split(","))
+        return known
+
+    def _one(self, item: str, row: KernelRow) -> bool:
+        words = item.split()
+        if not 1 <= len(words) <= 2:
+            raise LayoutError(f"span {item!r}: expected ARCH[/VARIANT] [FROM..TO]")
+        arch, _, variant = words[0].partition("/")
+        if arch not in ("all", row.arch) or (variant and variant != row.variant):
+            return False
+        if len(words) == 1:
+            return True
+        first, dots, last = words[1].partition("..")
+        at = self._index[row.version]
+        if not dots:
+            return at == self._at(first, item)
+        return (not first or self._at(first, item) <= at) and (
+            not last or at <= self._at(last, item)
+        )
+
+    def _at(self, version: str, item: str) -> int:
+        try:
+            return self._index[version]
+        except KeyError:
+            raise LayoutError(f"span {item!r}: version {version!r} is not in the list") from None
+
+    def write(self, kernels: Iterable[str]) -> str:
+        """The shortest span found that names exactly these kernels."""
+        wanted = set(kernels)
+        left = set(wanted)
+        items: List[Tuple[set[str], str]] = []
+        archs = sorted({row.arch for row in self.rows})
+        variants = sorted({row.variant for row in self.rows}, key=lambda v: (v != RELEASE, v))
+        selectors = [("all", "")] + [(arch, "") for arch in archs]
+        selectors += [("all", variant) for variant in variants]
+        selectors += [(arch, variant) for arch in archs for variant in variants]
+        for arch, variant in selectors:
+            series = [
+                row
+                for row in self.rows
+                if arch in ("all", row.arch) and variant in ("", row.variant)
+            ]
+            for run, text in self._runs(series, wanted):
+                if not run & left or (arch == "all" and len({self._arch(k) for k in run}) < 2):
+                    continue
+                left -= run
+                name = f"{arch}/{variant}" if variant else arch
+                items.append((run, f"{name} {text}" if text else name))
+        # a wide span taken first may be covered by narrower ones needed anyway
+        for item in list(items):
+            others = [run for run, text in items if text != item[1]]
+            if item[0] <= set().union(*others):
+                items.remove(item)
+        return ", ".join(text for _, text in items)
+
+    def _arch(self, name: str) -> str:
+        return split_name(name)[1]
+
+    def _runs(self, series: List[KernelRow], wanted: set[str]) -> Iterable[Tuple[set[str], str]]:
+        """Maximal runs of versions in which every kernel of the series is wanted."""
+        of_version: Dict[str, List[str]] = {}
+        for row in series:
+            of_version.setdefault(row.version, []).append(row.name)
+        present = [version for version in self.versions if version in of_version]
+        run: List[str] = []
+        for i, version in enumerate([*present, ""]):
+            if version and all(name in wanted for name in of_version[version]):
+                run.append(version)
+                continue
+            if run:
+                from_start = run[0] == present[0]
+                to_end = run[-1] == present[-1] and i == len(present)
+                if from_start and to_end:
+                    text = ""
+                elif from_start:
+                    text = f"..{run[-1]}"
+                elif to_end:
+                    text = f"{run[0]}.."
+                else:
+                    text = run[0] if len(run) == 1 else f"{run[0]}..{run[-1]}"
+                yield {name for v in run for name in of_version[v]}, text
+            run = []

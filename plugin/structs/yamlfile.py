@@ -1,0 +1,500 @@
+"""Reading structs.yaml: only the documents that one kernel needs, and its cache.
+
+The file is a stream of YAML documents; its own head explains them.  A document
+is cut out of the text by its separator and handed to the YAML parser only when
+the kernel at hand needs it, so that neither the C nor the pure Python parser
+reads what is not asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+import yaml
+
+from plugin.errors import LayoutError
+from plugin.structs.kernels import KernelRow, Spans, split_name
+from plugin.structs.layout import Layout, Member
+
+SHIPPED = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "structs.yaml"
+)
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SEPARATOR = re.compile(r"^---[^\S\n]*(?:#[^\n]*)?\n", re.M)
+_HEAD = re.compile(r"(\w+): *(\S[^\n]*)?\n(?:for: ([^\n]*)\n)?")
+_MEMBER = re.compile(
+    r"(\d+)(?:\.(\d)\+(\d+))?[ ]+(\d+)[ ]+([\w.\[\]]+): (.+?)"
+    r"(?: = (\w+))?(?: -> (\w+\.[\w.]+))?[ ]*"
+)
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_KINDS = frozenset(
+    ("kernels", "struct", "union", "typedefs", "table", "constants", "aliases", "heads")
+)
+#: raised when what the cache holds changes its shape
+_CACHE_FORMAT = 1
+_MAX_BYTES = 64 << 20
+
+
+class Document(NamedTuple):
+    """One document, not parsed yet."""
+
+    kind: str
+    name: str
+    #: the span after ``for``, "all" where there is none
+    span: str
+    start: int
+    end: int
+
+
+class Table(NamedTuple):
+    """An enum or flag table of one kernel."""
+
+    name: str
+    #: "enum", "flags", or "bits" where the constants are bit numbers
+    kind: str
+    #: the members it explains: "bio.bio_cmd"
+    of: Tuple[str, ...]
+    names: Mapping[int, str]
+
+
+class StructsFile:
+    """A structs.yaml: its kernels, and whatever of the rest is asked for.
+
+    Every complaint is a LayoutError of one line that names the file.
+    """
+
+    def __init__(self, path: Optional[str] = None) -> None:
+        self.path = path or SHIPPED
+        try:
+            with open(self.path, "rb") as stream:
+                raw = stream.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise LayoutError(f"{self.path}: {error.strerror or error}") from None
+        if len(raw) > _MAX_BYTES:
+            raise LayoutError(f"{self.path}: larger than {_MAX_BYTES >> 20} MB, no structs.yaml")
+        self.digest = hashlib.sha256(raw).hexdigest()
+        try:
+            self.text = raw.decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise LayoutError(f"{self.path}: not UTF-8 text at byte {error.start}") from None
+        self.documents: List[Document] = list(self._cut())
+        self.rows: List[KernelRow] = []
+        self.option_structs: Dict[str, Tuple[str, ...]] = {}
+        self._read_kernels()
+        #: False for a file that only adds structs to the kernels of the shipped one
+        self.own_kernels = bool(self.rows)
+        if not self.own_kernels and self.path != SHIPPED:
+            self.rows = StructsFile().rows
+        self.spans = Spans(self.rows)
+
+    # The documents
+
+    def _cut(self) -> Iterator[Document]:
+        starts = [0] + [match.end() for match in _SEPARATOR.finditer(self.text)]
+        ends = [match.start() for match in _SEPARATOR.finditer(self.text)] + [len(self.text)]
+        for start, end in zip(starts, ends):
+            match = _HEAD.match(self.text, start, end)
+            if match is None or match.group(1) not in _KINDS:
+                loaded = self._yaml(self.text[start:end])
+                if loaded is None:
+                    continue
+                if not isinstance(loaded, dict) or not loaded:
+                    raise LayoutError(f"{self.path}: a document is no mapping")
+                kind = next((k for k in loaded if k in _KINDS), None)
+                if kind is None:
+                    raise LayoutError(
+                        f"{self.path}: a document has none of the keys {', '.join(sorted(_KINDS))}"
+                    )
+                name, span = str(loaded[kind]), str(loaded.get("for", "all"))
+            else:
+                kind = match.group(1)
+                name, span = (match.group(2) or "").strip(), (match.group(3) or "all").strip()
+            yield Document(kind, name if kind != "kernels" else "", span, start, end)
+
+    def _yaml(self, text: str) -> Any:
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1} of a document" if mark else ""
+            problem = getattr(error, "problem", None) or str(error) or "malformed"
+            raise LayoutError(
+                f"{self.path}: no YAML{where}: {' '.join(str(problem).split())}"
+            ) from None
+
+    def load(self, document: Document) -> Dict[str, Any]:
+        """The parsed document, a mapping."""
+        loaded = self._yaml(self.text[document.start : document.end])
+        if not isinstance(loaded, dict):
+            raise LayoutError(f"{self.path}: {document.kind} {document.name}: no mapping")
+        return loaded
+
+    def _lines(self, document: Document, loaded: Mapping[str, Any], key: str) -> Iterator[str]:
+        block = loaded.get(key)
+        if block is None:
+            return
+        if not isinstance(block, str):
+            raise LayoutError(f"{self.path}: {document.kind} {document.name}: {key} is no text")
+        for line in block.splitlines():
+            line = line.partition("#")[0].strip()
+            if line:
+                yield line
+
+    def _bad(self, document: Document, line: str, why: str) -> LayoutError:
+        shown = line if len(line) < 60 else line[:57] + "..."
+        where = " ".join(filter(None, (document.kind, document.name)))
+        return LayoutError(f"{self.path}: {where}: {why}: {shown!r}")
+
+    # Kernels
+
+    def _read_kernels(self) -> None:
+        document = next((d for d in self.documents if d.kind == "kernels"), None)
+        if document is None:
+            return
+        loaded = self.load(document)
+        dates: Dict[str, Tuple[int, int, str, str]] = {}
+        for line in self._lines(document, loaded, "versions"):
+            version, colon, rest = line.partition(": ")
+            span, _, note = rest.partition("; ")
+            first, dash, last = span.partition("-")
+            named = note.startswith("vendor ")
+            vendor, by, source = note.partition(" by ") if named else ("", "", "")
+            try:
+                dates[version] = (
+                    int(first),
+                    int(last) if dash else int(first),
+                    vendor[len("vendor ") :] if by else "",
+                    source if by else note,
+                )
+            except ValueError:
+                raise self._bad(
+                    document, line, "expected VERSION: OSRELDATE[-LAST]; SOURCE"
+                ) from None
+        for line in self._lines(document, loaded, "kernels"):
+            name, colon, options = line.partition(":")
+            version, arch, variant = split_name(name)
+            if version not in dates or not colon:
+                raise self._bad(document, line, "no such version, or no colon")
+            self.rows.append(
+                KernelRow(name, version, arch, variant, frozenset(options.split()), *dates[version])
+            )
+        for line in self._lines(document, loaded, "options"):
+            option, _, structs = line.partition(":")
+            self.option_structs[option.strip()] = tuple(structs.split())
+
+    def row(self, name: str) -> KernelRow:
+        """The kernel of that name, LayoutError naming the near ones."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        near = [row.name for row in self.rows if row.name.startswith(name.split("-")[0])]
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise LayoutError(f"{self.path} has no kernel {name!r}{hint}")
+
+    # Structs
+
+    def struct_documents(self, row: Optional[KernelRow]) -> Iterator[Document]:
+        """The struct and union documents that hold for ``row``, all of them for None."""
+        for document in self.documents:
+            if document.kind in ("struct", "union") and (
+                row is None or self.spans.covers(document.span, row)
+            ):
+                yield document
+
+    def layout(self, document: Document, typedefs: Typedefs) -> Layout:
+        """The layout that a struct document describes."""
+        loaded = self.load(document)
+        size = loaded.get("size")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise LayoutError(f"{self.path}: {document.kind} {document.name}: no size in bytes")
+        members: Dict[str, Member] = {}
+        for line in self._lines(document, loaded, "members"):
+            match = _MEMBER.fullmatch(line)
+            if match is None:
+                raise self._bad(
+                    document, line, "expected OFFSET SIZE NAME: TYPE [= DECODER] [-> LINK]"
+                )
+            offset, bit, width, length, name, type_, decoder, link = match.groups()
+            if int(offset) > size:
+                raise self._bad(document, line, f"past the end of {size} bytes")
+            if name in members:
+                raise self._bad(document, line, "twice")
+            members[name] = Member(
+                name,
+                int(offset),
+                int(length),
+                type_,
+                typedefs.resolve(type_),
+                decoder or "",
+                int(bit or 0),
+                int(width or 0),
+                link or "",
+            )
+        file = loaded.get("file", "")
+        return Layout(document.name, size, members, document.kind, str(file))
+
+    # Values: typedefs, constants, tables, aliases, list heads
+
+    def values(self, document: Document, row: Optional[KernelRow]) -> Iterator[Tuple[str, str]]:
+        """(name, value) of the lines that hold for ``row``."""
+        loaded = self.load(document)
+        for line in self._lines(document, loaded, "values"):
+            name, colon, rest = line.partition(": ")
+            if not colon:
+                raise self._bad(document, line, "expected NAME: VALUE [for SPAN]")
+            for choice in rest.split("; "):
+                value, _, span = choice.partition(" for ")
+                if row is None or self.spans.covers(span or "all", row):
+                    yield name, value
+                    break
+
+    def of_kind(self, kind: str, row: Optional[KernelRow]) -> Iterator[Document]:
+        """The documents of one kind that hold for ``row``."""
+        for document in self.documents:
+            if document.kind == kind and (row is None or self.spans.covers(document.span, row)):
+                yield document
+
+    def strings(self, kind: str, row: Optional[KernelRow]) -> Dict[str, str]:
+        """{name: value} over all documents of a kind: typedefs, aliases, heads."""
+        return {
+            name: value
+            for document in self.of_kind(kind, row)
+            for name, value in self.values(document, row)
+        }
+
+    def numbers(self, document: Document, row: Optional[KernelRow]) -> Dict[str, int]:
+        """{name: number} of a table or constants document."""
+        found: Dict[str, int] = {}
+        for name, value in self.values(document, row):
+            try:
+                found[name] = int(value, 0)
+            except ValueError:
+                raise self._bad(document, f"{name}: {value}", "no number") from None
+        return found
+
+    def table(self, document: Document, numbers: Mapping[str, int]) -> Table:
+        """The table that a document and its numbers for one kernel make."""
+        loaded = self.load(document)
+        kind = str(loaded.get("kind", "enum"))
+        if kind not in ("enum", "flags", "bits"):
+            raise LayoutError(f"{self.path}: table {document.name}: kind {kind!r} is unknown")
+        names: Dict[int, str] = {}
+        for name, value in numbers.items():
+            if kind == "bits":
+                if not 0 <= value < 128:
+                    raise LayoutError(f"{self.path}: table {document.name}: no bit {value}")
+                value = 1 << value
+            names.setdefault(value, name)
+        return Table(document.name, kind, tuple(str(loaded.get("of", "")).split()), names)
+
+
+class Typedefs:
+    """Resolves declared types of one kernel: "uint16_t[4]" is "unsigned short[4]"."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+        self._resolved: Dict[str, str] = {}
+
+    def resolve(self, type_: str) -> str:
+        known = self._resolved.get(type_)
+        if known is None:
+            known = self.names.get(type_)
+            if known is None:
+                known = self._words(type_)
+            self._resolved[type_] = known
+        return known
+
+    def _words(self, type_: str) -> str:
+        def one(match: re.Match[str]) -> str:
+            if type_[: match.start()].rstrip().endswith(("struct", "union", "enum")):
+                return match.group()
+            return self.names.get(match.group(), match.group())
+
+        return _WORD.sub(one, type_)
+
+
+class KernelData:
+    """All that structs.yaml says of one kernel: a LayoutSource and its Tables.
+
+    ``name`` is "yaml:<kernel>".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        structs: Mapping[str, Layout],
+        constants: Mapping[str, int],
+        tables: Mapping[str, Table],
+        aliases: Mapping[str, str],
+        heads: Mapping[str, str],
+    ) -> None:
+        self.name = name
+        self.structs = structs
+        self.constants = constants
+        self.tables = tables
+        self.aliases = aliases
+        self.heads = heads
+        self._decoders = {member: table.name for table in tables.values() for member in table.of}
+
+    def struct(self, name: str) -> Optional[Layout]:
+        return self.structs.get(name)
+
+    def names(self) -> List[str]:
+        """Every struct and union known, sorted."""
+        return sorted(self.structs)
+
+    def constant(self, name: str) -> Optional[int]:
+        return self.constants.get(name)
+
+    def table(self, decoder: str) -> Optional[Dict[int, str]]:
+        found = self.tables.get(decoder)
+        return dict(found.names) if found is not None else None
+
+    def table_kind(self, decoder: str) -> str:
+        """ "enum" or "flags" ("" where there is no such table)."""
+        found = self.tables.get(decoder)
+        return "" if found is None else "enum" if found.kind == "enum" else "flags"
+
+    def decoder(self, struct: str, member: str) -> str:
+        """The table that explains ``struct.member``, "" if none does."""
+        return self._decoders.get(f"{struct}.{member}", "")
+
+    def alias(self, struct: str, path: str) -> List[str]:
+        """What ``struct.path`` is a macro for in some versions: paths to try in order."""
+        return self.aliases.get(f"{struct}.{path}", "").split()
+
+    def head(self, symbol: str) -> Optional[Tuple[str, str]]:
+        """(struct, link) of the elements of the global list head ``symbol``."""
+        struct, _, link = self.heads.get(symbol, "").partition(".")
+        return (struct, link) if link else None
+
+
+def kernel_data(file: StructsFile, row: KernelRow, others: Mapping[str, KernelRow]) -> KernelData:
+    """What ``file`` says of ``row``; the structs named in ``others`` as in other kernels.
+
+    Kept in a cache that is keyed by the file's content, so that it cannot be
+    stale; one that is damaged or cannot be written is done without.
+    """
+    name = f"yaml:{row.name}" if file.path == SHIPPED else f"yaml:{file.path}:{row.name}"
+    foreign = sorted({other.name for other in others.values()})
+    if foreign:
+        name += "+" + "+".join(foreign)
+    mixed = json.dumps(sorted((struct, other.name) for struct, other in others.items()))
+    key = hashlib.sha256(f"{_CACHE_FORMAT}{file.digest}{row.name}{mixed}".encode()).hexdigest()
+    cached = _cache_read(key)
+    if cached is not None:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            return _from_json(name, cached)
+    data = _parse(file, name, row, others)
+    _cache_write(key, _to_json(data))
+    return data
+
+
+def _parse(
+    file: StructsFile, name: str, row: KernelRow, others: Mapping[str, KernelRow]
+) -> KernelData:
+    typedefs = Typedefs(file.strings("typedefs", row))
+    structs = {
+        document.name: file.layout(document, typedefs)
+        for document in file.struct_documents(row)
+        if document.name not in others
+    }
+    for other in set(others.values()):
+        theirs = Typedefs(file.strings("typedefs", other))
+        for document in file.struct_documents(other):
+            if others.get(document.name) == other:
+                structs[document.name] = file.layout(document, theirs)
+    constants: Dict[str, int] = {}
+    tables: Dict[str, Table] = {}
+    for document in file.of_kind("constants", row):
+        constants.update(file.numbers(document, row))
+    for document in file.of_kind("table", row):
+        numbers = file.numbers(document, row)
+        if numbers:
+            constants.update(numbers)
+            tables[document.name] = file.table(document, numbers)
+    return KernelData(
+        name,
+        structs,
+        constants,
+        tables,
+        file.strings("aliases", row),
+        file.strings("heads", row),
+    )
+
+
+# The cache
+
+
+def _cache_directory() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "wchan")
+
+
+def _cache_read(key: str) -> Optional[Dict[str, Any]]:
+    try:
+        with open(os.path.join(_cache_directory(), f"structs-{key}.json"), "rb") as stream:
+            raw = stream.read(_MAX_BYTES)
+        digest, _, body = raw.partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            return None
+        loaded = json.loads(body)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
+
+
+def _cache_write(key: str, value: Mapping[str, Any]) -> None:
+    directory = _cache_directory()
+    body = json.dumps(value, separators=(",", ":")).encode()
+    digest = hashlib.sha256(body).hexdigest().encode()
+    temporary = None
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=directory, prefix=".structs-")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(digest + b"\n" + body)
+        os.replace(temporary, os.path.join(directory, f"structs-{key}.json"))
+    except OSError:
+        # a cache that cannot be written only costs the next start its time
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _to_json(data: KernelData) -> Dict[str, Any]:
+    return {
+        "structs": [
+            [s.name, s.size, s.kind, s.file, [list(member) for member in s]]
+            for s in data.structs.values()
+        ],
+        "constants": dict(data.constants),
+        "tables": [
+            [t.name, t.kind, list(t.of), [[value, name] for value, name in t.names.items()]]
+            for t in data.tables.values()
+        ],
+        "aliases": dict(data.aliases),
+        "heads": dict(data.heads),
+    }
+
+
+def _from_json(name: str, cached: Mapping[str, Any]) -> KernelData:
+    structs = {}
+    for struct, size, kind, file, members in cached["structs"]:
+        structs[struct] = Layout(
+            struct, size, {member[0]: Member._make(member) for member in members}, kind, file
+        )
+    tables = {
+        table: Table(table, kind, tuple(of), dict(names))
+        for table, kind, of, names in cached["tables"]
+    }
+    return KernelData(
+        name, structs, cached["constants"], tables, cached["aliases"], cached["heads"]
+    )
