@@ -1,1 +1,91 @@
-"""FreeBSD kernel dumps: file to physical to virtual memory."""
+"""FreeBSD's kernel dumps: from the file to physical and from there to virtual memory.
+
+``open_memory`` takes whatever file the user has: a minidump, a full dump, one of
+them compressed, or still on the dump device; and says in one line what any
+other file is and what to do with it.  ``elf.ElfFile`` reads the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Optional
+
+from plugin.errors import DumpError, KernelMismatch
+from plugin.vmcore.elf import ElfFile
+from plugin.vmcore.elfdump import open_full_dump
+from plugin.vmcore.identify import explain
+from plugin.vmcore.kerneldump import DumpHeader, dump_on_device
+from plugin.vmcore.memory import DumpFile, KernelMemory
+from plugin.vmcore.minidump import MAGIC, open_minidump
+from plugin.vmcore.spool import PathLike, Progress, open_input, plain_file
+
+__all__ = ["ElfFile", "KernelMemory", "open_memory"]
+
+
+def open_memory(
+    path: PathLike,
+    kernel: Optional[ElfFile] = None,
+    *,
+    spool_dir: Optional[PathLike] = None,
+    progress: Optional[Progress] = None,
+) -> KernelMemory:
+    """Open the dump at ``path``; ``kernel`` is needed for full dumps only.
+
+    A compressed dump is decompressed into ``spool_dir`` (by default the user's
+    cache), with ``progress`` called on the way.  DumpError where the file is no
+    dump, or one that cannot be read; KernelMismatch where ``kernel`` is of
+    another architecture.
+    """
+    name = os.fspath(path)
+    plain = plain_file(name, spool_dir=spool_dir, progress=progress)
+    opened = open_input(plain.path)
+    try:
+        file = DumpFile(opened, 0, opened.seek(0, os.SEEK_END))
+        memory = _open(file, name, plain.path, kernel, plain.truncated)
+        if kernel is not None and kernel.arch != memory.arch:
+            raise KernelMismatch(
+                f"{kernel.path} is an {kernel.arch} kernel, but {name} is a dump of an "
+                f"{memory.arch} machine"
+            )
+        return memory
+    except OSError as error:
+        opened.close()
+        raise DumpError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _open(
+    file: DumpFile, path: str, plain: str, kernel: Optional[ElfFile], truncated: bool
+) -> KernelMemory:
+    found = _by_magic(file, path, plain, kernel, truncated)
+    if found is not None:
+        return found
+    header = dump_on_device(file, path)
+    if header is not None:
+        file.start, file.end = header.start, header.start + header.length
+        found = _by_magic(file, path, plain, kernel, truncated)
+        if found is not None:
+            return _described(found, header)
+        file.start = 0
+    raise DumpError(explain(file, path))
+
+
+def _by_magic(
+    file: DumpFile, path: str, plain: str, kernel: Optional[ElfFile], truncated: bool
+) -> Optional[KernelMemory]:
+    head = file.read(file.start, len(MAGIC))
+    if head == MAGIC:
+        return open_minidump(file, path, plain, truncated)
+    if head.startswith(b"\x7fELF"):
+        return open_full_dump(file, path, plain, kernel, truncated)
+    return None
+
+
+def _described(memory: KernelMemory, header: DumpHeader) -> KernelMemory:
+    memory.format += " on a dump device"
+    memory.panicstring = header.panicstring or None
+    memory.version = header.version or None
+    memory.hostname = header.hostname or None
+    return memory

@@ -16,7 +16,7 @@ import struct
 import zlib
 from bisect import bisect_right
 from contextlib import suppress
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.errors import DumpError
 from plugin.targets import Symbol
@@ -75,6 +75,7 @@ class Section(NamedTuple):
     size: int
     link: int
     info: int
+    addralign: int
     entsize: int
 
 
@@ -86,7 +87,7 @@ class _Form(NamedTuple):
     section: struct.Struct
     symbol: struct.Struct
     #: what a symbol is made of, for array access: 3 words of 64 bits or 4 of 32
-    word: str
+    word: Literal["Q", "I"]
 
 
 _FORMS = {
@@ -198,13 +199,15 @@ class ElfFile:
 
     ``path`` is the name given, ``plain_path`` the file that is read.  ``arch``
     is uname's name of the machine ("machine 123" for one without), ``etype``
-    and ``machine`` are e_type and e_machine.
+    and ``machine`` are e_type and e_machine.  ``offset`` is where in the file the
+    ELF header lies.
     """
 
     def __init__(
         self,
         path: PathLike,
         *,
+        offset: int = 0,
         spool_dir: Optional[PathLike] = None,
         progress: Optional[Progress] = None,
     ) -> None:
@@ -213,7 +216,8 @@ class ElfFile:
         self.plain_path = plain.path
         self._file = open_input(plain.path)
         try:
-            self._size = os.fstat(self._file.fileno()).st_size
+            self._start = offset
+            self._size = max(0, self._file.seek(0, os.SEEK_END) - offset)
             self._parse(plain.truncated)
         except BaseException:
             self._file.close()
@@ -237,7 +241,7 @@ class ElfFile:
     # Headers
 
     def _parse(self, truncated: bool) -> None:
-        ident = self._pread(0, 20)
+        ident = self.pread(0, 20)
         if ident[:4] != b"\x7fELF":
             raise DumpError(f"{self.path} is no ELF file: name the kernel, not {_guess(ident)}")
         form = _FORMS.get(ident[4]) if len(ident) == 20 else None
@@ -279,7 +283,7 @@ class ElfFile:
             count = self._form.section.unpack(self._exactly(offset, size, "section headers"))[5]
         if count > _MOST_HEADERS:
             raise DumpError(f"{self.path}: damaged ELF section headers")
-        data = self._pread(offset, count * size)
+        data = self.pread(offset, count * size)
         whole = len(data) // size * size
         return list(self._form.section.iter_unpack(data[:whole]))
 
@@ -304,25 +308,27 @@ class ElfFile:
         if strings < len(raw):
             _, type_, _, _, offset, size = raw[strings][:6]
             if type_ != SHT_NOBITS:
-                names = self._pread(offset, min(size, 1 << 24))
+                names = self.pread(offset, min(size, 1 << 24))
         made = []
-        for name, *fields, _, entsize in raw:
+        for name, *fields in raw:
             text = names[name : names.find(b"\0", name)] if name < len(names) else b""
-            made.append(Section(text.decode("utf-8", "backslashreplace"), *fields, entsize))
+            made.append(Section(text.decode("utf-8", "backslashreplace"), *fields))
         return made
 
     # Bytes
 
-    def _pread(self, offset: int, size: int) -> bytes:
+    def pread(self, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes at an offset counted from the ELF header."""
         if offset >= self._size or size <= 0:
             return b""
         try:
-            return os.pread(self._file.fileno(), min(size, self._size - offset), offset)
+            size = min(size, self._size - offset)
+            return os.pread(self._file.fileno(), size, self._start + offset)
         except OSError as error:
             raise DumpError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def _exactly(self, offset: int, size: int, what: str) -> bytes:
-        data = self._pread(offset, size)
+        data = self.pread(offset, size)
         if len(data) != size:
             raise DumpError(f"{self.path}: truncated ELF file: {what} lies past its end")
         return data
@@ -330,7 +336,7 @@ class ElfFile:
     def _content(self, section: Section) -> Optional[bytes]:
         if section.type == SHT_NOBITS or section.size > _MOST_BYTES:
             return None
-        data = self._pread(section.offset, section.size)
+        data = self.pread(section.offset, section.size)
         return data if len(data) == section.size else None
 
     def section(self, name: str) -> Optional[bytes]:
@@ -365,7 +371,7 @@ class ElfFile:
             if segment.type == PT_LOAD and segment.vaddr <= address:
                 inside = address - segment.vaddr
                 if inside + size <= segment.filesz:
-                    data = self._pread(segment.offset + inside, size)
+                    data = self.pread(segment.offset + inside, size)
                     if len(data) == size:
                         return data
         return None
@@ -462,7 +468,7 @@ class ElfFile:
                     return found
         for segment in self.segments:
             if segment.type == PT_NOTE:
-                found = _build_id(self._pread(segment.offset, min(segment.filesz, 1 << 20)))
+                found = _build_id(self.pread(segment.offset, min(segment.filesz, 1 << 20)))
                 if found:
                     return found
         return None

@@ -1,0 +1,92 @@
+"""Full dumps: an ELF core whose segments are physical memory (sys/kern/kern_dump.c).
+
+p_paddr of each PT_LOAD is the physical address; to 14 p_vaddr is the same.
+Virtual addresses need the kernel's page tables, found by its symbols.  The
+same holds for the memory of a guest that QEMU wrote (dump-guest-memory), told
+by its QEMU notes.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Set
+
+from plugin.errors import DumpError
+from plugin.vmcore.arch import BY_NAME
+from plugin.vmcore.elf import ET_CORE, PT_LOAD, PT_NOTE, ElfFile, notes
+from plugin.vmcore.memory import DumpFile, KernelMemory
+from plugin.vmcore.physical import SegmentMemory
+
+_TYPES = {1: "an object file or kernel module", 2: "a kernel or program", 3: "a kernel or program"}
+
+
+def open_full_dump(
+    file: DumpFile, path: str, file_path: str, kernel: Optional[ElfFile], truncated: bool
+) -> KernelMemory:
+    """The memory of a full dump that begins at ``file.start``, or DumpError."""
+    with ElfFile(file_path, offset=file.start) as core:
+        core.path = path
+        _check(core, path)
+        arch = BY_NAME.get(core.arch)
+        if arch is None:
+            raise DumpError(f"{path} is a full dump of a {core.arch} machine, which cannot be read")
+        if kernel is None:
+            raise DumpError(
+                f"{path} is a full dump: its page tables are found by the kernel's symbols; "
+                "give the kernel that made it (-k KERNEL)"
+            )
+        segments = [
+            (s.paddr, s.filesz, s.offset + file.start) for s in core.segments if s.type == PT_LOAD
+        ]
+    physical = SegmentMemory(segments, file.end)
+    if not physical.present:
+        raise DumpError(f"{path} is a full dump without any memory in it: {_length(file)} bytes")
+
+    def read_physical(pa: int, size: int) -> Optional[bytes]:
+        offset, length = physical.extent(pa, size)
+        data = file.read(offset, size) if offset >= 0 and length == size else b""
+        return data if len(data) == size else None
+
+    truncated = truncated or physical.present < physical.announced
+    try:
+        space = arch.full_space(kernel, physical, read_physical)
+    except DumpError as error:
+        if truncated:
+            raise DumpError(f"{error}, or {path} is truncated before it") from None
+        raise
+    return KernelMemory(
+        file,
+        path=path,
+        file_path=file_path,
+        arch=arch.NAME,
+        format="full ELF dump",
+        page_size=4096,
+        physical=physical,
+        space=space,
+        truncated=truncated,
+    )
+
+
+def _length(file: DumpFile) -> int:
+    return file.end - file.start
+
+
+def _check(core: ElfFile, path: str) -> None:
+    """Refuse ELF files that are no dump of a FreeBSD kernel's memory."""
+    if core.etype != ET_CORE:
+        what = _TYPES.get(core.etype, f"ELF of type {core.etype}")
+        raise DumpError(
+            f"{path} is {what} ({core.arch}), not a dump: give it with -k and name the vmcore here"
+        )
+    owners: Set[bytes] = set()
+    for segment in core.segments:
+        if segment.type == PT_NOTE:
+            data = core.pread(segment.offset, min(segment.filesz, 1 << 20))
+            owners.update(owner for owner, _, _ in notes(data))
+    if b"VMCOREINFO" in owners:
+        raise DumpError(f"{path} is a dump of a Linux kernel: read it with crash or drgn")
+    if b"QEMU" in owners:
+        return
+    if owners & {b"CORE", b"LINUX"}:
+        raise DumpError(f"{path} is a core of a Linux process, not of a FreeBSD kernel")
+    if b"FreeBSD" in owners:
+        raise DumpError(f"{path} is a core of a FreeBSD process, not of the kernel")
