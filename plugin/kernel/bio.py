@@ -1,0 +1,376 @@
+"""struct bio: one I/O request on its way through GEOM.
+
+Mirrors sys/sys/bio.h and sys/geom/geom_io.c, 6.x to 15.x: the queues between
+the GEOM threads, the chain from a clone up to the request it serves, and what
+stands behind that request (a buf, a page of swap, a read of a raw device).
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.lock_object import lock_object
+from plugin.kernel.proc import Thread, threads
+from plugin.kernel.queue import LIMIT, tailq_foreach
+from plugin.kernel.tc import bintime
+from plugin.session import Kernel
+
+#: bio_flags that have one value in every version (sys/bio.h)
+BIO_DONE = 0x02
+BIO_ONQUEUE = 0x04
+
+#: A chain of clones longer than this is a loop or garbage: it is as deep as the
+#: stack of GEOM classes, and the kernel's own stack would not bear more.
+MAX_CHAIN = 64
+
+
+class Bio(NamedTuple):
+    """One struct bio; members carry the kernel's names without their prefix.
+
+    ``cmd`` is the command's name in this version ("BIO_READ").  ``offset`` and
+    ``length`` in bytes; ``t0`` in seconds since boot, None before g_io_request.
+    Pointers are addresses, 0 for NULL.
+    """
+
+    address: int
+    cmd: str
+    flags: int
+    offset: int
+    length: int
+    completed: int
+    error: int
+    done: int
+    caller1: int
+    caller2: int
+    driver1: int
+    driver2: int
+    disk: int
+    #: bio_from, a struct g_consumer, and bio_to, a struct g_provider
+    from_: int
+    to: int
+    parent: int
+    #: clones made, and clones that have come back
+    children: int
+    inbed: int
+    data: int
+    attribute: int
+    dev: int
+    t0: Optional[float]
+
+    @property
+    def on_queue(self) -> bool:
+        """BIO_ONQUEUE: on one of g_bio_run_down, g_bio_run_up, g_bio_run_task."""
+        return bool(self.flags & BIO_ONQUEUE)
+
+    @property
+    def is_done(self) -> bool:
+        """BIO_DONE: biodone() has run and there was no bio_done to call."""
+        return bool(self.flags & BIO_DONE)
+
+
+_PATHS: Tuple[Tuple[str, ...], ...] = (
+    ("bio_cmd",),
+    ("bio_flags",),
+    ("bio_offset",),
+    ("bio_length",),
+    ("bio_completed",),
+    ("bio_error",),
+    ("bio_done",),
+    ("bio_caller1",),
+    ("bio_caller2",),
+    ("bio_driver1",),
+    ("bio_driver2",),
+    ("bio_disk",),
+    ("bio_from",),
+    ("bio_to",),
+    ("bio_parent",),
+    ("bio_children",),
+    ("bio_inbed",),
+    ("bio_data",),
+    ("bio_attribute",),
+    ("bio_dev",),
+    ("bio_t0",),
+)
+
+
+class _Reader:
+    """Turns the bytes of a bio into a Bio, for one kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        layouts = kernel.layouts
+        self.paths = [path for (path,) in _PATHS]
+        absent = [path for path in self.paths if not layouts.has("bio", path)]
+        if absent:
+            raise LayoutError(f"struct bio has no member {absent[0]!r} in this kernel")
+        self.fields = layouts.fields("bio", *self.paths)
+        self.span = self.fields.span
+        self.commands = layouts.table("bio_cmd")
+        self._t0 = self.paths.index("bio_t0")
+
+    def make(self, address: int, values: Sequence) -> Bio:
+        cmd, *middle, t0 = values
+        name = self.commands.get(cmd)
+        return Bio(
+            address,
+            name if name is not None else str(cmd),
+            *middle,
+            bintime(t0) if any(t0) else None,
+        )
+
+
+def _reader(kernel: Kernel) -> _Reader:
+    return kernel.once("bio reader", lambda: _Reader(kernel))
+
+
+def bio_at(kernel: Kernel, address: int) -> Bio:
+    """The bio at ``address``; MemoryFault where it cannot be read."""
+    reader = _reader(kernel)
+    return reader.make(address, reader.fields.unpack(kernel.read(address, reader.span)))
+
+
+def try_bio_at(kernel: Kernel, address: int, what: str = "bio") -> Optional[Bio]:
+    """As bio_at; what cannot be read becomes a warning and None."""
+    try:
+        return bio_at(kernel, address)
+    except MemoryFault as fault:
+        kernel.warnings.add(what, fault.address, f"bio {address:#x}: {fault.reason}")
+        return None
+
+
+def flag_names(kernel: Kernel, bio: Bio) -> List[str]:
+    return kernel.layouts.flags("bio_flags", bio.flags)
+
+
+def bios_of_tailq(
+    kernel: Kernel, head: int, what: str = "", bound: int = LIMIT
+) -> Iterator[Bio]:
+    """The bios on a tail queue linked by bio_queue, in the queue's order."""
+    reader = _reader(kernel)
+    make = reader.make
+    for address, values in tailq_foreach(
+        kernel, head, "bio", "bio_queue", reader.paths, what=what, bound=bound
+    ):
+        yield make(address, values)
+
+
+# The queues
+
+
+class BioQueue(NamedTuple):
+    """A queue of bios.
+
+    ``length`` is what the kernel counts (bio_queue_length, or total of a
+    bio_queue_head), None where the head keeps no count.  ``kind``: "g_bioq",
+    "bio_queue_head" or "tailq".  ``address`` is the head's.
+    """
+
+    name: str
+    address: int
+    length: Optional[int]
+    kind: str
+    bios: List[Bio]
+
+
+#: The queues of geom_io.c; g_bio_run_task went with bio_taskqueue() in 12.0.
+GEOM_QUEUES = ("g_bio_run_down", "g_bio_run_up", "g_bio_run_task")
+
+
+def g_bioqs(kernel: Kernel) -> List[BioQueue]:
+    """The queues between the GEOM threads that this kernel has, walked."""
+    return kernel.once("g_bioqs", lambda: list(_g_bioqs(kernel)))
+
+
+def _g_bioqs(kernel: Kernel) -> Iterator[BioQueue]:
+    for name in GEOM_QUEUES:
+        symbol = kernel.symbol(name)
+        if symbol is not None:
+            yield _g_bioq(kernel, symbol.address, name)
+
+
+def _g_bioq(kernel: Kernel, address: int, name: str) -> BioQueue:
+    length: Optional[int] = None
+    try:
+        length = kernel.view("g_bioq", address).bio_queue_length
+    except MemoryFault as fault:
+        kernel.warnings.add(name, fault.address, fault.reason)
+    bios = list(_counted(kernel, address + _head_of(kernel, "g_bioq"), name, length))
+    return BioQueue(name, address, length, "g_bioq", bios)
+
+
+def _head_of(kernel: Kernel, struct: str) -> int:
+    """Offset of the TAILQ head in a queue struct."""
+    path = "bio_queue" if struct == "g_bioq" else "queue"
+    return kernel.layouts.offsetof(struct, path)
+
+
+def _counted(
+    kernel: Kernel, head: int, name: str, length: Optional[int]
+) -> Iterator[Bio]:
+    """The bios of a queue, with a finding where the queue's own count differs."""
+    walked = 0
+    before = len(kernel.warnings)
+    for bio in bios_of_tailq(kernel, head, name):
+        walked += 1
+        yield bio
+    if length is not None and walked != length and len(kernel.warnings) == before:
+        kernel.warnings.add(
+            name, head, f"its count says {length} bios, {walked} are on it", partial=False
+        )
+
+
+def queue_at(kernel: Kernel, address: int) -> BioQueue:
+    """The queue whose head is at ``address``: g_bioq, bio_queue_head or a plain TAILQ.
+
+    Told apart by what follows the head: a g_bioq has a lock in it, and the
+    counter of a bio_queue_head agrees with its list.
+    """
+    name = kernel.symbolize(address) or f"{address:#x}"
+    layouts = kernel.layouts
+    if layouts.get("g_bioq") is not None:
+        lock = address + layouts.offsetof("g_bioq", "bio_queue_lock")
+        if lock_object(kernel, lock) is not None:
+            return _g_bioq(kernel, address, name)
+    bios = list(bios_of_tailq(kernel, address, name))
+    total: Optional[int] = None
+    if layouts.get("bio_queue_head") is not None and layouts.has("bio_queue_head", "total"):
+        try:
+            total = kernel.view("bio_queue_head", address).total
+        except MemoryFault:
+            total = None
+    if total == len(bios) and (bios or _is_empty_head(kernel, address)):
+        return BioQueue(name, address, total, "bio_queue_head", bios)
+    return BioQueue(name, address, None, "tailq", bios)
+
+
+def _is_empty_head(kernel: Kernel, address: int) -> bool:
+    """True for an initialised empty TAILQ: tqh_last points at tqh_first."""
+    try:
+        first = kernel.pointer(address)
+        last = kernel.pointer(address + kernel.pointer_size)
+    except MemoryFault:
+        return False
+    return first == 0 and last == address
+
+
+def is_queue_head(kernel: Kernel, address: int) -> bool:
+    """True where a tail queue of bios has its head, by the links that point back to it."""
+    if _is_empty_head(kernel, address):
+        return True
+    try:
+        first = kernel.pointer(address)
+        back = kernel.pointer(first + kernel.layouts.offsetof("bio", "bio_queue.tqe_prev"))
+    except MemoryFault:
+        return False
+    return back == address
+
+
+# The chain and its top
+
+
+def bio_chain(kernel: Kernel, bio: Bio) -> List[Bio]:
+    """The bio and its parents, up to the request that nobody cloned."""
+    chain = [bio]
+    seen = {bio.address}
+    while chain[-1].parent:
+        address = chain[-1].parent
+        if address in seen or len(chain) >= MAX_CHAIN:
+            kernel.warnings.add(
+                "bio_parent", chain[-1].address, f"loops back to {address:#x}", partial=False
+            )
+            break
+        parent = try_bio_at(kernel, address, "bio_parent")
+        if parent is None:
+            break
+        seen.add(address)
+        chain.append(parent)
+    return chain
+
+
+def done_name(kernel: Kernel, bio: Bio) -> str:
+    """The function that bio_done points to, "" for NULL."""
+    return kernel.symbolize(bio.done) if bio.done else ""
+
+
+class Origin(NamedTuple):
+    """What stands behind a bio: who made the request at the top of its chain.
+
+    ``kind``: "buf" (``address`` is a struct buf), "swap" (a buf, ``detail`` the
+    swdevt), "physio", "aio", "zfs" (a zio), "ctl", "thread" (somebody waits in
+    biowait), "class" (a GEOM class for its own purposes) or "unknown".
+    ``evidence`` says what it was told by.
+    """
+
+    kind: str
+    address: Optional[int]
+    detail: Optional[int]
+    top: Bio
+    evidence: str
+
+
+def _buf(bio: Bio) -> Tuple[Optional[int], Optional[int]]:
+    return bio.caller2 or None, bio.caller1 or None
+
+
+def _caller1(bio: Bio) -> Tuple[Optional[int], Optional[int]]:
+    return bio.caller1 or None, bio.caller2 or None
+
+
+#: bio_done at the top of a chain -> (kind, where the thing behind it is kept)
+_ORIGINS: Dict[str, Tuple[str, Callable[[Bio], Tuple[Optional[int], Optional[int]]]]] = {
+    # geom/geom_vfs.c
+    "g_vfs_done": ("buf", _buf),
+    # vm/swap_pager.c; bio_caller1 is the swdevt from 10.x on
+    "swapgeom_done": ("swap", _buf),
+    # kern/vfs_bio.c dev_strategy(), to 10.x
+    "bufdonebio": ("buf", _buf),
+    # kern/vfs_aio.c: to 10.x, and since
+    "aio_physwakeup": ("aio", _caller1),
+    "aio_biowakeup": ("aio", _caller1),
+    # the ZFS vdev of GEOM
+    "vdev_geom_io_intr": ("zfs", _caller1),
+    "vdev_geom_io_done": ("zfs", _caller1),
+    # cam/ctl/ctl_backend_block.c
+    "ctl_be_block_biodone": ("ctl", _caller1),
+}
+
+
+def bio_origin(kernel: Kernel, bio: Bio) -> Origin:
+    """What is behind a bio, told by bio_done at the top of its chain."""
+    chain = bio_chain(kernel, bio)
+    top = chain[-1]
+    name = done_name(kernel, top)
+    base = name.split("+")[0]
+    known = _ORIGINS.get(base)
+    if known is not None:
+        kind, where = known
+        address, detail = where(top)
+        return Origin(kind, address, detail, top, f"bio_done is {name}")
+    if not top.done:
+        if len(chain) > 1 and done_name(kernel, chain[-2]).startswith("g_dev_done"):
+            return Origin(
+                "physio", top.address, top.dev or None, top, "cloned by g_dev_strategy"
+            )
+        return Origin(
+            "thread", top.address, None, top, "bio_done is NULL: biowait() waits for BIO_DONE"
+        )
+    if name.startswith("g_") or base == "biodone":
+        return Origin("class", top.address, None, top, f"bio_done is {name}")
+    evidence = f"bio_done is {name}" if name else f"bio_done is {top.done:#x}, no known function"
+    return Origin("unknown", None, None, top, evidence)
+
+
+def bio_waiters(kernel: Kernel, address: int) -> List[Thread]:
+    """Threads that sleep on this bio or buf."""
+    return _waiters(kernel).get(address, [])
+
+
+def _waiters(kernel: Kernel) -> Dict[int, List[Thread]]:
+    def compute() -> Dict[int, List[Thread]]:
+        found: Dict[int, List[Thread]] = {}
+        for thread in threads(kernel):
+            if thread.wchan and thread.state == "sleeping":
+                found.setdefault(thread.wchan, []).append(thread)
+        return found
+
+    return kernel.once("sleepers by wchan", compute)

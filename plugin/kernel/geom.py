@@ -1,0 +1,406 @@
+"""GEOM's mesh: classes, geoms, providers and consumers.
+
+Mirrors sys/geom/geom.h and geom_subr.c, 6.x to 15.x.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+
+from plugin.errors import MemoryFault
+from plugin.kernel.devstat import Devstat, devstat
+from plugin.kernel.queue import list_foreach, tailq_foreach
+from plugin.session import Kernel, View
+
+#: g_provider.flags and g_geom.flags that have one value in every version
+G_PF_WITHER = 0x2
+G_PF_ORPHAN = 0x4
+G_GEOM_WITHER = 0x1
+G_CF_ORPHAN = 0x4
+#: g_collectstats: statistics for providers (geom_int.h; a bare 1 before 10.x)
+G_STATS_PROVIDERS = 1
+
+
+class Access(NamedTuple):
+    """acr, acw, ace: opens for reading, for writing, and exclusive ones."""
+
+    r: int
+    w: int
+    e: int
+
+    def __str__(self) -> str:
+        return f"r{self.r}w{self.w}e{self.e}"
+
+    @property
+    def open(self) -> bool:
+        return any(self)
+
+
+class Class:
+    """One struct g_class and its geoms."""
+
+    def __init__(self, address: int, name: str) -> None:
+        self.address = address
+        self.name = name
+        self.geoms: List[Geom] = []
+
+    def __repr__(self) -> str:
+        return f"<class {self.name}>"
+
+
+class Geom:
+    """One struct g_geom: an instance of a class, its consumers below and providers above."""
+
+    def __init__(self, view: View, name: str, klass: Class) -> None:
+        self.address = view.address
+        self.name = name
+        self.klass = klass
+        self.rank: int = view.rank
+        self.flags: int = view.flags
+        self.softc: int = view.softc
+        #: the function that takes its bios
+        self.start: int = view.start
+        self.consumers: List[Consumer] = []
+        self.providers: List[Provider] = []
+        #: kept here in 11.x and 12.x, at the provider from 13.0 on
+        self.aliases: List[str] = []
+
+    @property
+    def withering(self) -> bool:
+        return bool(self.flags & G_GEOM_WITHER)
+
+    def __repr__(self) -> str:
+        return f"<geom {self.klass.name} {self.name}>"
+
+
+class Consumer:
+    """One struct g_consumer: the point at which a geom uses a provider.
+
+    ``flags`` is 0 before 9.x, which had none.
+    """
+
+    def __init__(self, view: View, geom: Geom) -> None:
+        self.address = view.address
+        self.geom = geom
+        #: struct g_provider *, and the provider itself once the mesh is joined
+        self.provider_address: int = view.provider
+        self.provider: Optional[Provider] = None
+        self.access = Access(view.acr, view.acw, view.ace)
+        self.flags: int = view.get("flags", 0)
+        self.stat: int = view.stat
+        self.nstart: Optional[int] = view.get("nstart")
+        self.nend: Optional[int] = view.get("nend")
+        self.private: int = view.private
+        self.index: int = view.index
+
+    def __repr__(self) -> str:
+        name = self.provider.name if self.provider else "nothing"
+        return f"<consumer of {name} by {self.geom.name}>"
+
+
+class Provider:
+    """One struct g_provider: something that can be read and written.
+
+    ``mediasize`` and ``sectorsize`` in bytes.  ``nstart`` and ``nend`` count
+    bios, None from 13.0 on, which dropped them.
+    """
+
+    def __init__(self, kernel: Kernel, view: View, name: str, geom: Optional[Geom]) -> None:
+        self._kernel = kernel
+        self.address = view.address
+        self.name = name
+        self.geom = geom
+        self.access = Access(view.acr, view.acw, view.ace)
+        self.error: int = view.error
+        self.mediasize: int = view.mediasize
+        self.sectorsize: int = view.sectorsize
+        self.stripesize: int = view.stripesize
+        self.stripeoffset: int = view.stripeoffset
+        self.flags: int = view.flags
+        self.stat: int = view.stat
+        self.nstart: Optional[int] = view.get("nstart")
+        self.nend: Optional[int] = view.get("nend")
+        self.private: int = view.private
+        self.index: int = view.index
+        #: the consumers attached, in the order of pp->consumers
+        self.consumers: List[Consumer] = []
+        self.consumer_addresses: List[int] = []
+        self.aliases: List[str] = []
+        #: on g_doorstep: orphaned, its consumers not told yet
+        self.on_doorstep = False
+
+    @property
+    def class_name(self) -> str:
+        return self.geom.klass.name if self.geom else ""
+
+    @property
+    def is_device(self) -> bool:
+        """True where no other provider lies below: what it owes, nobody else owes."""
+        return self.geom is not None and not self.geom.consumers
+
+    @property
+    def flag_names(self) -> List[str]:
+        return self._kernel.layouts.flags("g_provider_flags", self.flags)
+
+    @property
+    def devstat(self) -> Optional[Devstat]:
+        return devstat(self._kernel, self.stat)
+
+    def __repr__(self) -> str:
+        return f"<provider {self.name}>"
+
+
+class Mesh:
+    """The whole topology.  The dictionaries go by address."""
+
+    def __init__(self) -> None:
+        self.classes: List[Class] = []
+        self.geoms: Dict[int, Geom] = {}
+        self.providers: Dict[int, Provider] = {}
+        self.consumers: Dict[int, Consumer] = {}
+
+    def find(self, name: str) -> List[Provider]:
+        """Providers of that name or alias, /dev/ in front allowed."""
+        name = name[5:] if name.startswith("/dev/") else name
+        exact = [p for p in self.providers.values() if p.name == name]
+        return exact or [
+            p
+            for p in self.providers.values()
+            if name in p.aliases or (p.geom and name in p.geom.aliases)
+        ]
+
+
+def mesh(kernel: Kernel) -> Mesh:
+    """The topology, read once per session."""
+    return kernel.once("geom mesh", lambda: _mesh(kernel))
+
+
+def _mesh(kernel: Kernel) -> Mesh:
+    found = Mesh()
+    names = _Names(kernel)
+    head = kernel.address_of("g_classes")
+    for address, (name,) in list_foreach(
+        kernel, head, "g_class", "class", ["name"], what="g_classes"
+    ):
+        klass = Class(address, names[name])
+        found.classes.append(klass)
+        geoms = address + kernel.layouts.offsetof("g_class", "geom")
+        for geom_address, (geom_name,) in list_foreach(
+            kernel, geoms, "g_geom", "geom", ["name"], what=f"geoms of class {klass.name}"
+        ):
+            if geom_address in found.geoms:
+                kernel.warnings.add("g_geom", geom_address, "is on two lists", partial=False)
+                continue
+            view = _view(kernel, "g_geom", geom_address)
+            if view is None:
+                continue
+            geom = Geom(view, names[geom_name], klass)
+            klass.geoms.append(geom)
+            found.geoms[geom_address] = geom
+            _fill(kernel, found, geom, view, names)
+    _join(kernel, found)
+    return found
+
+
+class _Names(Dict[int, str]):
+    """The names of the mesh by address: many are shared, all are short."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def __missing__(self, address: int) -> str:
+        # A name outside the dump still must tell one thing from another.
+        name = self.kernel.try_cstring(address, f"{address:#x}" if address else "")
+        self[address] = name
+        return name
+
+
+def _view(kernel: Kernel, struct: str, address: int) -> Optional[View]:
+    try:
+        return kernel.view(struct, address)
+    except MemoryFault as fault:
+        kernel.warnings.add(f"struct {struct}", fault.address, fault.reason)
+        return None
+
+
+def _fill(kernel: Kernel, found: Mesh, geom: Geom, view: View, names: _Names) -> None:
+    for address, _ in list_foreach(
+        kernel, view.at("consumer"), "g_consumer", "consumer", what=f"consumers of {geom.name}"
+    ):
+        consumer_view = _view(kernel, "g_consumer", address)
+        if consumer_view is None or address in found.consumers:
+            continue
+        consumer = Consumer(consumer_view, geom)
+        geom.consumers.append(consumer)
+        found.consumers[address] = consumer
+        if consumer_view.geom != geom.address:
+            kernel.warnings.add(
+                "g_consumer",
+                address,
+                f"says it belongs to geom {consumer_view.geom:#x}, is on the list of {geom.name}",
+                partial=False,
+            )
+    for address, (name,) in list_foreach(
+        kernel,
+        view.at("provider"),
+        "g_provider",
+        "provider",
+        ["name"],
+        what=f"providers of {geom.name}",
+    ):
+        provider_view = _view(kernel, "g_provider", address)
+        if provider_view is None or address in found.providers:
+            continue
+        provider = Provider(kernel, provider_view, names[name], geom)
+        geom.providers.append(provider)
+        found.providers[address] = provider
+        provider.consumer_addresses = [
+            consumer
+            for consumer, _ in list_foreach(
+                kernel,
+                provider_view.at("consumers"),
+                "g_consumer",
+                "consumers",
+                what=f"consumers of {provider.name}",
+            )
+        ]
+        if provider_view.has("aliases"):
+            provider.aliases = list(_aliases(kernel, provider_view.at("aliases"), names))
+    if view.has("aliases"):
+        geom.aliases = list(_aliases(kernel, view.at("aliases"), names))
+
+
+def _aliases(kernel: Kernel, head: int, names: _Names) -> Iterator[str]:
+    for _, (alias,) in list_foreach(
+        kernel, head, "g_geom_alias", "ga_next", ["ga_alias"], what="GEOM aliases"
+    ):
+        yield names[alias]
+
+
+def _join(kernel: Kernel, found: Mesh) -> None:
+    """Consumers to their providers, both ways, and what contradicts itself."""
+    for consumer in found.consumers.values():
+        consumer.provider = found.providers.get(consumer.provider_address)
+        if consumer.provider_address and consumer.provider is None:
+            kernel.warnings.add(
+                "g_consumer",
+                consumer.address,
+                f"of {consumer.geom.name} is attached to {consumer.provider_address:#x}, "
+                "which no geom provides",
+                partial=False,
+            )
+    for provider in found.providers.values():
+        for address in provider.consumer_addresses:
+            user = found.consumers.get(address)
+            if user is None:
+                kernel.warnings.add(
+                    "g_provider",
+                    provider.address,
+                    f"{provider.name} has a consumer {address:#x} of no geom",
+                    partial=False,
+                )
+                continue
+            provider.consumers.append(user)
+    for address in _doorstep(kernel):
+        if address in found.providers:
+            found.providers[address].on_doorstep = True
+
+
+def _doorstep(kernel: Kernel) -> Iterator[int]:
+    symbol = kernel.symbol("g_doorstep")
+    if symbol is not None:
+        for address, _ in tailq_foreach(
+            kernel, symbol.address, "g_provider", "orphan", what="g_doorstep"
+        ):
+            yield address
+
+
+def provider_at(kernel: Kernel, address: int) -> Optional[Provider]:
+    """The provider at ``address``, also one that is on no geom's list any more."""
+    if not address:
+        return None
+    known = mesh(kernel).providers.get(address)
+    if known is not None:
+        return known
+
+    def lone() -> Optional[Provider]:
+        try:
+            view = kernel.view("g_provider", address)
+        except MemoryFault as fault:
+            kernel.warnings.add("g_provider", fault.address, fault.reason, partial=False)
+            return None
+        name = kernel.try_cstring(view.name, f"{address:#x}")
+        return Provider(kernel, view, name, mesh(kernel).geoms.get(view.geom))
+
+    return kernel.once(("provider", address), lone)
+
+
+def consumer_at(kernel: Kernel, address: int) -> Optional[Consumer]:
+    """The consumer at ``address`` if a geom has it."""
+    return mesh(kernel).consumers.get(address)
+
+
+class InFlight(NamedTuple):
+    """``count`` bios requested of a provider and not delivered; ``source`` says by what."""
+
+    count: int
+    source: str
+
+
+def in_flight(kernel: Kernel, provider: Provider) -> Optional[InFlight]:
+    """Bios given to a provider by g_io_request and not yet returned by g_io_deliver.
+
+    From nstart and nend up to 12.x, from the provider's devstat since; None where
+    neither is kept (kern.geom.collectstats is off, or the provider has no devstat).
+    """
+    if provider.nstart is not None and provider.nend is not None:
+        return InFlight((provider.nstart - provider.nend) & 0xFFFFFFFF, "nstart - nend")
+    if not collects(kernel):
+        return None
+    stat = provider.devstat
+    if stat is None:
+        return None
+    return InFlight(stat.in_flight, "devstat")
+
+
+def collects(kernel: Kernel) -> bool:
+    """True while GEOM counts the bios of its providers (kern.geom.collectstats)."""
+    try:
+        return bool(kernel.global_value("g_collectstats", G_STATS_PROVIDERS) & G_STATS_PROVIDERS)
+    except MemoryFault:
+        return True
+
+
+Selection = Union[Provider, Geom, Class, Consumer]
+
+
+def select(kernel: Kernel, wanted: str) -> Tuple[List[Provider], Optional[str]]:
+    """Providers by name, alias, class or address: (what was found, how it was told)."""
+    found = mesh(kernel)
+    providers = found.find(wanted)
+    if providers:
+        return providers, "name"
+    try:
+        address = int(wanted, 0)
+    except ValueError:
+        pass
+    else:
+        if address in found.providers:
+            return [found.providers[address]], "provider"
+        if address in found.geoms:
+            return list(found.geoms[address].providers), "geom"
+        if address in found.consumers:
+            attached = found.consumers[address].provider
+            return [attached] if attached else [], "consumer"
+        for klass in found.classes:
+            if klass.address == address:
+                return [p for g in klass.geoms for p in g.providers], "class"
+        return [], None
+    named = [g for g in found.geoms.values() if g.name == wanted]
+    if named:
+        return [p for g in named for p in g.providers], "geom"
+    for klass in found.classes:
+        if klass.name.lower() == wanted.lower():
+            return [p for g in klass.geoms for p in g.providers], "class"
+    return [], None
