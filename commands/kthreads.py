@@ -44,19 +44,18 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         ]
         for frames, members in groups:
             report.heading(f"{count(len(members), 'thread')}: {_who(members)}")
-            report.pre("  " + " <- ".join(frames) if frames else "  (no stack in the dump)")
+            report.text(" <- ".join(frames) or "(no stack in the dump)", indent=2)
         return report
     report.table(
-        ["tid>", "pid>", "name", "state", "cpu>", "wmesg", "wchan", "age>"],
+        ["tid>", "pid>", "name", "state", "wmesg", "wchan", "age>"],
         [
             (
                 t.tid,
                 t.pid,
-                t.label,
-                t.state,
-                t.cpu,
+                t.label if args.verbose else t.name,
+                t.state if t.cpu is None else f"CPU {t.cpu}",
                 t.wmesg,
-                kernel.symbolize(t.wchan) or address(t.wchan) if t.wchan else "",
+                _channel(kernel, t),
                 seconds(t.age),
             )
             for t in found
@@ -69,6 +68,12 @@ def _wanted(thread: Thread, args: argparse.Namespace) -> bool:
     if args.state and thread.state != args.state:
         return False
     return not args.wmesg or (thread.wmesg or "").lstrip("*") == args.wmesg.lstrip("*")
+
+
+def _channel(kernel: Kernel, thread: Thread) -> str:
+    """What it waits on: the lock rather than its turnstile, a symbol rather than an address."""
+    at = thread.lock.address if thread.lock else thread.wchan
+    return kernel.symbolize(at) or f"{at:#x}" if at else ""
 
 
 def _data(thread: Thread) -> Dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
 
 class Text(NamedTuple):
-    """A paragraph, wrapped to the terminal's width."""
+    """A paragraph, wrapped to the terminal's width, each line indented."""
 
     text: str
+    indent: int = 0
 
 
 class Pre(NamedTuple):
@@ -51,8 +52,8 @@ class Report:
         self.body: List[Block] = body if body is not None else []
         self.raw = raw
 
-    def text(self, text: str) -> None:
-        self.body.append(Text(text))
+    def text(self, text: str, indent: int = 0) -> None:
+        self.body.append(Text(text, indent))
 
     def heading(self, text: str) -> None:
         self.body.append(Heading(text))

@@ -91,7 +91,7 @@ def test_a_wrong_tail_is_reported() -> None:
 
 
 def test_a_bound_ends_a_walk_that_is_too_long_to_be_true() -> None:
-    k, _, bios = bio_queue(3000)
+    k, _, _ = bio_queue(3000)
     assert len(walk(k, bound=2000)) < 3000
     assert k.warnings.partial
     assert "given up" in next(iter(k.warnings)).detail

@@ -35,7 +35,7 @@ class Thread(NamedTuple):
     ``state``: running, runnable, sleeping, locked, suspended, swapped, iwait,
     inactive or zombie.  ``wmesg`` and ``wchan`` are those of a sleep; for a
     thread blocked on a turnstile ``lock`` is the lock, ``wmesg`` its name
-    behind a "*" as DDB prints it, and ``wchan`` its address.  ``cpu`` is the
+    behind a "*" and ``wchan`` the turnstile, as DDB prints them.  ``cpu`` is the
     CPU a running thread runs on.  ``age`` is in seconds, None where the
     kernel keeps no start (before 8.0) or the thread does not wait.
     """
@@ -249,7 +249,7 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                 name = _string(kernel, lockname, strings)
                 if lock is None:
                     lock = LockObject(lock_address, name, "unknown", 0)
-                wmesg, channel = "*" + (name or lock.name), lock.address or blocked
+                wmesg, channel = "*" + (name or lock.name), blocked or None
                 since = extra.get("td_blktick")
             elif inhibitors & tdi["SLEEPING"] or (wchan and state == "swapped"):
                 wmesg, channel = _string(kernel, wmesg_at, strings), wchan or None

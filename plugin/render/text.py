@@ -29,10 +29,20 @@ def _cell(value: Any) -> str:
     return escape(str(value))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+#: a column is never cut below this many characters to make a table fit
+_NARROWEST = 8
+_GAP = 2
+
+
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[Any]], width: Optional[int] = None
+) -> str:
+    """Rows under headers; what is wider than ``width`` loses the ends of its widest cells."""
     names = [h[:-1] if h.endswith(">") else h for h in headers]
     align = ["right" if h.endswith(">") else "left" for h in headers]
     cells = [[_cell(value) for value in row] for row in rows]
+    if width is not None:
+        cells = _fit(names, align, cells, width)
     text = tabulate(
         cells,
         headers=names,
@@ -41,6 +51,30 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         disable_numparse=True,
     )
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _fit(names: List[str], align: List[str], cells: List[List[str]], width: int) -> List[List[str]]:
+    widths = [max(map(len, column)) for column in zip(names, *cells)]
+    # Numbers and addresses stay whole; of the texts the widest gives first.
+    elastic = [
+        i
+        for i, column in enumerate(zip(*cells))
+        if align[i] == "left" and not any(cell.startswith("0x") for cell in column)
+    ]
+    excess = sum(widths) + _GAP * (len(widths) - 1) - width
+    while excess > 0:
+        widest = max(elastic, key=lambda i: widths[i], default=None)
+        if widest is None or widths[widest] <= max(_NARROWEST, len(names[widest])):
+            break
+        widths[widest] -= 1
+        excess -= 1
+    return [
+        [
+            cell if len(cell) <= w or i not in elastic else cell[: w - 2] + ".."
+            for i, (cell, w) in enumerate(zip(row, widths))
+        ]
+        for row in cells
+    ]
 
 
 def render(
@@ -64,7 +98,12 @@ def render(
             parts.append(
                 "\n".join(
                     textwrap.fill(
-                        escape(line), width, break_long_words=False, break_on_hyphens=False
+                        escape(line),
+                        width,
+                        initial_indent=" " * block.indent,
+                        subsequent_indent=" " * block.indent,
+                        break_long_words=False,
+                        break_on_hyphens=False,
                     )
                     for line in block.text.split("\n")
                 )
@@ -72,7 +111,7 @@ def render(
         elif isinstance(block, Table):
             rows = block.rows
             cut = len(rows) if limit is None or not block.limit else limit
-            parts.append(table(block.headers, rows[:cut]))
+            parts.append(table(block.headers, rows[:cut], None if verbose else width))
             if cut < len(rows):
                 parts.append(f"... {len(rows) - cut} more; --limit 0 shows all")
     text = "\n".join(parts).lstrip("\n")
