@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from plugin.session import Kernel
 
 NAMES = (
-    "kthreads",
+    "klocks",
     "kmsgbuf",
+    "kthreads",
 )
 
 

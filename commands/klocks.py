@@ -1,0 +1,133 @@
+"""klocks: the contended locks of the machine, or one lock decoded."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, List, Optional
+
+from plugin.errors import WchanError
+from plugin.kernel import locks
+from plugin.kernel.lockwait import Contended, Holder, contended, holders
+from plugin.kernel.vnode import vnode_at, vnode_of_lock
+from plugin.report import Report, address, count
+from plugin.runner import number
+from plugin.session import Kernel
+
+HELP = "every contended lock, its owners and waiters; or one lock decoded"
+EXAMPLE = "klocks 0xfffff80002cf03f0"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address", nargs="?", type=number, help="a lock, or the vnode it lies in"
+    )
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    if args.address is not None:
+        return _one(kernel, args.address)
+    found = contended(kernel)
+    report = Report({"locks": [_data(kernel, entry) for entry in found]})
+    if not found:
+        report.text("No thread waits for a lock.")
+        return report
+    report.table(
+        ["address", "class", "name", "state", "held by", "waiters>"],
+        [
+            (
+                address(entry.lock.address),
+                locks.CLASS_WORDS.get(entry.lock.klass, entry.lock.klass),
+                lock_name(kernel, entry.lock),
+                locks.describe(entry.lock),
+                _who(entry.holders),
+                len(entry.waiters),
+            )
+            for entry in found
+        ],
+    )
+    report.text("klocks ADDRESS shows one lock with every waiter.")
+    return report
+
+
+def lock_name(kernel: Kernel, lock: locks.Lock) -> str:
+    """The lock's name; for a vnode's lock the file system and path too."""
+    vnode = vnode_of_lock(kernel, lock.address) if lock.klass == locks.LOCKMGR else None
+    found = vnode_at(kernel, vnode) if vnode is not None else None
+    return found.label if found is not None else lock.name
+
+
+def _find(kernel: Kernel, at: int) -> Optional[Contended]:
+    for entry in contended(kernel):
+        if at in (entry.lock.address, vnode_of_lock(kernel, entry.lock.address)):
+            return entry
+    lock = locks.lock_at(kernel, at)
+    if lock is None and kernel.layouts.has("vnode", "v_lock"):
+        inside = at + kernel.layouts.offsetof("vnode", "v_lock")
+        if vnode_of_lock(kernel, inside) == at:
+            if locks.has_old_lockmgr(kernel):
+                lock = locks.old_lockmgr(kernel, inside)
+            else:
+                lock = locks.lock_at(kernel, inside)
+    return None if lock is None else Contended(lock, holders(kernel, lock, []), [])
+
+
+def _one(kernel: Kernel, at: int) -> Report:
+    entry = _find(kernel, at)
+    if entry is None:
+        raise WchanError(f"there is no lock at {at:#x} (no initialized lock_object)")
+    lock = entry.lock
+    report = Report({"locks": [_data(kernel, entry)]})
+    word = "" if lock.word is None else f", word {lock.word:#x}"
+    flags = f" ({', '.join(lock.flags)})" if lock.flags else ""
+    report.text(
+        f"{locks.CLASS_WORDS.get(lock.klass, lock.klass)} {lock_name(kernel, lock)!r} at "
+        f"{lock.address:#x}: {locks.describe(lock)}{word}{flags}"
+    )
+    for holder in entry.holders:
+        report.text(
+            f"  held by {holder.thread.tid} {holder.thread.label} (pid {holder.thread.pid}, "
+            f"{holder.thread.state}) [{holder.certainty}: {holder.evidence}]"
+        )
+    if lock.held and not entry.holders and lock.state != "disowned":
+        report.text("  held by threads that the kernel does not record")
+    if entry.waiters:
+        report.heading(count(len(entry.waiters), "thread") + " waiting")
+        report.table(
+            ["tid>", "pid>", "name", "wants", "wmesg"],
+            [(t.tid, t.pid, t.label, mode or "", t.wmesg) for t, mode in entry.waiters],
+        )
+    return report
+
+
+def _who(held: List[Holder]) -> str:
+    text = ", ".join(
+        f"{h.thread.tid} {h.thread.label}" + ("" if h.certainty == "proven" else "?")
+        for h in held[:2]
+    )
+    return text + (f" and {len(held) - 2} more" if len(held) > 2 else "")
+
+
+def _data(kernel: Kernel, entry: Contended) -> Dict[str, Any]:
+    lock = entry.lock
+    return {
+        "address": address(lock.address),
+        "name": lock.name,
+        "class": lock.klass,
+        "state": lock.state,
+        "sharers": lock.sharers,
+        "recursion": lock.recursion,
+        "word": address(lock.word),
+        "flags": list(lock.flags),
+        "vnode": address(vnode_of_lock(kernel, lock.address)),
+        "owners": [holder.thread.tid for holder in entry.holders],
+        "holders": [
+            {
+                "tid": holder.thread.tid,
+                "shared": holder.shared,
+                "certainty": holder.certainty,
+                "evidence": holder.evidence,
+            }
+            for holder in entry.holders
+        ],
+        "waiters": [{"tid": thread.tid, "mode": mode} for thread, mode in entry.waiters],
+    }

@@ -1,0 +1,356 @@
+"""Which lock a waiting thread waits for, in which mode, and who holds that lock.
+
+Follows DDB's ``show allchains`` (print_lockchain() in
+sys/kern/subr_turnstile.c, lockmgr_chain(), sx_chain()) and goes on where DDB
+cannot: read holders by td_rw_rlocks and its kin, by WITNESS, and by the stacks
+of sleeping threads.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel import locks, witness
+from plugin.kernel.lock_object import lock_object
+from plugin.kernel.locks import Lock
+from plugin.kernel.proc import Thread, thread_at, threads
+from plugin.kernel.sleepqueue import Sleep, sleeps
+from plugin.kernel.stack import registers
+from plugin.kernel.turnstile import turnstile_at
+from plugin.session import Kernel
+
+PROVEN, GUESSED = "proven", "guessed"
+
+
+class LockWait(NamedTuple):
+    """``mode`` is "exclusive", "shared" or "drain", None where it is not kept."""
+
+    lock: Lock
+    mode: Optional[str]
+
+
+class Holder(NamedTuple):
+    """A thread that holds a lock (or is taken to): how sure, and on what grounds."""
+
+    thread: Thread
+    shared: bool
+    certainty: str
+    evidence: str
+
+
+class Contended(NamedTuple):
+    """A lock with its holders and the threads that wait for it."""
+
+    lock: Lock
+    holders: List[Holder]
+    waiters: List[Tuple[Thread, Optional[str]]]
+
+
+def lock_waits(kernel: Kernel) -> Dict[int, LockWait]:
+    """{struct thread address: LockWait} of every thread that waits for a lock."""
+    return kernel.once("lock waits", lambda: _lock_waits(kernel))
+
+
+def thread_sleeps(kernel: Kernel) -> Dict[int, Sleep]:
+    """``sleepqueue.sleeps`` of all threads, read once."""
+    return kernel.once("thread sleeps", lambda: sleeps(kernel, threads(kernel)))
+
+
+def _lock_waits(kernel: Kernel) -> Dict[int, LockWait]:
+    known: Dict[int, Optional[Lock]] = {}
+    found: Dict[int, LockWait] = {}
+    every = thread_sleeps(kernel)
+    for thread in threads(kernel):
+        sleep = every.get(thread.address)
+        if sleep is not None:
+            wait = _lock_wait(kernel, thread, sleep, known)
+            if wait is not None:
+                found[thread.address] = wait
+    for thread in threads(kernel):
+        if thread.state == "running":
+            wait = _spinning(kernel, thread)
+            if wait is not None:
+                found[thread.address] = wait
+    return found
+
+
+def _lock_wait(
+    kernel: Kernel, thread: Thread, sleep: Sleep, known: Dict[int, Optional[Lock]]
+) -> Optional[LockWait]:
+    if thread.state == "locked":
+        if thread.lock is None or not thread.lock.address:
+            return None
+        address = thread.lock.address
+        if address not in known:
+            known[address] = locks.decode(kernel, thread.lock)
+        lock = known[address]
+        return None if lock is None else LockWait(lock, _mode(sleep.queue))
+    if not thread.wchan:
+        return None
+    if sleep.type in ("pause", "condvar") and not kernel.layouts.has("sx", "sx_cnt"):
+        return None
+    if thread.wchan not in known:
+        known[thread.wchan] = _sleep_lock(kernel, thread, sleep)
+    lock = known[thread.wchan]
+    if lock is None:
+        return None
+    return LockWait(lock, _sleep_mode(kernel, thread, sleep, lock))
+
+
+def _mode(queue: Optional[int]) -> Optional[str]:
+    return None if queue is None else ("exclusive", "shared")[queue & 1]
+
+
+def _sleep_mode(kernel: Kernel, thread: Thread, sleep: Sleep, lock: Lock) -> Optional[str]:
+    offset = (thread.wchan or 0) - lock.address
+    if lock.klass == locks.SX and offset:
+        return "shared" if offset == kernel.layouts.offsetof("sx", "sx_shrd_cv") else "exclusive"
+    if lock.klass == locks.LOCKMGR and offset:
+        return "drain"
+    if locks.has_old_lockmgr(kernel):
+        return None
+    return _mode(sleep.queue)
+
+
+def _sleep_lock(kernel: Kernel, thread: Thread, sleep: Sleep) -> Optional[Lock]:
+    """The sx or lockmgr lock whose wait channel a sleeper sits on, as DDB finds it."""
+    address = thread.wchan or 0
+    if not kernel.is_kernel_address(address):
+        return None
+    if kernel.layouts.has("sx", "sx_cnt"):
+        return _old_sleep_lock(kernel, address, sleep)
+    if sleep.type == "sleep":
+        return None
+    found = lock_object(kernel, address)
+    if found is None:
+        return None
+    if found.klass == locks.LOCKMGR or (found.klass == locks.SX and found.name == thread.wmesg):
+        return locks.decode(kernel, found)
+    return None
+
+
+def _old_sleep_lock(kernel: Kernel, address: int, sleep: Sleep) -> Optional[Lock]:
+    """6.x and 700014: sx waiters sleep on its condition variables, lockmgr's on the lock.
+
+    Neither says so by itself: the lock's own name or wait message must be the
+    very string the thread sleeps with.
+    """
+    layouts = kernel.layouts
+    for member in ("sx_shrd_cv", "sx_excl_cv"):
+        found = lock_object(kernel, address - layouts.offsetof("sx", member))
+        if found is not None and found.klass == locks.SX:
+            try:
+                if kernel.pointer(address) == sleep.wmesg:
+                    return locks.decode(kernel, found)
+            except MemoryFault:
+                pass
+    if not locks.has_old_lockmgr(kernel):
+        return None
+    wmesg = layouts.offsetof("lock", "lk_wmesg")
+    for offset in (0, layouts.offsetof("lock", "lk_flags")):
+        try:
+            if kernel.pointer(address - offset + wmesg) != sleep.wmesg:
+                continue
+            lock = locks.old_lockmgr(kernel, address - offset)
+            view = kernel.view("lock", address - offset)
+        except MemoryFault:
+            continue
+        if view.lk_waitcount > 0 or offset:
+            return lock
+    return None
+
+
+def _spinning(kernel: Kernel, thread: Thread) -> Optional[LockWait]:
+    """td_wantedlock (15.0 on): the lock that a running thread spins for."""
+    if not kernel.layouts.has("thread", "td_wantedlock"):
+        return None
+    try:
+        address = kernel.pointer(
+            thread.address + kernel.layouts.offsetof("thread", "td_wantedlock")
+        )
+    except MemoryFault:
+        return None
+    lock = locks.lock_at(kernel, address) if address else None
+    if lock is None or thread.address in lock.owners:
+        return None
+    return LockWait(lock, None)
+
+
+# Who holds a lock
+
+
+def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
+    """Every thread known to hold ``lock``; ``waiting`` are the threads that wait for it.
+
+    In order of proof: the lock's own word; the turnstile; WITNESS; then, for
+    shared holds that nothing records, the threads whose counters and stacks fit
+    (certainty "guessed").
+    """
+    found: List[Holder] = []
+    seen = set()
+
+    def add(address: int, shared: bool, certainty: str, evidence: str) -> None:
+        thread = thread_at(kernel, address)
+        if thread is None:
+            kernel.warnings.add(
+                f"{lock.klass} lock {lock.name!r}",
+                lock.address,
+                f"its owner {address:#x} is no thread",
+            )
+        elif address not in seen:
+            seen.add(address)
+            found.append(Holder(thread, shared, certainty, evidence))
+
+    blocked = {thread.address for thread in waiting}
+    rm = lock.klass in (locks.RM, locks.RM_SLEEPABLE)
+    for owner in lock.owners:
+        # A writer of an rmlock owns the lock inside it before the readers have gone.
+        if rm and owner in blocked:
+            continue
+        add(owner, lock.state == "shared", PROVEN, _word_evidence(lock, owner))
+    if rm:
+        for address in locks.rm_readers(kernel, lock.address):
+            add(address, True, PROVEN, f"on rm_activeReaders of {lock.address:#x}")
+    for thread in waiting:
+        turnstile = turnstile_at(kernel, thread.blocked) if thread.blocked else None
+        if turnstile is not None and turnstile.owner and turnstile.owner not in seen:
+            add(
+                turnstile.owner,
+                rm,
+                PROVEN,
+                f"ts_owner {turnstile.owner:#x} of turnstile {turnstile.address:#x}",
+            )
+    for thread, held in witness.holders(kernel).get(lock.address, ()):
+        if thread.address not in seen:
+            where = f" at {held.file}:{held.line}" if held.file else ""
+            add(thread.address, not held.exclusive, PROVEN, f"WITNESS: taken{where}")
+    if lock.state == "shared" and len(found) < lock.sharers:
+        for thread, evidence in _guess_sharers(kernel, lock, blocked | seen, len(found)):
+            add(thread.address, True, GUESSED, evidence)
+    return found
+
+
+def _word_evidence(lock: Lock, owner: int) -> str:
+    word = "" if lock.word is None else f", lock word {lock.word:#x}"
+    return f"owner {owner:#x} in the {locks.CLASS_WORDS.get(lock.klass, 'lock')}{word}"
+
+
+#: per class: the thread's own count of shared holds of that class
+_COUNTERS = {
+    locks.RW: "td_rw_rlocks",
+    locks.SX: "td_sx_slocks",
+    locks.LOCKMGR: "td_lk_slocks",
+}
+
+
+def sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
+    """Threads that hold some lock of ``klass`` shared, with how many, by their own count.
+
+    td_rw_rlocks and td_lk_slocks exist from 8.0 on, td_sx_slocks from 12.0.
+    """
+    return kernel.once(("sharing threads", klass), lambda: _sharing_threads(kernel, klass))
+
+
+def _sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
+    counter = _COUNTERS.get(klass)
+    if counter is None or not kernel.layouts.has("thread", counter):
+        return []
+    member = kernel.layouts.resolve("thread", counter)
+    found = []
+    for thread in threads(kernel):
+        try:
+            held = kernel.unsigned(thread.address + member.offset, member.size)
+        except MemoryFault:
+            continue
+        if 0 < held < 1 << (8 * member.size - 1):
+            found.append((thread, held))
+    return found
+
+
+def _guess_sharers(
+    kernel: Kernel, lock: Lock, exclude: set, known: int
+) -> List[Tuple[Thread, str]]:
+    """Threads that fit a shared hold: they hold such locks, and their stack names this one."""
+    counter = _COUNTERS.get(lock.klass)
+    candidates = [
+        (thread, count)
+        for thread, count in sharing_threads(kernel, lock.klass)
+        if thread.address not in exclude
+    ]
+    wanted = lock.sharers - known
+    named = [
+        (thread, f"{counter} {count} and its stack holds {lock.address:#x}")
+        for thread, count in candidates
+        if _on_stack(kernel, thread, lock)
+    ]
+    if named:
+        return named[:wanted]
+    if candidates and sum(count for _, count in candidates) == wanted:
+        # No other thread of the machine holds a lock of this class shared.
+        return [
+            (
+                thread,
+                f"{counter} {count}: the only threads that hold any {lock.klass} lock shared "
+                f"are as many as it has sharers",
+            )
+            for thread, count in candidates
+        ]
+    return []
+
+
+def _on_stack(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
+    """True where the live part of a thread's kernel stack points at the lock.
+
+    For a vnode's lock a pointer to the vnode counts: callers pass that.
+    """
+    from plugin.kernel.vnode import vnode_of_lock
+
+    wanted = [lock.address]
+    vnode = vnode_of_lock(kernel, lock.address)
+    if vnode is not None:
+        wanted.append(vnode)
+    return any(kernel_stack_holds(kernel, thread, address) for address in wanted)
+
+
+def kernel_stack_holds(kernel: Kernel, thread: Thread, value: int) -> bool:
+    """True where the used part of a thread's kernel stack contains ``value``, aligned."""
+    words = kernel.once(("stack words", thread.address), lambda: _stack_words(kernel, thread))
+    return value in words
+
+
+def _stack_words(kernel: Kernel, thread: Thread) -> frozenset:
+    top = thread.kstack + thread.kstack_size
+    low = registers(kernel, thread).get("sp", 0)
+    if not thread.kstack <= low < top:
+        low = thread.kstack
+    low -= low % kernel.pointer_size
+    try:
+        raw = kernel.read(low, min(top - low, 1 << 17))
+    except (MemoryFault, LayoutError):
+        return frozenset()
+    code = "Q" if kernel.pointer_size == 8 else "I"
+    return frozenset(struct.unpack_from(f"<{len(raw) // kernel.pointer_size}{code}", raw))
+
+
+# The contended locks of the machine
+
+
+def contended(kernel: Kernel) -> List[Contended]:
+    """Every lock that a thread waits for, most waited-for first."""
+    return kernel.once("contended locks", lambda: _contended(kernel))
+
+
+def _contended(kernel: Kernel) -> List[Contended]:
+    waiting: Dict[int, Tuple[Lock, List[Tuple[Thread, Optional[str]]]]] = {}
+    waits = lock_waits(kernel)
+    for thread in threads(kernel):
+        wait = waits.get(thread.address)
+        if wait is not None:
+            waiting.setdefault(wait.lock.address, (wait.lock, []))[1].append((thread, wait.mode))
+    found = [
+        Contended(lock, holders(kernel, lock, [thread for thread, _ in who]), who)
+        for lock, who in waiting.values()
+    ]
+    return sorted(found, key=lambda entry: -len(entry.waiters))

@@ -1,0 +1,90 @@
+"""Mounted file systems: struct mount (sys/sys/mount.h, sys/kern/vfs_mount.c), 6.x to 15.x."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.queue import tailq_foreach
+from plugin.session import Kernel
+
+_SUSPEND = ("MNTK_SUSPEND", "MNTK_SUSPENDED", "MNTK_SUSPEND2", "MNTK_SUSPENDALL")
+
+
+class Mount(NamedTuple):
+    """One mount: what is mounted (``source``) where (``on``), and its counters.
+
+    ``susp_owner`` is the struct thread that suspended it (8.0 on), else 0;
+    ``writeopcount`` the writes under way (kept per CPU from 13.0 on, then not
+    counted here); ``kern_flag`` is mnt_kern_flag.
+    """
+
+    address: int
+    fstype: str
+    source: str
+    on: str
+    kern_flag: int
+    susp_owner: int
+    writeopcount: int
+    ref: int
+    lockref: int
+
+
+def mounts(kernel: Kernel) -> List[Mount]:
+    """Every mount on mountlist, in its order; [] where the list cannot be read."""
+    return kernel.once("mounts", lambda: _mounts(kernel))
+
+
+def _mounts(kernel: Kernel) -> List[Mount]:
+    symbol = kernel.symbol("mountlist")
+    if symbol is None:
+        return []
+    try:
+        found = [
+            _mount(kernel, address)
+            for address, _ in tailq_foreach(
+                kernel, symbol.address, "mount", "mnt_list", what="mountlist", bound=1_000_000
+            )
+        ]
+    except (MemoryFault, LayoutError) as error:
+        kernel.warnings.add("mountlist", symbol.address, str(error))
+        return []
+    return found
+
+
+def mount_at(kernel: Kernel, address: int) -> Optional[Mount]:
+    """The mount at ``address``, None if nothing there can be read as one."""
+    by_address: Dict[int, Mount] = kernel.once(
+        "mounts by address", lambda: {mount.address: mount for mount in mounts(kernel)}
+    )
+    found = by_address.get(address)
+    if found is not None:
+        return found
+    try:
+        return _mount(kernel, address)
+    except (MemoryFault, LayoutError):
+        return None
+
+
+def _mount(kernel: Kernel, address: int) -> Mount:
+    view = kernel.view("mount", address)
+    return Mount(
+        address,
+        _text(view, "mnt_stat.f_fstypename"),
+        _text(view, "mnt_stat.f_mntfromname"),
+        _text(view, "mnt_stat.f_mntonname"),
+        view.mnt_kern_flag,
+        view.get("mnt_susp_owner", 0),
+        view.get("mnt_writeopcount", 0),
+        view.get("mnt_ref", 0),
+        view.get("mnt_lockref", 0),
+    )
+
+
+def _text(view, path: str) -> str:  # type: ignore[no-untyped-def]
+    return view.text(path) if view.has(path) else ""
+
+
+def suspension(kernel: Kernel, mount: Mount) -> List[str]:
+    """The names of the MNTK_SUSPEND* flags that are set."""
+    return [name for name in _SUSPEND if mount.kern_flag & kernel.layouts.constant(name, 0)]

@@ -1,0 +1,135 @@
+"""How a thread sleeps: kind of sleep queue, which of its queues, with a timeout or not.
+
+Mirrors sys/kern/subr_sleepqueue.c and the sleep members of struct thread
+(sys/sys/proc.h), 6.x to 15.x.  sq_type is kept by every kernel from 9.x on and
+by INVARIANTS kernels before; td_sleeptimo from 10.4 / 12.0, before that the
+thread's own callout tells whether a timeout is pending.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.proc import Thread
+from plugin.kernel.queue import list_foreach
+from plugin.session import Kernel
+
+#: SLEEPQ_* (sys/sys/sleepqueue.h): 0 SLEEP, 1 CONDVAR, 2 PAUSE, 3 SX, 4 LK
+TYPES = {0: "sleep", 1: "condvar", 2: "pause", 3: "sx", 4: "lockmgr"}
+
+#: CALLOUT_PENDING (sys/sys/callout.h), the same in every version
+_CALLOUT_PENDING = 0x0004
+_TDF_SINTR = 0x0008
+
+
+class Sleep(NamedTuple):
+    """What the kernel keeps about one wait, beside message and channel.
+
+    ``type`` is one of TYPES' names, None where the kernel does not keep it.
+    ``queue`` is 0 for the exclusive and 1 for the shared queue of a lock, None
+    where it is not kept.  ``timed``: a timeout will end it.  ``wmesg`` is the
+    pointer itself: a lock's sleepers share its name's address.
+    """
+
+    type: Optional[str]
+    queue: Optional[int]
+    timed: bool
+    interruptible: bool
+    wmesg: int
+
+
+def sleep_types(kernel: Kernel) -> Dict[int, str]:
+    """{wait channel: type of its sleep queue}, out of sleepq_chains[]; {} if not kept."""
+    return kernel.once("sleep queue types", lambda: _sleep_types(kernel))
+
+
+def _sleep_types(kernel: Kernel) -> Dict[int, str]:
+    table = kernel.symbol("sleepq_chains")
+    layouts = kernel.layouts
+    if (
+        table is None
+        or "sleepqueue_chain" not in layouts
+        or not layouts.has("sleepqueue", "sq_type")
+    ):
+        return {}
+    stride = layouts.sizeof("sleepqueue_chain")
+    head = layouts.offsetof("sleepqueue_chain", "sc_queues")
+    count = min(table.size // stride, 4096)
+    found: Dict[int, str] = {}
+    try:
+        raw = kernel.read(table.address, count * stride)
+    except MemoryFault as fault:
+        kernel.warnings.add("sleep queues", fault.address, fault.reason)
+        return {}
+    for index in range(count):
+        at = index * stride + head
+        if not any(raw[at : at + kernel.pointer_size]):
+            continue
+        for _, (wchan, kind) in list_foreach(
+            kernel,
+            table.address + at,
+            "sleepqueue",
+            "sq_hash",
+            ["sq_wchan", "sq_type"],
+            what="sleep queue chain",
+            bound=1_000_000,
+        ):
+            name = TYPES.get(kind)
+            if wchan and name:
+                found[wchan] = name
+    return found
+
+
+def sleeps(kernel: Kernel, threads: List[Thread]) -> Dict[int, Sleep]:
+    """{struct thread address: Sleep} of every thread in ``threads`` that waits."""
+    types = sleep_types(kernel)
+    layouts = kernel.layouts
+    pending = layouts.constant("CALLOUT_PENDING", _CALLOUT_PENDING)
+    sintr = layouts.constant("TDF_SINTR", _TDF_SINTR)
+    optional = [
+        path
+        for path in (
+            "td_sqqueue",
+            "td_tsqueue",
+            "td_sleeptimo",
+            "td_slpcallout.c_flags",
+            "td_slpcallout.c_iflags",
+        )
+        if layouts.has("thread", path)
+    ]
+    fields = layouts.fields("thread", "td_wmesg", *optional)
+    found: Dict[int, Sleep] = {}
+    for thread in threads:
+        if not thread.waits:
+            continue
+        try:
+            values = fields.unpack(kernel.read(thread.address, fields.span))
+        except MemoryFault as fault:
+            kernel.warnings.add(f"thread {thread.tid}", fault.address, fault.reason)
+            continue
+        extra = dict(zip(optional, values[1:]))
+        locked = thread.state == "locked"
+        if "td_sleeptimo" in extra:
+            timed = bool(extra["td_sleeptimo"])
+        else:
+            bits = extra.get("td_slpcallout.c_flags", 0) | extra.get("td_slpcallout.c_iflags", 0)
+            timed = bool(bits & pending)
+        found[thread.address] = Sleep(
+            None if locked else types.get(thread.wchan or 0),
+            extra.get("td_tsqueue" if locked else "td_sqqueue"),
+            timed and not locked,
+            bool(thread.flags & sintr),
+            values[0],
+        )
+    return found
+
+
+def condvar_description(kernel: Kernel, address: int) -> Optional[str]:
+    """cv_description of the struct cv at ``address``, None if that is no condvar."""
+    try:
+        view = kernel.view("cv", address)
+        text = kernel.try_cstring(view.cv_description, limit=64)
+        return text if text and view.cv_waiters else None
+    except (MemoryFault, LayoutError):
+        return None
