@@ -73,12 +73,13 @@ _OUTERMOST = frozenset(("fork_trampoline", "btext", "begin", "mpentry", "init_se
 
 
 class Frame(NamedTuple):
-    """One frame: program counter, frame pointer, function that covers the pc."""
+    """One frame: program counter, frame and stack pointer, function that covers the pc."""
 
     pc: int
     fp: int
     function: str
     offset: int
+    sp: int
 
 
 def stoppcb_address(kernel: Kernel, cpu: int) -> Optional[int]:
@@ -177,16 +178,20 @@ def _from_trapframe(kernel: Kernel, address: int) -> Dict[str, int]:
 
 
 def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
-    """Frames of a thread, innermost first; ends quietly where the chain does.
+    """Frames of a thread, innermost first, from where the kernel saved its registers."""
+    start = registers(kernel, thread)
+    if start:
+        yield from walk(kernel, start["pc"], start.get("fp", 0), start.get("sp", 0))
+
+
+def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
+    """Frames from these registers on; ends quietly where the chain does.
 
     A frame pointer that decreases is no end: NMI and IST stacks lie anywhere.
     """
-    start = registers(kernel, thread)
-    if not start:
-        return
     arch = _ARCH[kernel.arch]
     size = kernel.pointer_size
-    pc, fp = start["pc"], start.get("fp", 0)
+    called = 0
     seen = set()
     exact = True
     for _ in range(MAX_FRAMES):
@@ -196,19 +201,25 @@ def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
         if found is None or not kernel.is_kernel_address(pc):
             return
         name, offset = found
-        yield Frame(pc, fp, name, offset if exact else offset + 1)
+        yield Frame(pc, fp, name, offset if exact else offset + 1, sp)
         if name in _OUTERMOST or (fp, pc) in seen:
             return
         seen.add((fp, pc))
         try:
             if _is_trap(name):
-                state = _from_trapframe(kernel, fp + 2 * size)
+                # The trap frame lies where the called function was called from; fp is
+                # already the interrupted function's (db_nextframe, db_trace.c).
+                sp = called + 2 * size
+                state = _from_trapframe(kernel, sp)
                 pc, fp, exact = state["pc"], state["fp"], True
+                sp += kernel.layouts.sizeof("trapframe")
                 continue
             if not fp or fp % size:
                 return
+            called = fp
             pc = kernel.pointer(fp + arch.saved_pc * size)
             fp = kernel.pointer(fp + arch.saved_fp * size)
+            sp = called + 2 * size
             exact = False
         except (MemoryFault, LayoutError):
             return
