@@ -15,6 +15,7 @@ from plugin.vmcore.elf import ElfFile
 _NAMES = ("kernel.debug", "kernel.full", "kernel", "boot/kernel/kernel")
 _SUFFIXES = ("", ".zst", ".gz")
 #: "... user@host:/usr/obj/usr/src/amd64.amd64/sys/GENERIC": where it was built.
+_BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][ -~]{3,200}")
 _BUILT_IN = re.compile(r"@[^:\s]+:(/\S+)")
 
 
@@ -23,7 +24,7 @@ def open_dump(
     kernel: Optional[str] = None,
     *,
     force: bool = False,
-    progress: Optional[Callable[[str], None]] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
 ) -> Tuple[CoreTarget, List[str]]:
     """The dump as a target, and notes for the reports (a forced mismatch)."""
     if kernel is not None:
@@ -39,7 +40,7 @@ def open_dump(
     return _search(vmcore, progress), []
 
 
-def _search(vmcore: str, progress: Optional[Callable[[str], None]]) -> CoreTarget:
+def _search(vmcore: str, progress: Optional[Callable[[int, int], None]]) -> CoreTarget:
     tried: List[str] = []
     for path in candidates(vmcore):
         tried.append(path)
@@ -96,14 +97,29 @@ def _built_in(vmcore: str) -> Iterator[str]:
 def version_of_file(elf: ElfFile) -> str:
     """The version string inside a kernel file, "" where its data was stripped."""
     for symbol in elf.symbols("version"):
-        data = elf.bytes_at(symbol.address, symbol.size or 256)
+        data = elf.read(symbol.address, symbol.size or 256)
         if data and b"FreeBSD" in data:
             text = data[data.index(b"FreeBSD") :].split(b"\0", 1)[0]
             return text.decode("utf-8", "backslashreplace").strip()
     return ""
 
 
-def _banners(memory: KernelMemory) -> List[str]:
-    return [memory.version] if memory.version else []
+def _banners(memory: KernelMemory) -> Iterator[str]:
+    """Version strings that a dump holds wherever they can be had without symbols.
 
-
+    The dump's header, its message buffer, and at last the first one anywhere in
+    the file: only asked for when a mismatch must be explained.
+    """
+    if memory.version:
+        yield memory.version
+    found = _BANNER.search(memory.message_buffer)
+    if found:
+        yield found.group(0).decode("ascii", "backslashreplace")
+    overlap = b""
+    with open(memory.file_path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            found = _BANNER.search(overlap + piece)
+            if found:
+                yield found.group(0).decode("ascii", "backslashreplace")
+                return
+            overlap = piece[-256:]
