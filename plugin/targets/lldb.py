@@ -1,0 +1,276 @@
+"""The target inside lldb, and wchan's commands there.
+
+Works with lldb's Python API as of lldb 14; what is newer is used where it is there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
+
+import lldb
+
+from plugin import debugger as shared
+from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
+from plugin.targets import Symbol
+from plugin.targets.image import KernelImage
+
+if TYPE_CHECKING:
+    from plugin.structs import LayoutSource
+    from plugin.vmcore import KernelMemory
+
+_ARCHES = {
+    "x86_64": "amd64",
+    "i386": "i386",
+    "i486": "i386",
+    "i586": "i386",
+    "i686": "i386",
+    "aarch64": "arm64",
+    "arm64": "arm64",
+    "riscv64": "riscv64",
+}
+_RESPONSE = re.compile(r"^\s*response: (.*)$", re.MULTILINE)
+_MAX_FRAMES = 128
+
+
+class LldbTarget:
+    """What lldb debugs now; memory from lldb, or from the dump's file where given."""
+
+    # A process that is stopped stands still; the session drops us once it runs.
+    stable = True
+
+    def __init__(self, debugger: Any, memory: Optional[KernelMemory]) -> None:
+        target = debugger.GetSelectedTarget()
+        process = target.GetProcess()
+        if not target.IsValid() or not process.IsValid():
+            raise WchanError("no kernel is being debugged: open a dump or connect first")
+        if process.GetState() not in (lldb.eStateStopped, lldb.eStateSuspended):
+            raise WchanError("the kernel is not stopped: interrupt it first")
+        machine = target.GetTriple().split("-")[0]
+        if machine not in _ARCHES:
+            raise WchanError(f"lldb debugs a {machine or 'unknown'} program; wchan cannot")
+        self.arch = _ARCHES[machine]
+        self.description = "lldb"
+        self.memory = memory
+        self._debugger = debugger
+        self._target = target
+        self._process = process
+        self._interrupted = getattr(debugger, "InterruptRequested", None)
+        self._image = KernelImage.open(target.GetExecutable().fullpath)
+        if self._image is not None:
+            self._image.slide = _slide(target)
+        self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
+        if memory is not None:
+            self.description = memory.path
+            self.page_size = memory.page_size
+            # An instance attribute: no call of ours between a walk and the file.
+            self.read = memory.read  # type: ignore[method-assign]
+
+    def read(self, address: int, size: int) -> bytes:
+        if size <= 0:
+            return b""
+        error = lldb.SBError()
+        try:
+            data = self._process.ReadMemory(address, size, error)
+        except (OverflowError, TypeError):
+            raise MemoryFault(address, "no address") from None
+        if data is None or len(data) != size:
+            raise MemoryFault(address + len(data or b""), "lldb cannot read it")
+        return data
+
+    # Symbols
+
+    def symbols(self, name: str) -> Sequence[Symbol]:
+        found = self._image.symbols(name) if self._image else []
+        if found:
+            return found
+        # In a module, or there is no file to read: ask lldb.
+        return [
+            _symbol(name, context.GetSymbol(), self._target)
+            for context in self._target.FindSymbols(name)
+            if context.GetSymbol().IsValid()
+        ]
+
+    def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
+        if address not in self._symbolized:
+            found = self._image.symbolize(address) if self._image else None
+            self._symbolized[address] = found or self._resolve(address)
+        return self._symbolized[address]
+
+    def _resolve(self, address: int) -> Optional[Tuple[str, int]]:
+        symbol = self._target.ResolveLoadAddress(address).GetSymbol()
+        if not symbol.IsValid() or not symbol.GetName():
+            return None
+        start = symbol.GetStartAddress().GetLoadAddress(self._target)
+        return symbol.GetName(), address - start
+
+    # Threads
+
+    def registers(self, tid: int) -> Optional[Mapping[str, int]]:
+        """Every register lldb has a value of, by lldb's names; None if no such thread."""
+        thread = self._process.GetThreadByID(tid)
+        if not thread.IsValid():
+            return None
+        found: Dict[str, int] = {}
+        sets = thread.GetFrameAtIndex(0).GetRegisters()
+        for value in sets.GetValueAtIndex(0):
+            error = lldb.SBError()
+            number = value.GetValueAsUnsigned(error, 0)
+            if error.Success() and value.GetError().Success():
+                found[value.GetName()] = number
+        return found
+
+    def backtrace(self, tid: int) -> Optional[Sequence[Tuple[int, str]]]:
+        """lldb's own frames, where it has call-frame information to find them by.
+
+        Without it lldb guesses from code bytes, and the frame pointers that every
+        FreeBSD kernel keeps are the better guide: None then.
+        """
+        thread = self._process.GetThreadByID(tid)
+        if self._image is None or not self._image.has_frame_information or not thread.IsValid():
+            return None
+        frames = []
+        for index in range(_MAX_FRAMES):
+            frame = thread.GetFrameAtIndex(index)
+            if not frame.IsValid():
+                break
+            frames.append((frame.GetPC(), frame.GetFunctionName() or ""))
+        return frames
+
+    def types(self) -> Optional[LayoutSource]:
+        return None
+
+    def interrupted(self) -> bool:
+        return self._interrupted is not None and bool(self._interrupted())
+
+
+def _symbol(name: str, symbol: Any, target: Any) -> Symbol:
+    start = symbol.GetStartAddress()
+    address = start.GetLoadAddress(target)
+    if address == lldb.LLDB_INVALID_ADDRESS:
+        address = start.GetFileAddress()
+    kinds = {
+        lldb.eSymbolTypeData: "object",
+        lldb.eSymbolTypeCode: "function",
+        lldb.eSymbolTypeAbsolute: "absolute",
+    }
+    return Symbol(
+        name,
+        address,
+        symbol.GetSize() if hasattr(symbol, "GetSize") else 0,
+        kinds.get(symbol.GetType(), "other"),
+        not symbol.IsExternal(),
+    )
+
+
+def _slide(target: Any) -> int:
+    """How far lldb has moved the kernel from where the file says it lies."""
+    module = target.FindModule(target.GetExecutable())
+    for section in module.section_iter():
+        loaded = section.GetLoadAddress(target)
+        if loaded != lldb.LLDB_INVALID_ADDRESS:
+            return loaded - section.GetFileAddress()
+    return 0
+
+
+class LldbDebugger:
+    """lldb as the session sees it (shared.Debugger)."""
+
+    name = "lldb"
+
+    def __init__(self, debugger: Any) -> None:
+        self._debugger = debugger
+
+    def state(self) -> Hashable:
+        target = self._debugger.GetSelectedTarget()
+        process = target.GetProcess()
+        return (
+            self._debugger.GetIndexOfTarget(target),
+            target.GetExecutable().fullpath,
+            process.GetUniqueID(),
+            process.GetStopID(),
+        )
+
+    def ask_server(self, packet: str) -> str:
+        result = lldb.SBCommandReturnObject()
+        self._debugger.GetCommandInterpreter().HandleCommand(
+            f"process plugin packet send {packet}", result, False
+        )
+        match = _RESPONSE.search(result.GetOutput() or "") if result.Succeeded() else None
+        return match.group(1).strip() if match else ""
+
+    def target(self, memory: Optional[KernelMemory]) -> LldbTarget:
+        return LldbTarget(self._debugger, memory)
+
+    def kernel_file(self) -> Optional[str]:
+        return self._debugger.GetSelectedTarget().GetExecutable().fullpath or None
+
+
+def command_class(name: str, session: shared.Session) -> type:
+    """A class for ``command script add --class``: one wchan command in lldb."""
+
+    class Command:
+        def __init__(self, debugger: Any, internal_dict: Dict[str, Any]) -> None:
+            pass
+
+        def __call__(self, debugger: Any, line: str, context: Any, result: Any) -> None:
+            # lldb prints a traceback and goes on, exit status 0, if anything is raised.
+            try:
+                self._run(debugger, line, result)
+            except BaseException as error:
+                result.SetError(f"{name}: {type(error).__name__}: {error}")
+
+        def _run(self, debugger: Any, line: str, result: Any) -> None:
+            errors: List[str] = []
+            status = shared.run(
+                session,
+                name,
+                line,
+                lambda text: result.PutCString(text.rstrip("\n")),
+                errors.append,
+                width=shared.output_width(debugger.GetTerminalWidth()),
+            )
+            if status == EXIT_FAILED:
+                result.SetError("\n".join(errors) or f"{name} failed")
+                return
+            for text in errors:
+                result.AppendWarning(text)
+            result.SetStatus(lldb.eReturnStatusSuccessFinishResult)
+
+        def get_short_help(self) -> str:
+            import commands
+
+            return commands.load(name).HELP
+
+        def get_long_help(self) -> str:
+            return shared.help_text(name)
+
+    return Command
+
+
+def register(debugger: Any, namespace: str) -> None:
+    """Register every command in ``debugger``; ``namespace`` is the module lldb imported.
+
+    A name that lldb knows already is refused with a line saying so, never shadowed.
+    """
+    import sys
+
+    import commands
+
+    session = shared.Session(LldbDebugger(debugger))
+    interpreter = debugger.GetCommandInterpreter()
+    module = sys.modules[namespace]
+    for name in commands.NAMES:
+        if interpreter.CommandExists(name) or interpreter.AliasExists(name):
+            print(f"wchan: lldb has a command {name!r} already; not replaced")
+            continue
+        attribute = "lldb_" + name.replace("-", "_")
+        setattr(module, attribute, command_class(name, session))
+        result = lldb.SBCommandReturnObject()
+        interpreter.HandleCommand(f"command script delete {name}", result, False)
+        result.Clear()
+        interpreter.HandleCommand(
+            f"command script add --class {namespace}.{attribute} {name}", result, False
+        )
+        if not result.Succeeded():
+            print(f"wchan: lldb refuses the command {name!r}: {result.GetError().strip()}")
