@@ -1,0 +1,285 @@
+"""A machine to describe: kernel, processes, locks, disks, memory; then a dump of it.
+
+    from plugin.forge.machine import Machine
+
+    m = Machine(1402000)
+    lock = m.locks.mutex("example lock")
+    holder = m.procs.process("holder").thread(calls=("kern_example", "sys_example"))
+    waiter = m.procs.process("waiter").thread(calls=("kern_example", "sys_example"))
+    lock.owned_by(holder)
+    waiter.blocks_on(lock)
+    holder.sleeps(m.take(8), "example")
+    vmcore, kernel = m.write(directory)
+
+What a scenario does not say is filled in as on an idle machine.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, Iterable, Optional, Tuple
+
+from plugin.errors import LayoutError
+from plugin.forge import dumps, paging
+from plugin.forge.builder import Builder, Obj
+from plugin.forge.locks import Locks
+from plugin.forge.memory import PAGE_SIZE
+from plugin.forge.procs import Procs, Thread
+from plugin.structs import Layouts
+
+MSG_MAGIC = 0x063062
+_MSGBUF = 0x8000
+
+#: __FreeBSD_version: (release, what stands in version[] behind it)
+RELEASES = {
+    700014: ("7.0-CURRENT", "#0: Mon Mar 13 21:04:32 UTC 2006"),
+    800068: ("8.0-CURRENT", "#0: Sat Feb 28 12:11:09 UTC 2009"),
+    903000: ("9.3-RELEASE", "#0 r268512: Thu Jul 10 23:44:39 UTC 2014"),
+    1001000: ("10.1-RELEASE", "#0 r274401: Tue Nov 11 21:02:49 UTC 2014"),
+    1004000: ("10.4-RELEASE", "#0 r324094: Fri Sep 29 01:40:03 UTC 2017"),
+    1200058: ("12.0-CURRENT", "#0 r329363: Fri Feb 16 08:01:15 UTC 2018"),
+    1200086: ("12.0-RELEASE", "r341666 GENERIC"),
+    1201000: ("12.1-RELEASE", "r354233 GENERIC"),
+    1300139: ("13.0-RELEASE", "#0 releng/13.0-n244733-ea31abc261f: Fri Apr  9 04:24:09 UTC 2021"),
+    1402000: ("14.2-RELEASE", "releng/14.2-n269506-c8918d6c7412 GENERIC"),
+    1500068: ("15.0-RELEASE", "releng/15.0-n280995-7aedc8de6446 GENERIC"),
+}
+
+
+class Machine(Builder):
+    """One machine at the moment of its dump.
+
+    ``osreldate``, ``arch`` and ``variant`` choose the layouts of structs.yaml;
+    ``ram`` is in bytes; ``uptime`` in seconds.
+    """
+
+    def __init__(
+        self,
+        osreldate: int,
+        arch: str = "amd64",
+        variant: Iterable[str] = (),
+        *,
+        layouts: Optional[Layouts] = None,
+        ram: int = 512 << 20,
+        cpus: int = 2,
+        ident: str = "GENERIC",
+        release: Optional[str] = None,
+        hz: int = 1000,
+        uptime: float = 4000.0,
+        time: int = 1_700_000_000,
+        hostname: str = "forge",
+        kstack_pages: Optional[int] = None,
+    ) -> None:
+        self.variant: FrozenSet[str] = frozenset(variant)
+        super().__init__(
+            layouts or shipped_layouts(osreldate, arch, self.variant),
+            arch,
+            osreldate,
+            ram=ram,
+            kstack_pages=kstack_pages,
+        )
+        self.cpus = cpus
+        self.hz = hz
+        self.uptime = uptime
+        self.ticks = int(uptime * hz)
+        self.time = time
+        self.ident = ident
+        self.hostname = hostname
+        self.dumping_cpu = 0
+        self.dumper: Optional[Thread] = None
+        self.panic_text: Optional[str] = None
+        self.message_text = ""
+        self.zones: Dict[str, Any] = {}
+        self._finished = False
+        self._identity(release)
+        self.ucred = self._ucred()
+        self.locks = Locks(self)
+        self.procs = Procs(self)
+
+    # Shorthands
+
+    def allocate(self, struct_name: str, *, at: Optional[int] = None, **members: Any) -> Obj:
+        """A struct from where its kernel takes it: its UMA zone if there is one, else malloc."""
+        zone = self.zones.get(struct_name)
+        if zone is None or at is not None:
+            if at is not None:
+                self.arenas["kmem"].reserve(at, self.sizeof(struct_name))
+            return self.new(struct_name, at=at, **members)
+        return self.new(struct_name, at=zone.alloc(), **members)
+
+    def message(self, text: str) -> None:
+        """A line of the kernel's message buffer."""
+        self.message_text += text.rstrip("\n") + "\n"
+
+    def panics(self, thread: Thread, text: str, cpu: int = 0) -> None:
+        """``thread`` panics on ``cpu``; it is the one that dumps."""
+        self.panic_text = text
+        self.dumps(thread, cpu)
+
+    def dumps(self, thread: Thread, cpu: int = 0) -> None:
+        """``thread`` runs on ``cpu`` and takes the dump (panic, or ``dump`` in DDB)."""
+        self.dumper = thread
+        self.dumping_cpu = cpu
+        thread.runs_on(cpu)
+
+    # Who this kernel is
+
+    def _identity(self, release: Optional[str]) -> None:
+        known = RELEASES.get(self.osreldate)
+        name = release or (known[0] if known else f"{self.osreldate // 100000}.0-CURRENT")
+        build = known[1] if known else "#0: Thu Jan  1 00:00:00 UTC 1970"
+        self.release = name
+        if "GENERIC" in build:
+            build = build.replace("GENERIC", self.ident)
+            version = f"FreeBSD {name} {build}\n"
+        else:
+            where = f"/usr/obj/usr/src/sys/{self.ident}"
+            version = f"FreeBSD {name} {build}\n    root@{self.hostname}:{where}\n"
+        self.version = version
+        self.text_variable("version", version)
+        self.text_variable("ostype", "FreeBSD")
+        self.text_variable("osrelease", name, room=32)
+        self.text_variable("kern_ident", self.ident)
+        self.constant_variable("osreldate", self.osreldate)
+        if self.arch == "i386":
+            self.absolute("kernbase", self.map.kernbase)
+        if "INVARIANTS" in self.variant:
+            # Only INVARIANTS makes these functions (sys/vm/vm_page.c, sys/kern/kern_mutex.c).
+            self.function("vm_page_object_lock_assert")
+            self.function("__mtx_assert" if self.osreldate >= 1000000 else "_mtx_assert")
+        if "WITNESS" in self.variant:
+            self.variable("witness_watch", 1, size=4)
+            self.variable("w_data", 0, static=True)
+            self.function("witness_checkorder")
+
+    def _ucred(self) -> Obj:
+        made = self.new("ucred", arena="kva")
+        return made.probe(cr_ref=1000, cr_uid=0, cr_ruid=0, cr_svuid=0)
+
+    # Finishing
+
+    def finish(self) -> None:
+        """Link all lists and write all that depends on the whole; once."""
+        if self._finished:
+            return
+        self._finished = True
+        self._clock()
+        self._panic_state()
+        self.procs.finish()
+        self.locks.finish()
+        self._msgbuf()
+
+    def _clock(self) -> None:
+        self.variable("hz", self.hz, size=4)
+        if self.osreldate >= 1500000:
+            # ticks is the low half of ticksl (sys/kern/subr_ticks.S).
+            ticksl = self.variable("ticksl", self.ticks)
+            self.alias("ticks", ticksl.address, 4)
+        else:
+            self.variable("ticks", self.ticks, size=4)
+        self.variable("time_second", self.time, size=self.pointer_size)
+        self.variable("time_uptime", int(self.uptime), size=self.pointer_size)
+
+    def alias(self, name: str, address: int, size: int, *, static: bool = False) -> None:
+        """A further name for memory that is there already."""
+        from plugin.targets import Symbol
+
+        self._name(Symbol(name, address, size, "object", static))
+
+    def _panic_state(self) -> None:
+        pointer = 0
+        if self.panic_text is not None:
+            # vpanic()'s own static buffer.
+            raw = self.panic_text.encode() + b"\0"
+            buffer = self.symbol("buf.0", size=256, static=True)
+            self.space.write(buffer.address, raw[:256])
+            pointer = buffer.address
+            self.message("panic: " + self.panic_text)
+        self.variable("panicstr", pointer)
+        if 1300000 <= self.osreldate < 1500000:
+            self.variable("panicked", int(bool(pointer)), size=1)
+        self.variable("dumping", 1, size=4)
+        self.variable("rebooting", 0, size=4)
+
+    def _msgbuf(self) -> None:
+        """The message buffer: a ring of bytes with its struct behind it (subr_msgbuf.c)."""
+        head = self.sizeof("msgbuf")
+        room = _MSGBUF - head
+        base = self.take(_MSGBUF, "kva", PAGE_SIZE)
+        text = (self.version + self.message_text).encode()
+        ring = bytearray(room)
+        for position, byte in enumerate(text):
+            ring[position % room] = byte
+        self.space.write(base, bytes(ring))
+        made = self.new(
+            "msgbuf",
+            at=base + room,
+            msg_ptr=base,
+            msg_magic=MSG_MAGIC,
+            msg_size=room,
+            msg_wseq=len(text),
+            msg_rseq=0,
+        )
+        made.probe(msg_cksum=sum(text) & 0xFFFFFFFF)
+        if made.has("msg_lock"):
+            self.locks.initialize(made.sub("msg_lock"), "spin mutex", "msgbuf")
+        self.variable("msgbufp", made)
+        self._message_ring = bytes(ring)
+
+    # Writing
+
+    def write(
+        self,
+        directory: Any,
+        *,
+        form: Optional[dumps.Format] = None,
+        pae: bool = False,
+        la57: bool = False,
+        name: str = "",
+    ) -> Tuple[Path, Path]:
+        """Write ``vmcore`` and ``kernel`` into ``directory`` and return their paths.
+
+        ``form`` is the format this kernel writes by itself unless given.
+        """
+        self.finish()
+        where = Path(directory)
+        where.mkdir(parents=True, exist_ok=True)
+        form = form or dumps.native(self.arch, self.osreldate)
+        full = form.kind == "full"
+        roots = self._root_symbols(full, pae, la57)
+        tables = paging.build(self.space, pae=pae, la57=la57, dmap=full)
+        for symbol, width in roots:
+            self.space.write(symbol, struct.pack("<I" if width == 4 else "<Q", tables.root))
+        vmcore, kernel = where / f"vmcore{name}", where / f"kernel{name}"
+        dumps.write(vmcore, self.space, tables, form, msgbuf=self._message_ring, pae=pae)
+        self.write_kernel(kernel)
+        return vmcore, kernel
+
+    def _root_symbols(self, full: bool, pae: bool, la57: bool) -> Iterable[Tuple[int, int]]:
+        """Variables that hold the page tables' root: (address, width)."""
+        if self.arch == "amd64":
+            found = [(self.variable("KPML4phys", size=8).address, 8)]
+            if self.osreldate >= 1300000:
+                self.variable("kernphys", self.map.image_pa, size=8)
+                self.variable("la57", int(la57), size=4)
+                five = self.variable("KPML5phys", size=8).address
+                if la57:
+                    return [(five, 8)]
+            return found
+        if self.arch == "i386":
+            names = ["IdlePDPT"] if pae else ["IdlePTD"]
+            return [(self.variable(n, size=4).address, 4) for n in names]
+        return []
+
+
+def shipped_layouts(osreldate: int, arch: str, variant: FrozenSet[str]) -> Layouts:
+    """The layouts of structs.yaml, which the product reads such a kernel with."""
+    from plugin.structs.choose import choose_yaml
+
+    choice = choose_yaml(osreldate, arch, variant)
+    if not choice.exact and choice.row.first != osreldate:
+        raise LayoutError(
+            f"structs.yaml knows no kernel {osreldate} on {arch}; the nearest is {choice.row.name}"
+        )
+    return Layouts([choice.source], choice.tables)
