@@ -227,7 +227,7 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
             where = f" at {held.file}:{held.line}" if held.file else ""
             add(thread.address, not held.exclusive, PROVEN, f"WITNESS: taken{where}")
     if lock.state == "shared" and len(found) < lock.sharers:
-        for thread, evidence in _guess_sharers(kernel, lock, blocked | seen, len(found)):
+        for thread, evidence in _guess_sharers(kernel, lock, waiting, seen, len(found)):
             add(thread.address, True, GUESSED, evidence)
     return found
 
@@ -270,33 +270,42 @@ def _sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
 
 
 def _guess_sharers(
-    kernel: Kernel, lock: Lock, exclude: set, known: int
+    kernel: Kernel, lock: Lock, waiting: List[Thread], known: set, count: int
 ) -> List[Tuple[Thread, str]]:
-    """Threads that fit a shared hold: they hold such locks, and their stack names this one."""
+    """Threads that fit a shared hold which nothing records.
+
+    They hold as many locks of the class as are missing, by their own count, and
+    either their stack names this lock or there is no other thread it could be.
+    """
     counter = _COUNTERS.get(lock.klass)
+    exclude = known | {thread.address for thread in waiting}
     candidates = [
-        (thread, count)
-        for thread, count in sharing_threads(kernel, lock.klass)
+        (thread, held)
+        for thread, held in sharing_threads(kernel, lock.klass)
         if thread.address not in exclude
     ]
-    wanted = lock.sharers - known
+    wanted = lock.sharers - count
     named = [
-        (thread, f"{counter} {count} and its stack holds {lock.address:#x}")
-        for thread, count in candidates
+        (thread, f"{counter} {held} and its stack holds {lock.address:#x}")
+        for thread, held in candidates
         if _on_stack(kernel, thread, lock)
     ]
     if named:
         return named[:wanted]
-    if candidates and sum(count for _, count in candidates) == wanted:
-        # No other thread of the machine holds a lock of this class shared.
-        return [
-            (
-                thread,
-                f"{counter} {count}: the only threads that hold any {lock.klass} lock shared "
-                f"are as many as it has sharers",
-            )
-            for thread, count in candidates
-        ]
+    if sum(held for _, held in candidates) == wanted:
+        why = f"no other thread holds any {lock.klass} lock shared"
+        return [(thread, f"{counter} {held}: {why}") for thread, held in candidates]
+    # Whoever keeps the waiters waiting was stuck before they were.
+    oldest = max((thread.age or 0.0 for thread in waiting), default=0.0)
+    earlier = [
+        (thread, held)
+        for thread, held in candidates
+        if thread.waits and thread.age is not None and thread.age >= oldest
+    ]
+    if waiting and sum(held for _, held in earlier) == wanted:
+        others = len(candidates) - len(earlier)
+        why = f"it was stuck before the first waiter; {others} more threads hold such locks shared"
+        return [(thread, f"{counter} {held}: {why}") for thread, held in earlier]
     return []
 
 
@@ -349,8 +358,12 @@ def _contended(kernel: Kernel) -> List[Contended]:
         wait = waits.get(thread.address)
         if wait is not None:
             waiting.setdefault(wait.lock.address, (wait.lock, []))[1].append((thread, wait.mode))
-    found = [
-        Contended(lock, holders(kernel, lock, [thread for thread, _ in who]), who)
-        for lock, who in waiting.values()
-    ]
+    found = []
+    for lock, who in waiting.values():
+        blocked = [thread for thread, _ in who]
+        held = holders(kernel, lock, blocked)
+        if lock.klass in (locks.RM, locks.RM_SLEEPABLE) and held and held[0].shared:
+            # The writer inside waits for these readers: it does not hold the lock yet.
+            lock = lock._replace(state="shared", sharers=len(held))
+        found.append(Contended(lock, held, who))
     return sorted(found, key=lambda entry: -len(entry.waiters))
