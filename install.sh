@@ -110,6 +110,13 @@ case $prefix in
     *:* | *"$newline"*) die "the prefix may contain neither ':' nor a line break: $prefix" ;;
 esac
 
+if [ "$init_files" = yes ]; then
+    [ -n "${HOME:-}" ] || die "HOME is not set: there is no ~/.lldbinit or ~/.gdbinit to write"
+    case $prefix in
+        *[\"\'\`\\]*) die "--init-files cannot quote this prefix for the debuggers: $prefix" ;;
+    esac
+fi
+
 home=$prefix/share/wchan
 app=$home/app
 venv=$home/venv
@@ -195,10 +202,6 @@ remove_init_line() { # FILE LINE
 }
 
 write_init_files() {
-    [ -n "${HOME:-}" ] || die "HOME is not set: there is no ~/.lldbinit or ~/.gdbinit to write"
-    case $app in
-        *[\"\'\`\\]*) die "--init-files cannot quote this prefix for the debuggers: $prefix" ;;
-    esac
     add_init_line "$HOME/.lldbinit" "$lldb_line"
     add_init_line "$HOME/.gdbinit" "$gdb_line"
     preferred=${XDG_CONFIG_HOME:-$HOME/.config}/gdb/gdbinit
