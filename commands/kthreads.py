@@ -10,7 +10,7 @@ from plugin.kernel.stack import backtrace
 from plugin.report import Report, address, count, seconds
 from plugin.session import Kernel
 
-HELP = "every process and thread, its state and what it waits for (DDB's ps, with wait age)"
+HELP = "every thread: its state, what it waits for, since when (DDB's ps)"
 EXAMPLE = "kthreads --stacks --wmesg biord"
 
 STATES = (

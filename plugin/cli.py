@@ -7,11 +7,25 @@ import importlib
 import os
 import shutil
 import sys
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
+import time
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Dict,
+    List,
+    NoReturn,
+    Optional,
+    Sequence,
+    TextIO,
+    Tuple,
+)
 
 import commands
 from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
 from plugin.version import VERSION
+
+if TYPE_CHECKING:
+    from plugin.session import Kernel
 
 #: Subcommands of the shell alone: module, function (argv -> exit status), what it does.
 SHELL: Dict[str, Tuple[str, str, str]] = {
@@ -34,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     lines += [f"  {name:<12}{help_}" for name, (_, _, help_) in SHELL.items()]
     made = _Parser(
         prog="wchan",
-        usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [ARGUMENT ...]\n"
+        usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [...]\n"
         "       wchan " + "|".join(SHELL) + " ...",
         description="Ask a stuck FreeBSD kernel why.",
         epilog="commands (each has --help, --json, --limit, --verbose, -o):\n" + "\n".join(lines),
@@ -57,16 +71,28 @@ def core_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--structs", metavar="FILE", help="struct layouts that take precedence")
 
 
-def progress() -> Optional[Callable[[str], None]]:
-    """A callback that shows progress on a terminal, None where nobody looks."""
-    if not sys.stderr.isatty():
-        return None
+class Progress:
+    """Progress on a terminal, for work that takes longer than a second; silent elsewhere."""
 
-    def show(text: str) -> None:
-        sys.stderr.write("\r\033[K" + text)
-        sys.stderr.flush()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = False
+        self._next = time.monotonic() + 1.0 if stream.isatty() else float("inf")
 
-    return show
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.1
+            self._shown = True
+            share = f"{100 * done // total} %" if total else f"{done}"
+            self._stream.write(f"\r\033[K{what}: {share}")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            self._stream.write("\r\033[K")
+            self._stream.flush()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -106,22 +132,38 @@ def _main(words: List[str]) -> int:
         raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
     from plugin.runner import run_command
 
+    progress = Progress(sys.stderr)
+
+    def write(text: str) -> None:
+        progress.clear()
+        sys.stdout.write(text)
+
+    def complain(text: str) -> None:
+        progress.clear()
+        _complain(text)
+
     return run_command(
         args.command,
         args.arguments,
-        lambda: _open(args),
-        sys.stdout.write,
-        _complain,
+        lambda: _open(args, progress),
+        write,
+        complain,
         width=shutil.get_terminal_size((80, 24)).columns,
     )
 
 
-def _open(args: argparse.Namespace) -> Any:
+def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
     from plugin.session import open_core
 
-    return open_core(
-        args.vmcore, args.kernel, force=args.force, structs=args.structs, progress=progress()
+    kernel = open_core(
+        args.vmcore,
+        args.kernel,
+        force=args.force,
+        structs=args.structs,
+        progress=lambda done, total: progress("decompressing", done, total),
     )
+    kernel.progress = progress
+    return kernel
 
 
 if __name__ == "__main__":

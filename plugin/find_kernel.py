@@ -30,14 +30,18 @@ def open_dump(
     if kernel is not None:
         elf = ElfFile(kernel)
         target = CoreTarget(open_memory(vmcore, elf, progress=progress), elf)
+        notes = []
         try:
             require_match(target, version_of_file(elf), kernel, _banners(target.memory))
         except KernelMismatch as mismatch:
             if not force:
                 raise
-            return target, [f"forced: {str(mismatch).rsplit(';', 1)[0]}"]
-        return target, []
-    return _search(vmcore, progress), []
+            notes.append(f"forced: {str(mismatch).rsplit(';', 1)[0]}")
+    else:
+        target, notes = _search(vmcore, progress), []
+    if target.truncated:
+        notes.append("the dump is truncated; what it lacks is reported where it is missed")
+    return target, notes
 
 
 def _search(vmcore: str, progress: Optional[Callable[[int, int], None]]) -> CoreTarget:

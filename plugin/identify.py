@@ -9,7 +9,7 @@ has a second source.
 from __future__ import annotations
 
 import re
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import KernelMismatch, MemoryFault
 from plugin.targets import Target
@@ -75,18 +75,20 @@ def message_buffer(target: Target) -> str:
     struct msgbuf began with msg_ptr, msg_magic, msg_size in every version
     (sys/sys/msgbuf.h), which is all that is used here.
     """
-    address = _first(target, "msgbufp")
     size = _POINTER.get(target.arch, 8)
     try:
+        address = _first(target, "msgbufp")
         header = int.from_bytes(target.read(address or 0, size), "little")
         fields = target.read(header, size + 8)
         if int.from_bytes(fields[size : size + 4], "little") != 0x063062:
-            return ""
+            raise MemoryFault(header, "no message buffer there")
         length = int.from_bytes(fields[size + 4 : size + 8], "little")
         start = int.from_bytes(fields[:size], "little")
         return target.read(start, min(length, 1 << 20)).decode("utf-8", "backslashreplace")
     except MemoryFault:
-        return ""
+        # A minidump begins with a copy that takes no symbol to find.
+        copy: bytes = getattr(target, "message_buffer", b"")
+        return copy.decode("utf-8", "backslashreplace")
 
 
 def version_of_core(target: Target) -> str:
@@ -145,6 +147,8 @@ def contradictions(target: Target) -> List[str]:
     size = _POINTER.get(target.arch, 8)
     found: List[str] = []
     confirmed = False
+    # What a truncated dump lacks proves nothing.
+    truncated = bool(getattr(target, "truncated", False))
     table = target.symbols("lock_classes")
     classes = {s.address for name in _CLASSES for s in target.symbols(name)}
     if table and classes:
@@ -155,7 +159,8 @@ def contradictions(target: Target) -> List[str]:
             else:
                 found.append(f"lock_classes[0] is {first:#x}, which is no lock class")
         except MemoryFault as fault:
-            found.append(f"lock_classes at {fault.address:#x} is not in the dump")
+            if not truncated:
+                found.append(f"lock_classes at {fault.address:#x} is not in the dump")
     version = _text_at(target, "version")
     if "FreeBSD" in version:
         confirmed = True
@@ -172,12 +177,13 @@ def contradictions(target: Target) -> List[str]:
                 return [f for f in found if "version" not in f]
             found.append(f"msgbufp leads to {header:#x}, where there is no message buffer")
         except MemoryFault as fault:
-            found.append(f"msgbufp leads to {fault.address:#x}, which is not in the dump")
+            if not truncated:
+                found.append(f"msgbufp leads to {fault.address:#x}, which is not in the dump")
     return found
 
 
 def require_match(
-    target: Target, file_version: str, kernel_path: str, banners: Sequence[str] = ()
+    target: Target, file_version: str, kernel_path: str, banners: Iterable[str] = ()
 ) -> None:
     """KernelMismatch, naming both versions, where the kernel file is another kernel's.
 
@@ -193,10 +199,10 @@ def require_match(
         reasons = ["the version strings differ"]
     if not reasons:
         return
-    core = core or next(iter(banners), "") or version_of_core(target)
+    core = core or version_of_core(target) or next(iter(banners), "")
     raise KernelMismatch(
         f"{kernel_path} is not the kernel of this dump: "
-        f"the kernel is {_quoted(file_version)}, the dump is of {_quoted(core)} "
+        f"the kernel is {_quoted(file_version)}, the dump's is {_quoted(core)} "
         f"({reasons[0]}); name the right one with -k, or --force to go on"
     )
 

@@ -81,6 +81,8 @@ class Kernel:
         self.facts = facts
         self.warnings = Findings()
         self.read: Callable[[int, int], bytes] = target.read
+        #: called with what is being done, and how much of it, by work that may take long
+        self.progress: Callable[[str, int, int], None] = lambda what, done, total: None
         self.arch = target.arch
         self.pointer_size = _POINTER_SIZE[target.arch]
         self.page_size = facts.page_size
@@ -284,7 +286,7 @@ def open_core(
     *,
     force: bool = False,
     structs: Optional[str] = None,
-    progress: Optional[Callable[[str], None]] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
 ) -> Kernel:
     """Open a dump without a debugger.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from plugin.errors import MemoryFault, WchanError
 from plugin.session import Kernel
 
 MSG_MAGIC = 0x063062
+#: "<118>": the syslog priority that each line of user space and of log(9) carries
+_PRIORITY = re.compile(r"^<\d{1,3}>", re.MULTILINE)
 
 
 def message_buffer(kernel: Kernel) -> str:
@@ -33,4 +37,5 @@ def message_buffer(kernel: Kernel) -> str:
             kernel.warnings.add("message buffer", fault.address, fault.reason)
             if fault.address > address:
                 data += kernel.read(address, fault.address - address)
-    return data.replace(b"\0", b"").decode("utf-8", "backslashreplace")
+    text = data.replace(b"\0", b"").decode("utf-8", "backslashreplace")
+    return _PRIORITY.sub("", text)

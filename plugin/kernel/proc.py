@@ -6,7 +6,7 @@ Mirrors sys/sys/proc.h; the states are those DDB's ``ps`` prints
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.lock_object import LockObject, lock_object
@@ -114,8 +114,8 @@ def _proc(address: int, values: tuple) -> Proc:
     return Proc(address, pid, _name(comm), state, flag, parent)
 
 
-def _name(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+def _name(raw: Any) -> str:
+    return bytes(raw).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def _pid_hash(kernel: Kernel) -> Iterator[int]:
@@ -136,7 +136,14 @@ def _pid_hash(kernel: Kernel) -> Iterator[int]:
 
 def threads(kernel: Kernel) -> List[Thread]:
     """All threads of all processes, in the order of the kernel's lists."""
-    return kernel.once("threads", lambda: list(_threads(kernel)))
+    return kernel.once("threads", lambda: _all_threads(kernel))
+
+
+def _all_threads(kernel: Kernel) -> List[Thread]:
+    found = list(_threads(kernel))
+    if not found:
+        kernel.warnings.add("allproc", kernel.address_of("allproc"), "holds no thread at all")
+    return found
 
 
 def thread_at(kernel: Kernel, address: int) -> Optional[Thread]:

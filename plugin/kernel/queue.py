@@ -13,7 +13,7 @@ alone does not end a walk, for the forward chain may still be whole.
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Iterator, Optional, Sequence, Set, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.session import Kernel
@@ -157,7 +157,7 @@ def _walk(
     fields = kernel.layouts.fields(struct, *links, *paths)
     read, unpack, span = kernel.read, fields.unpack, fields.span
     next_offset = kernel.layouts.offsetof(struct, next_path)
-    seen = set()
+    seen: Set[int] = set()
     seen_add = seen.add
     address, came_from = first, head
     while address:

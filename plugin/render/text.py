@@ -93,7 +93,7 @@ def render(
         if isinstance(block, Heading):
             parts.append("\n" + escape(block.text))
         elif isinstance(block, Pre):
-            parts.append("\n".join(escape(line) for line in block.text.split("\n")))
+            parts.append("\n".join(escape(line.expandtabs()) for line in block.text.split("\n")))
         elif isinstance(block, Text):
             parts.append(
                 "\n".join(

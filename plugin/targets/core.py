@@ -23,7 +23,13 @@ class CoreTarget:
         self.arch = memory.arch
         self.page_size = memory.page_size
         self.description = memory.path
+        self.truncated = memory.truncated
         self.read = memory.read
+
+    @property
+    def message_buffer(self) -> bytes:
+        """The copy of the message buffer that the dump itself carries, b"" if none."""
+        return self.memory.message_buffer
 
     def symbols(self, name: str) -> Sequence[Symbol]:
         return self.kernel.symbols(name)
