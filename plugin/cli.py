@@ -88,6 +88,12 @@ class Progress:
             self._stream.write(f"\r\033[K{what}: {share}")
             self._stream.flush()
 
+    def spooling(self, done: int, total: int) -> None:
+        """The same, as a callback of what decompresses a dump."""
+        self("decompressing", done, total)
+        if done >= total:
+            self.clear()
+
     def clear(self) -> None:
         if self._shown:
             self._shown = False
@@ -107,6 +113,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:
         # The reader (head, less) has gone; keep the interpreter from failing on flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get("WCHAN_DEBUG"):
+            raise
+        _complain(
+            f"wchan: internal error ({type(error).__name__}: {error}); "
+            "set WCHAN_DEBUG=1 for the traceback and report it"
+        )
     return EXIT_FAILED
 
 
@@ -160,7 +173,7 @@ def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
         args.kernel,
         force=args.force,
         structs=args.structs,
-        progress=lambda done, total: progress("decompressing", done, total),
+        progress=progress.spooling,
     )
     kernel.progress = progress
     return kernel

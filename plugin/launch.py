@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
-from plugin.cli import core_options, progress
+from plugin.cli import Progress, core_options
 from plugin.debugger import ROOT
 from plugin.errors import EXIT_OK, UsageError, WchanError
 from plugin.inferior import KernelInferior
@@ -93,9 +93,15 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Optional[arg
 
 
 def _open(args: argparse.Namespace) -> Tuple[Kernel, KernelInferior]:
+    progress = Progress(sys.stderr)
     kernel = open_core(
-        args.vmcore, args.kernel, force=args.force, structs=args.structs, progress=progress()
+        args.vmcore,
+        args.kernel,
+        force=args.force,
+        structs=args.structs,
+        progress=lambda done, total: progress("decompressing", done, total),
     )
+    progress.clear()
     target: Any = kernel.target
     session: Dict[str, object] = {
         "vmcore": os.path.abspath(target.memory.file_path),
