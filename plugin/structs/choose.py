@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+import contextlib
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.kernels import RELEASE, KernelRow
-from plugin.structs.yamlfile import KernelData, StructsFile, kernel_data
+from plugin.structs.yamlfile import (
+    KernelData,
+    StructsFile,
+    cache_key,
+    cache_read,
+    cache_write,
+    kernel_from_json,
+    kernel_to_json,
+    read_kernel,
+)
 
 #: options that make the debug kernels of the file differ from the release ones
 _DEBUG_OPTIONS = frozenset(("INVARIANTS", "WITNESS", "BUF_TRACKING"))
@@ -44,22 +54,56 @@ def choose_yaml(
     within which FreeBSD keeps its kernel's binary interface; another branch only
     with ``force``.  LayoutError where nothing fits.
     """
-    file = StructsFile(path)
-    if not file.own_kernels:
-        under = choose_yaml(osreldate, arch, variant, None, kernel_name, force)
-        data = _merge(kernel_data(file, under.row, {}), under.source)
-        how = f"{under.how}, with the structs of {path} over them"
+    files = [StructsFile(path)] if path is None else [StructsFile(path), StructsFile()]
+    asked = (osreldate, arch, sorted(variant), kernel_name, force)
+    key = cache_key([(file.path, file.digest) for file in files], *asked)
+    cached = cache_read(key)
+    if cached is not None:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            return _from_json(cached)
+    choice = _choice(files, osreldate, arch, variant, kernel_name, force)
+    cache_write(key, _to_json(choice))
+    return choice
+
+
+def _choice(
+    files: List[StructsFile],
+    osreldate: int,
+    arch: str,
+    variant: FrozenSet[str],
+    kernel_name: Optional[str],
+    force: bool,
+) -> Choice:
+    file = files[0]
+    if not file.own_kernels and len(files) > 1:
+        under = _choice(files[1:], osreldate, arch, variant, kernel_name, force)
+        data = _merge(read_kernel(file, f"yaml:{file.path}", under.row, {}), under.source)
+        how = f"{under.how}, with the structs of {file.path} over them"
         return under._replace(source=data, tables=data, how=how)
     row, how, exact = _choose(file, osreldate, arch, variant, kernel_name, force)
-    others, missing = _mixed(file, row, variant)
-    data = kernel_data(file, row, others)
+    others, missing = _mixed(file, row, variant) if kernel_name is None else ({}, frozenset())
+    name = row.name if len(files) == 1 else f"{file.path}:{row.name}"
     if others:
-        other = sorted({o.name for o in others.values()})
-        how += f"; {', '.join(sorted(others))} as in {', '.join(other)}"
+        foreign = ", ".join(sorted({other.name for other in others.values()}))
+        name += f"+{foreign}"
+        how += f"; {', '.join(sorted(others))} as in {foreign}"
     if missing:
         exact = False
         how += f"; no kernel with {' '.join(sorted(missing))} is known of that branch"
+    data = read_kernel(file, f"yaml:{name}", row, others)
     return Choice(data, data, row, exact, how)
+
+
+def _to_json(choice: Choice) -> Dict[str, Any]:
+    row = [*choice.row[:4], sorted(choice.row.options), *choice.row[5:]]
+    data = kernel_to_json(choice.source)
+    return {"data": data, "row": row, "exact": choice.exact, "how": choice.how}
+
+
+def _from_json(cached: Dict[str, Any]) -> Choice:
+    data = kernel_from_json(cached["data"])
+    row = KernelRow._make(cached["row"])._replace(options=frozenset(cached["row"][4]))
+    return Choice(data, data, row, cached["exact"], cached["how"])
 
 
 def candidates(
@@ -194,6 +238,7 @@ def _merge(over: KernelData, under: KernelData) -> KernelData:
         {**under.tables, **over.tables},
         {**under.aliases, **over.aliases},
         {**under.heads, **over.heads},
+        {**under.globals, **over.globals},
     )
 
 

@@ -53,6 +53,8 @@ HEAD = """\
 # constants:  other constants of the kernel's headers, in the same form.
 # aliases:    members that have become a macro for another one.
 # heads:      global list heads: SYMBOL: STRUCT.LINK of the elements.
+# globals:    variables that are structs, or arrays of them: SYMBOL: TYPE.  A kernel
+#             whose symbols have other sizes contradicts the layouts.
 #
 # SPAN is a comma-separated list of ARCH[/VARIANT] [FROM..TO], ARCH being amd64, i386,
 # arm64 or all, VARIANT release, debug or up; FROM and TO are versions, inclusive, and
@@ -71,6 +73,8 @@ class Source(NamedTuple):
     structs: Mapping[str, Layout]
     #: macros and enumerators together
     constants: Mapping[str, int]
+    #: {variable: C type} of variables that are structs or arrays of them
+    globals: Mapping[str, str]
 
 
 class Corpus:
@@ -91,7 +95,7 @@ class Corpus:
             for kind in ("constants", "table"):
                 for document in file.of_kind(kind, row):
                     constants.update(file.numbers(document, row))
-            sources.append(Source(row, structs, constants))
+            sources.append(Source(row, structs, constants, file.strings("globals", row)))
         return cls(sources, file.option_structs)
 
     def replaced(self, sources: Iterable[Source]) -> Corpus:
@@ -111,8 +115,14 @@ class Corpus:
         every = [source.row.name for source in self.sources]
         aliases = {name: {path: every} for name, path in ALIASES.items()}
         heads = self._heads()
+        variables: Dict[str, Dict[str, List[str]]] = {}
+        for source in self.sources:
+            for name, type_ in source.globals.items():
+                variables.setdefault(name, {}).setdefault(type_, []).append(source.row.name)
         parts += _value_document("aliases", "all", "", aliases, spans, len(self.sources))
         parts += _value_document("heads", "all", "", heads, spans, len(self.sources))
+        variables = dict(sorted(variables.items()))
+        parts += _value_document("globals", "all", "", variables, spans, len(self.sources))
         return "---\n".join(parts)
 
     def _kernels(self) -> str:

@@ -258,7 +258,6 @@ LINKS: Dict[str, str] = {
     "vm_object.un_pager.sgp.sgp_pglist": "vm_page.plinks.q vm_page.pageq",
     "vm_pagequeue.pq_pl": "vm_page.plinks.q vm_page.pageq",
     "vpgqueues.pl": "vm_page.pageq vm_page.plinks.q",
-    "vm_freelist.pl": "vm_page.plinks.q vm_page.listq vm_page.pageq",
 }
 
 #: Global list heads: symbol -> the links its elements may hang on.

@@ -1,10 +1,11 @@
 """Reading a folder of layout JSON, from which the shipped structs.yaml is made.
 
-The folder holds ``layouts/NAME.json`` and ``consts/NAME.json`` per kernel, NAME
-as in structs.yaml.  A layout file is ``{struct: {size, kind, file, members:
+The folder holds ``layouts/NAME.json`` and, where known, ``consts/NAME.json`` and
+``symbols/NAME.json`` per kernel, NAME as in structs.yaml.  A layout file is
+``{struct: {size, kind, file, members:
 [{name, offset, size, type, ctype, bit_offset, bit_size}]}}`` with anonymous
 structs flattened; a constants file ``{macros: {name: value}, enums: {name:
-{value, enum}}}``.
+{value, enum}}}``; a symbols file ``{variable: {type}}``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _OPTIONS = (
     "BUF_TRACKING",
     "FULL_BUF_TRACKING",
     "QUEUE_MACRO_DEBUG_TRASH",
+)
+#: variables that macros of sys/kernel.h and sys/malloc.h make by the hundred
+_NO_GLOBAL = re.compile(
+    r"M_|pmc_|__|sysinit_|\w+_(sys|sysinit|sysuninit)_?(un)?init$|\w+_sys_(un)?init$"
 )
 _NOISE = re.compile(NOISE)
 _NOISE_NAMES = re.compile(NOISE_NAMES)
@@ -55,10 +60,25 @@ def _source(directory: str, name: str, versions: Mapping[str, KernelRow]) -> Sou
         meta = loaded.get("_meta", {})
         structs = {s: layout(s, d) for s, d in loaded.items() if s != "_meta"}
         values = read_constants(constants)
+        symbols_path = os.path.join(directory, "symbols", f"{name}.json")
+        symbols = _json(symbols_path) if os.path.exists(symbols_path) else {}
         row = _row(name, meta, values, versions)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LayoutError(f"{path}: not a layout file: {error!r}") from None
-    return Source(row, structs, with_nested_enums(values))
+    return Source(row, structs, with_nested_enums(values), _globals(symbols, structs))
+
+
+def _globals(symbols: Mapping[str, Any], structs: Mapping[str, Layout]) -> Dict[str, str]:
+    """{variable: type} of those that are a known struct, or an array of one."""
+    found = {}
+    for name, symbol in symbols.items():
+        if name == "_meta" or _NO_GLOBAL.match(name):
+            continue
+        type_ = re.sub(r"^(const|volatile|static) ", "", str(symbol["type"]))
+        tag = re.fullmatch(r"(?:struct|union) (\w+)(?:\[\d*\])*", type_)
+        if tag and tag.group(1) in structs:
+            found[name] = type_
+    return found
 
 
 def _json(path: str) -> Dict[str, Any]:

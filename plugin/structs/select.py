@@ -1,13 +1,32 @@
-"""Which layouts a target gets: debug information first, structs.yaml else."""
+"""Which layouts a target gets: debug information first, else what of structs.yaml fits.
+
+The kernel's own figures (``plugin.structs.selfcheck``) decide: layouts that they
+contradict are not used.  Everything that is not plainly right is said in a note.
+"""
 
 from __future__ import annotations
 
-from typing import FrozenSet, List, NamedTuple, Optional
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.errors import LayoutError
 from plugin.structs import Layouts
-from plugin.structs.choose import choose_yaml
-from plugin.structs.layout import LayoutSource
+from plugin.structs.choose import Choice, candidates, choose_yaml
+from plugin.structs.layout import Layout, LayoutSource
+from plugin.structs.selfcheck import Contradiction, check, options_of
+from plugin.structs.yamlfile import KernelData, StructsFile
 from plugin.targets import Target
+
+#: without these nothing can be explained: refused as a whole where they are wrong
+_CORE = ("thread", "proc")
+#: what may be switched in or out when the symbol table was no help
+_SWITCHES: Tuple[FrozenSet[str], ...] = (
+    frozenset(("BUF_TRACKING",)),
+    frozenset(("INVARIANTS",)),
+    frozenset(("INVARIANTS", "BUF_TRACKING")),
+)
+
+
+_OPTIONS = frozenset(("INVARIANTS", "WITNESS", "BUF_TRACKING"))
 
 
 class Selection(NamedTuple):
@@ -18,36 +37,154 @@ class Selection(NamedTuple):
     notes: List[str]
 
 
-#: A symbol that only a kernel with the option defines.
-_OPTION_SYMBOLS = {
-    # Destructors that exist for their assertions alone; static, but never inlined
-    # since UMA calls them by pointer.  6.x to 15.x.
-    "INVARIANTS": ("vm_object_zdtor", "vmspace_zdtor"),
-    "WITNESS": ("w_data", "witness_watch"),
-}
-
-
-def variant_of(target: Target) -> FrozenSet[str]:
-    """INVARIANTS, WITNESS, ... as the kernel's symbols tell."""
-    return frozenset(
-        option
-        for option, names in _OPTION_SYMBOLS.items()
-        if any(target.symbols(name) for name in names)
-    )
+class _Attempt(NamedTuple):
+    choice: Choice
+    variant: FrozenSet[str]
+    wrong: List[Contradiction]
 
 
 def choose_layouts(
     target: Target, osreldate: int, *, override: Optional[str] = None, force: bool = False
 ) -> Selection:
-    """Layouts for a target: the debugger's types, then structs.yaml.
+    """Layouts for a target: its own debug information, then structs.yaml.
 
-    LayoutError where nothing fits and ``force`` is not given.
+    ``override`` is a file of the user's, taken before all else.  LayoutError, with
+    the kernel's own evidence, where nothing fits and ``force`` is not given.
     """
-    variant = variant_of(target)
-    choice = choose_yaml(osreldate, target.arch, variant, override, force=force)
-    sources: List[LayoutSource] = [choice.source]
-    types = target.types()
-    if types is not None and override is None:
-        sources.insert(0, types)
-    notes = [] if choice.exact else [choice.how]
-    return Selection(Layouts(sources, choice.tables), variant, notes)
+    types = target.types() if override is None else None
+    if types is not None:
+        return _with_types(target, types, osreldate)
+    options = options_of(target)
+    first = _attempt(
+        target, choose_yaml(osreldate, target.arch, options, override, None, force), options
+    )
+    if not first.wrong:
+        return _selection(first, [] if first.choice.exact else [first.choice.how])
+    attempts = [first]
+    for attempt in _others(target, osreldate, options, override, force):
+        if not attempt.wrong:
+            notes = [] if attempt.choice.row == first.choice.row else [_why(first, attempt)]
+            return _selection(attempt, notes)
+        attempts.append(attempt)
+    return _mended(attempts, osreldate, force)
+
+
+def _with_types(target: Target, types: LayoutSource, osreldate: int) -> Selection:
+    """Debug information gives the structs, structs.yaml only constants and decoders."""
+    options = options_of(target)
+    notes = []
+    try:
+        choice = choose_yaml(osreldate, target.arch, options)
+    except LayoutError:
+        choice = choose_yaml(osreldate, _known_arch(target.arch), options, force=True)
+        notes.append(f"constants and decoders are those of {choice.row.name}: {choice.how}")
+    return Selection(Layouts([types, choice.source], choice.tables), options, notes)
+
+
+def _known_arch(arch: str) -> str:
+    """``arch``, or for one without any kernel in structs.yaml the likest that has."""
+    known = {row.arch for row in StructsFile().rows}
+    return arch if arch in known else "arm64"
+
+
+def _attempt(target: Target, choice: Choice, variant: FrozenSet[str]) -> _Attempt:
+    wrong = check(target, Layouts([choice.source], choice.tables))
+    return _Attempt(choice, variant, wrong)
+
+
+def _others(
+    target: Target, osreldate: int, options: FrozenSet[str], override: Optional[str], force: bool
+) -> Iterator[_Attempt]:
+    """The same kernel with other options, then the other kernels, nearest first."""
+    for switch in _SWITCHES:
+        variant = options ^ switch
+        choice = choose_yaml(osreldate, target.arch, variant, override, None, force)
+        yield _attempt(target, choice, variant)
+    for row in candidates(StructsFile(override), osreldate, target.arch, options, force):
+        choice = choose_yaml(osreldate, target.arch, options, override, row.name, force)
+        yield _attempt(target, choice, row.options & _OPTIONS)
+
+
+def _selection(attempt: _Attempt, notes: List[str]) -> Selection:
+    choice = attempt.choice
+    return Selection(Layouts([choice.source], choice.tables), attempt.variant, notes)
+
+
+def _why(first: _Attempt, taken: _Attempt) -> str:
+    evidence = "; ".join(str(wrong) for wrong in first.wrong[:3])
+    more = f" and {len(first.wrong) - 3} more" if len(first.wrong) > 3 else ""
+    return (
+        f"layouts of {taken.choice.row.name}, which fit; those of {first.choice.row.name} do not: "
+        f"{evidence}{more}"
+    )
+
+
+def _mended(attempts: List[_Attempt], osreldate: int, force: bool) -> Selection:
+    """The nearest kernel, each struct it has wrong taken from one that has it right.
+
+    Within its branch FreeBSD lets structs grow at their end only, so that one
+    which is merely larger in a kernel of another version is kept, at its size.
+    """
+    best = min(attempts, key=lambda attempt: len(attempt.wrong))
+    data = best.choice.source
+    structs: Dict[str, Layout] = dict(data.structs)
+    notes = [best.choice.how]
+    refused: List[Contradiction] = []
+    for struct in dict.fromkeys(wrong.struct for wrong in best.wrong):
+        mine = [wrong for wrong in best.wrong if wrong.struct == struct]
+        other = _right(struct, attempts)
+        if other is not None:
+            structs[struct] = other.choice.source.structs[struct]
+            notes.append(f"struct {struct} as in {other.choice.row.name}: {mine[0]}")
+        elif _grown(mine, best, osreldate):
+            old = structs[struct]
+            structs[struct] = Layout(struct, mine[0].says, old.members, old.kind, old.file)
+            notes.append(f"struct {struct} is taken to have grown at its end: {mine[0]}")
+        else:
+            refused += mine
+            if force:
+                notes.append(
+                    f"struct {struct} is wrong and used all the same, as forced: {mine[0]}"
+                )
+            else:
+                structs.pop(struct)
+                notes.append(f"struct {struct} is refused: {mine[0]}")
+    core = [wrong for wrong in refused if wrong.struct in _CORE]
+    if core and not force:
+        raise LayoutError(
+            f"no layouts in structs.yaml fit this kernel; nearest {best.choice.row.name}: "
+            + "; ".join(str(wrong) for wrong in core)
+            + "; give its debug file, or run `wchan structs generate` on it and use --structs"
+        )
+    fixed = KernelData(
+        f"{data.name} (mended)",
+        structs,
+        data.constants,
+        data.tables,
+        data.aliases,
+        data.heads,
+        data.globals,
+    )
+    return Selection(Layouts([fixed], fixed), best.variant, notes)
+
+
+def _right(struct: str, attempts: List[_Attempt]) -> Optional[_Attempt]:
+    """The first attempt whose layout of ``struct`` nothing contradicts."""
+    for attempt in attempts:
+        if struct in attempt.choice.source.structs and all(
+            w.struct != struct for w in attempt.wrong
+        ):
+            return attempt
+    return None
+
+
+def _grown(wrong: List[Contradiction], attempt: _Attempt, osreldate: int) -> bool:
+    row = attempt.choice.row
+    return (
+        row.major == osreldate // 100000
+        and row.distance(osreldate) > 0
+        and not row.vendor
+        and all(not w.member and w.says > w.layout for w in wrong)
+        # arrays tell that a size is wrong, not what it should be
+        and all("the array" not in w.evidence for w in wrong)
+    )

@@ -14,9 +14,8 @@ import json
 import os
 import re
 import tempfile
+from functools import cached_property
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
-
-import yaml
 
 from plugin.errors import LayoutError
 from plugin.structs.kernels import KernelRow, Spans, split_name
@@ -26,7 +25,6 @@ SHIPPED = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "structs.yaml"
 )
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SEPARATOR = re.compile(r"^---[^\S\n]*(?:#[^\n]*)?\n", re.M)
 _HEAD = re.compile(r"(\w+): *(\S[^\n]*)?\n(?:for: ([^\n]*)\n)?")
 _MEMBER = re.compile(
@@ -35,7 +33,7 @@ _MEMBER = re.compile(
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _KINDS = frozenset(
-    ("kernels", "struct", "union", "typedefs", "table", "constants", "aliases", "heads")
+    ("kernels", "struct", "union", "typedefs", "table", "constants", "aliases", "heads", "globals")
 )
 #: raised when what the cache holds changes its shape
 _CACHE_FORMAT = 1
@@ -79,20 +77,48 @@ class StructsFile:
             raise LayoutError(f"{self.path}: {error.strerror or error}") from None
         if len(raw) > _MAX_BYTES:
             raise LayoutError(f"{self.path}: larger than {_MAX_BYTES >> 20} MB, no structs.yaml")
+        self._raw = raw
         self.digest = hashlib.sha256(raw).hexdigest()
+
+    # What a start with a warm cache does without is read when first asked for
+
+    @cached_property
+    def text(self) -> str:
+        """The whole file, its lines ending in a newline alone."""
         try:
-            self.text = raw.decode("utf-8").replace("\r\n", "\n")
+            return self._raw.decode("utf-8").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             raise LayoutError(f"{self.path}: not UTF-8 text at byte {error.start}") from None
-        self.documents: List[Document] = list(self._cut())
-        self.rows: List[KernelRow] = []
-        self.option_structs: Dict[str, Tuple[str, ...]] = {}
-        self._read_kernels()
-        #: False for a file that only adds structs to the kernels of the shipped one
-        self.own_kernels = bool(self.rows)
-        if not self.own_kernels and self.path != SHIPPED:
-            self.rows = StructsFile().rows
-        self.spans = Spans(self.rows)
+
+    @cached_property
+    def documents(self) -> List[Document]:
+        """Every document, in the order of the file."""
+        return list(self._cut())
+
+    @cached_property
+    def _kernels(self) -> Tuple[List[KernelRow], Dict[str, Tuple[str, ...]]]:
+        return self._read_kernels()
+
+    @property
+    def own_kernels(self) -> bool:
+        """False for a file that only adds structs to the kernels of the shipped one."""
+        return bool(self._kernels[0])
+
+    @cached_property
+    def rows(self) -> List[KernelRow]:
+        """The kernels: the file's own, or those of the shipped file if it lists none."""
+        if self.own_kernels or self.path == SHIPPED:
+            return self._kernels[0]
+        return StructsFile().rows
+
+    @property
+    def option_structs(self) -> Dict[str, Tuple[str, ...]]:
+        """{option: structs whose layout depends on that option alone}."""
+        return self._kernels[1]
+
+    @cached_property
+    def spans(self) -> Spans:
+        return Spans(self.rows)
 
     # The documents
 
@@ -119,8 +145,11 @@ class StructsFile:
             yield Document(kind, name if kind != "kernels" else "", span, start, end)
 
     def _yaml(self, text: str) -> Any:
+        # Imported here: a start with a warm cache needs no YAML parser.
+        import yaml
+
         try:
-            return yaml.load(text, Loader=_Loader)
+            return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f" at line {mark.line + 1} of a document" if mark else ""
@@ -154,14 +183,16 @@ class StructsFile:
 
     # Kernels
 
-    def _read_kernels(self) -> None:
+    def _read_kernels(self) -> Tuple[List[KernelRow], Dict[str, Tuple[str, ...]]]:
         document = next((d for d in self.documents if d.kind == "kernels"), None)
+        rows: List[KernelRow] = []
+        options: Dict[str, Tuple[str, ...]] = {}
         if document is None:
-            return
+            return rows, options
         loaded = self.load(document)
         dates: Dict[str, Tuple[int, int, str, str]] = {}
         for line in self._lines(document, loaded, "versions"):
-            version, colon, rest = line.partition(": ")
+            version, _, rest = line.partition(": ")
             span, _, note = rest.partition("; ")
             first, dash, last = span.partition("-")
             named = note.startswith("vendor ")
@@ -178,16 +209,18 @@ class StructsFile:
                     document, line, "expected VERSION: OSRELDATE[-LAST]; SOURCE"
                 ) from None
         for line in self._lines(document, loaded, "kernels"):
-            name, colon, options = line.partition(":")
+            name, colon, given = line.partition(":")
             version, arch, variant = split_name(name)
             if version not in dates or not colon:
                 raise self._bad(document, line, "no such version, or no colon")
-            self.rows.append(
-                KernelRow(name, version, arch, variant, frozenset(options.split()), *dates[version])
-            )
+            row = KernelRow(name, version, arch, variant, frozenset(given.split()), *dates[version])
+            if any(row.name == other.name for other in rows):
+                raise self._bad(document, line, "twice")
+            rows.append(row)
         for line in self._lines(document, loaded, "options"):
             option, _, structs = line.partition(":")
-            self.option_structs[option.strip()] = tuple(structs.split())
+            options[option.strip()] = tuple(structs.split())
+        return rows, options
 
     def row(self, name: str) -> KernelRow:
         """The kernel of that name, LayoutError naming the near ones."""
@@ -334,6 +367,7 @@ class KernelData:
         tables: Mapping[str, Table],
         aliases: Mapping[str, str],
         heads: Mapping[str, str],
+        globals_: Mapping[str, str],
     ) -> None:
         self.name = name
         self.structs = structs
@@ -341,6 +375,8 @@ class KernelData:
         self.tables = tables
         self.aliases = aliases
         self.heads = heads
+        #: {symbol: C type} of the variables that are structs, or point to one
+        self.globals = globals_
         self._decoders = {member: table.name for table in tables.values() for member in table.of}
 
     def struct(self, name: str) -> Optional[Layout]:
@@ -376,30 +412,10 @@ class KernelData:
         return (struct, link) if link else None
 
 
-def kernel_data(file: StructsFile, row: KernelRow, others: Mapping[str, KernelRow]) -> KernelData:
-    """What ``file`` says of ``row``; the structs named in ``others`` as in other kernels.
-
-    Kept in a cache that is keyed by the file's content, so that it cannot be
-    stale; one that is damaged or cannot be written is done without.
-    """
-    name = f"yaml:{row.name}" if file.path == SHIPPED else f"yaml:{file.path}:{row.name}"
-    foreign = sorted({other.name for other in others.values()})
-    if foreign:
-        name += "+" + "+".join(foreign)
-    mixed = json.dumps(sorted((struct, other.name) for struct, other in others.items()))
-    key = hashlib.sha256(f"{_CACHE_FORMAT}{file.digest}{row.name}{mixed}".encode()).hexdigest()
-    cached = _cache_read(key)
-    if cached is not None:
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-            return _from_json(name, cached)
-    data = _parse(file, name, row, others)
-    _cache_write(key, _to_json(data))
-    return data
-
-
-def _parse(
+def read_kernel(
     file: StructsFile, name: str, row: KernelRow, others: Mapping[str, KernelRow]
 ) -> KernelData:
+    """What ``file`` says of ``row``; the structs named in ``others`` as in other kernels."""
     typedefs = Typedefs(file.strings("typedefs", row))
     structs = {
         document.name: file.layout(document, typedefs)
@@ -427,20 +443,28 @@ def _parse(
         tables,
         file.strings("aliases", row),
         file.strings("heads", row),
+        file.strings("globals", row),
     )
 
 
-# The cache
+# The cache, keyed by content so that it cannot be stale; one that is damaged or
+# cannot be written is done without.
 
 
-def _cache_directory() -> str:
+def _cache_file(key: str) -> str:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "wchan")
+    return os.path.join(base, "wchan", f"structs-{key}.json")
 
 
-def _cache_read(key: str) -> Optional[Dict[str, Any]]:
+def cache_key(*parts: object) -> str:
+    """A file name for what these parts determine, this version of the cache's form included."""
+    return hashlib.sha256(repr((_CACHE_FORMAT, *parts)).encode()).hexdigest()
+
+
+def cache_read(key: str) -> Optional[Dict[str, Any]]:
+    """What cache_write kept under ``key``, None where there is nothing whole."""
     try:
-        with open(os.path.join(_cache_directory(), f"structs-{key}.json"), "rb") as stream:
+        with open(_cache_file(key), "rb") as stream:
             raw = stream.read(_MAX_BYTES)
         digest, _, body = raw.partition(b"\n")
         if hashlib.sha256(body).hexdigest().encode() != digest:
@@ -451,30 +475,41 @@ def _cache_read(key: str) -> Optional[Dict[str, Any]]:
     return loaded if isinstance(loaded, dict) else None
 
 
-def _cache_write(key: str, value: Mapping[str, Any]) -> None:
-    directory = _cache_directory()
+def cache_write(key: str, value: Mapping[str, Any]) -> None:
+    """Keep ``value``; silently not where the directory cannot be written."""
+    path = _cache_file(key)
     body = json.dumps(value, separators=(",", ":")).encode()
     digest = hashlib.sha256(body).hexdigest().encode()
     temporary = None
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=directory, prefix=".structs-")
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".structs-")
         with os.fdopen(handle, "wb") as stream:
             stream.write(digest + b"\n" + body)
-        os.replace(temporary, os.path.join(directory, f"structs-{key}.json"))
+        os.replace(temporary, path)
     except OSError:
-        # a cache that cannot be written only costs the next start its time
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
 
-def _to_json(data: KernelData) -> Dict[str, Any]:
+def layout_to_json(layout: Layout) -> List[Any]:
+    """A layout as JSON's own types."""
+    members = [list(member) for member in layout]
+    return [layout.name, layout.size, layout.kind, layout.file, members]
+
+
+def layout_from_json(value: List[Any]) -> Layout:
+    """The layout that layout_to_json wrote; ValueError and the like if it is none."""
+    name, size, kind, file, members = value
+    return Layout(name, size, {m[0]: Member._make(m) for m in members}, kind, file)
+
+
+def kernel_to_json(data: KernelData) -> Dict[str, Any]:
+    """All of a kernel's data as JSON's own types."""
     return {
-        "structs": [
-            [s.name, s.size, s.kind, s.file, [list(member) for member in s]]
-            for s in data.structs.values()
-        ],
+        "name": data.name,
+        "structs": [layout_to_json(layout) for layout in data.structs.values()],
         "constants": dict(data.constants),
         "tables": [
             [t.name, t.kind, list(t.of), [[value, name] for value, name in t.names.items()]]
@@ -482,19 +517,19 @@ def _to_json(data: KernelData) -> Dict[str, Any]:
         ],
         "aliases": dict(data.aliases),
         "heads": dict(data.heads),
+        "globals": dict(data.globals),
     }
 
 
-def _from_json(name: str, cached: Mapping[str, Any]) -> KernelData:
-    structs = {}
-    for struct, size, kind, file, members in cached["structs"]:
-        structs[struct] = Layout(
-            struct, size, {member[0]: Member._make(member) for member in members}, kind, file
-        )
-    tables = {
-        table: Table(table, kind, tuple(of), dict(names))
-        for table, kind, of, names in cached["tables"]
-    }
+def kernel_from_json(cached: Mapping[str, Any]) -> KernelData:
+    """The data that kernel_to_json wrote; KeyError, TypeError, ValueError if it is none."""
+    structs = [layout_from_json(value) for value in cached["structs"]]
     return KernelData(
-        name, structs, cached["constants"], tables, cached["aliases"], cached["heads"]
+        cached["name"],
+        {layout.name: layout for layout in structs},
+        cached["constants"],
+        {t: Table(t, kind, tuple(of), dict(names)) for t, kind, of, names in cached["tables"]},
+        cached["aliases"],
+        cached["heads"],
+        cached["globals"],
     )
