@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from plugin.session import Kernel
 
 NAMES = (
+    "bioq",
     "klocks",
     "kmsgbuf",
     "kthreads",
+    "provider",
 )
 
 

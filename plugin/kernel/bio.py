@@ -142,9 +142,7 @@ def flag_names(kernel: Kernel, bio: Bio) -> List[str]:
     return kernel.layouts.flags("bio_flags", bio.flags)
 
 
-def bios_of_tailq(
-    kernel: Kernel, head: int, what: str = "", bound: int = LIMIT
-) -> Iterator[Bio]:
+def bios_of_tailq(kernel: Kernel, head: int, what: str = "", bound: int = LIMIT) -> Iterator[Bio]:
     """The bios on a tail queue linked by bio_queue, in the queue's order."""
     reader = _reader(kernel)
     make = reader.make
@@ -204,9 +202,7 @@ def _head_of(kernel: Kernel, struct: str) -> int:
     return kernel.layouts.offsetof(struct, path)
 
 
-def _counted(
-    kernel: Kernel, head: int, name: str, length: Optional[int]
-) -> Iterator[Bio]:
+def _counted(kernel: Kernel, head: int, name: str, length: Optional[int]) -> Iterator[Bio]:
     """The bios of a queue, with a finding where the queue's own count differs."""
     walked = 0
     before = len(kernel.warnings)
@@ -348,9 +344,7 @@ def bio_origin(kernel: Kernel, bio: Bio) -> Origin:
         return Origin(kind, address, detail, top, f"bio_done is {name}")
     if not top.done:
         if len(chain) > 1 and done_name(kernel, chain[-2]).startswith("g_dev_done"):
-            return Origin(
-                "physio", top.address, top.dev or None, top, "cloned by g_dev_strategy"
-            )
+            return Origin("physio", top.address, top.dev or None, top, "cloned by g_dev_strategy")
         return Origin(
             "thread", top.address, None, top, "bio_done is NULL: biowait() waits for BIO_DONE"
         )

@@ -1,0 +1,410 @@
+"""bioq: every bio on GEOM's queues, every other outstanding bio, and where each one is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from plugin.errors import UsageError
+from plugin.kernel.bio import (
+    GEOM_QUEUES,
+    Bio,
+    BioQueue,
+    Origin,
+    bio_chain,
+    bio_origin,
+    bio_waiters,
+    done_name,
+    flag_names,
+    g_bioqs,
+    is_queue_head,
+    queue_at,
+    try_bio_at,
+)
+from plugin.kernel.disk import provider_of_disk
+from plugin.kernel.geom import consumer_at, provider_at
+from plugin.kernel.geom_io import (
+    STATES,
+    OutstandingBio,
+    age,
+    bufs_without_bio,
+    check_accounts,
+    outstanding,
+    outstanding_by_address,
+    top_requests,
+)
+from plugin.kernel.geom_kern import geom_threads, pacing
+from plugin.kernel.proc import Thread
+from plugin.report import Report, address, count, seconds
+from plugin.session import Kernel
+
+HELP = "bios: GEOM's queues, any queue by address, and where every outstanding I/O is"
+EXAMPLE = "bioq down --limit 20"
+
+_SHORT = {"down": "g_bio_run_down", "up": "g_bio_run_up", "task": "g_bio_run_task"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "queue",
+        nargs="?",
+        metavar="down|up|ADDRESS",
+        help="one queue only: g_bio_run_down, g_bio_run_up, or the head at ADDRESS "
+        "(g_bioq, bio_queue_head or a plain tail queue); a bio's address shows that bio",
+    )
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    if args.queue is None:
+        return _everything(kernel)
+    queue = _queue(kernel, args.queue)
+    if isinstance(queue, Bio):
+        return _one(kernel, queue)
+    report = Report({"queues": [_queue_data(kernel, queue)]})
+    _show_queue(kernel, report, queue)
+    return report
+
+
+def _queue(kernel: Kernel, wanted: str) -> "BioQueue | Bio":
+    name = _SHORT.get(wanted, wanted)
+    for queue in g_bioqs(kernel):
+        if queue.name == name:
+            return queue
+    if name in GEOM_QUEUES:
+        raise UsageError(f"this kernel has no {name}")
+    symbol = kernel.symbol(wanted)
+    try:
+        at = symbol.address if symbol else int(wanted, 0)
+    except ValueError:
+        raise UsageError(f"{wanted!r} is no queue: give down, up or an address") from None
+    if at in outstanding_by_address(kernel) and not is_queue_head(kernel, at):
+        return outstanding_by_address(kernel)[at].bio
+    return queue_at(kernel, at)
+
+
+# All of it
+
+
+def _everything(kernel: Kernel) -> Report:
+    queues = g_bioqs(kernel)
+    everything = outstanding(kernel)
+    requests = top_requests(kernel)
+    orphans = bufs_without_bio(kernel)
+    check_accounts(kernel)
+    pace = pacing(kernel)
+    report = Report(
+        {
+            "queues": [_queue_data(kernel, queue) for queue in queues],
+            "outstanding": [_outstanding_data(kernel, each) for each in everything],
+            "summary": [_group_data(group) for group in _groups(kernel, requests)],
+            "bufs_without_bio": [address(buf.address) for buf in orphans],
+            "pacing": pace and {
+                "pace": pace.pace,
+                "paused": pace.paused,
+                "pause": pace.pause,
+                "per_failure": pace.per_failure,
+                "nomem_count": pace.nomem_count,
+                "pause_count": pace.pause_count,
+            },
+        }
+    )
+    report.table(
+        ["queue", "length>", "walked>", "served by"],
+        [(q.name, q.length, len(q.bios), _server(kernel, q.name)) for q in queues],
+        limit=False,
+    )
+    length = next((len(q.bios) for q in queues if q.name == "g_bio_run_down"), 0)
+    if pace and pace.active:
+        report.text(pace.explain(length))
+    for queue in queues:
+        if queue.bios:
+            _show_queue(kernel, report, queue)
+    on_queue = {bio.address for queue in queues for bio in queue.bios}
+    elsewhere = [r for r in requests if r.bio.address not in on_queue]
+    if not elsewhere:
+        if not on_queue:
+            report.text("No bio is outstanding.")
+    else:
+        report.heading(_title(kernel, elsewhere, "on no GEOM queue" if on_queue else ""))
+        _show_groups(report, _groups(kernel, elsewhere))
+        report.heading("The oldest first:")
+        _show_bios(kernel, report, sorted(elsewhere, key=lambda r: -(_age(kernel, r) or 0)))
+    for buf in orphans:
+        waiters = ", ".join(_thread(t) for t in bio_waiters(kernel, buf.address))
+        report.text(f"buf {buf.address:#x} is waited for by {waiters}: no bio of it was found")
+    return report
+
+
+def _title(kernel: Kernel, requests: Sequence[OutstandingBio], where: str) -> str:
+    oldest = max((_age(kernel, r) or 0.0 for r in requests), default=0.0)
+    return (
+        f"{count(len(requests), 'request')} outstanding"
+        + (f" {where}" if where else "")
+        + (f", the oldest for {seconds(oldest)}" if oldest else "")
+        + ":"
+    )
+
+
+_SERVED = {"g_bio_run_down": "g_down", "g_bio_run_up": "g_up", "g_bio_run_task": "g_up"}
+
+
+def _server(kernel: Kernel, queue: str) -> str:
+    for found in geom_threads(kernel):
+        if found.role == _SERVED.get(queue):
+            return f"{found.thread.tid} {found.role}, {found.state}: {found.detail}"
+    return ""
+
+
+def _show_queue(kernel: Kernel, report: Report, queue: BioQueue) -> None:
+    length = "" if queue.length in (None, len(queue.bios)) else f" (its count says {queue.length})"
+    report.heading(f"{queue.name}: {count(len(queue.bios), 'bio')}{length}")
+    if not queue.bios:
+        return
+    known = outstanding_by_address(kernel)
+    rows = [known.get(bio.address) or _alone(kernel, bio, queue) for bio in queue.bios]
+    _show_groups(report, _groups(kernel, rows))
+    report.heading("In the order of the queue:")
+    _show_bios(kernel, report, rows)
+
+
+def _alone(kernel: Kernel, bio: Bio, queue: BioQueue) -> OutstandingBio:
+    """A bio on a queue that is none of GEOM's own."""
+    return OutstandingBio(
+        bio,
+        "queued",
+        f"on {queue.name}",
+        "proven",
+        provider_at(kernel, bio.to) or provider_of_disk(kernel, bio.disk),
+        queue.name,
+        None,
+        (),
+        age(kernel, bio),
+    )
+
+
+# Summary
+
+
+class _Group(NamedTuple):
+    provider: str
+    cmd: str
+    state: str
+    count: int
+    bytes: int
+    oldest: Optional[float]
+
+
+def _groups(kernel: Kernel, requests: Iterable[OutstandingBio]) -> List[_Group]:
+    """Per provider and command: how many, how much, how old; the oldest group first."""
+    found: Dict[Tuple[str, str, str], List[OutstandingBio]] = {}
+    for each in requests:
+        key = (provider_name(kernel, each), each.bio.cmd, each.state)
+        found.setdefault(key, []).append(each)
+    groups = []
+    for (provider, cmd, state), members in found.items():
+        ages = [a for a in (_age(kernel, m) for m in members) if a is not None]
+        groups.append(
+            _Group(
+                provider,
+                cmd,
+                state,
+                len(members),
+                sum(m.bio.length for m in members),
+                max(ages) if ages else None,
+            )
+        )
+    return sorted(groups, key=lambda g: (STATES.index(g.state), -(g.oldest or 0), g.provider))
+
+
+def _show_groups(report: Report, groups: Sequence[_Group]) -> None:
+    report.table(
+        ["provider", "command", "state", "requests>", "bytes>", "oldest>"],
+        [
+            (g.provider, _word(g.cmd), g.state, g.count, g.bytes, seconds(g.oldest))
+            for g in groups
+        ],
+        limit=False,
+    )
+
+
+def _group_data(group: _Group) -> Dict[str, Any]:
+    return dict(group._asdict())
+
+
+# Rows
+
+
+def _show_bios(kernel: Kernel, report: Report, bios: Sequence[OutstandingBio]) -> None:
+    report.table(
+        ["bio", "cmd", "provider", "offset>", "length>", "age>", "for"],
+        [
+            (
+                address(each.bio.address),
+                _word(each.bio.cmd),
+                provider_name(kernel, each),
+                each.bio.offset,
+                each.bio.length,
+                seconds(_age(kernel, each)),
+                behind(kernel, bio_origin(kernel, each.bio)),
+            )
+            for each in bios
+        ],
+    )
+
+
+def _word(cmd: str) -> str:
+    return cmd[4:] if cmd.startswith("BIO_") else cmd
+
+
+def _age(kernel: Kernel, each: OutstandingBio) -> Optional[float]:
+    """Its own age, or for a request without a clock of its own that of its oldest clone."""
+    if each.age is not None:
+        return each.age
+    known = outstanding_by_address(kernel)
+    ages = [known[c].age for c in each.clones if c in known]
+    return max((a for a in ages if a is not None), default=None)
+
+
+def provider_name(kernel: Kernel, each: OutstandingBio) -> str:
+    """The provider asked; for a clone in a driver's hands the disk's."""
+    provider = (
+        provider_at(kernel, each.bio.to)
+        or provider_of_disk(kernel, each.bio.disk)
+        or each.provider
+    )
+    return provider.name if provider else ""
+
+
+def _thread(thread: Thread) -> str:
+    return f"{thread.tid} {thread.label}"
+
+
+def behind(kernel: Kernel, origin: Origin) -> str:
+    """Who or what a request is for, in a few words."""
+    waiters = bio_waiters(kernel, origin.address) if origin.address else []
+    who = ", ".join(_thread(t) for t in waiters[:2]) + (" ..." if len(waiters) > 2 else "")
+    if origin.kind == "buf":
+        return who or f"buf {origin.address:#x}"
+    if origin.kind == "swap":
+        return (f"{who}, " if who else "") + f"swap, buf {origin.address:#x}"
+    if origin.kind in ("physio", "thread"):
+        return who or origin.kind
+    if origin.kind == "class":
+        return done_name(kernel, origin.top)
+    if origin.kind == "unknown":
+        return origin.evidence
+    return f"{origin.kind} {address(origin.address)}"
+
+
+# One bio
+
+
+def _one(kernel: Kernel, bio: Bio) -> Report:
+    known = outstanding_by_address(kernel)
+    chain = bio_chain(kernel, bio)
+    below = _below(known, bio.address)
+    report = Report(
+        {
+            "queues": [],
+            "outstanding": [
+                _outstanding_data(kernel, known[b.address])
+                for b in [*reversed(chain), *below]
+                if b.address in known
+            ],
+        }
+    )
+    for depth, link in enumerate([*reversed(chain), *below]):
+        each = known.get(link.address)
+        report.pre("  " * depth + f"bio {link.address:#x} {_word(link.cmd)}"
+                   f" off {link.offset} len {link.length}")
+        details = [
+            f"flags {' '.join(flag_names(kernel, link)) or 'none'}, error {link.error}, "
+            f"completed {link.completed}, clones {link.children}, back {link.inbed}",
+        ]
+        consumer = consumer_at(kernel, link.from_)
+        provider = provider_at(kernel, link.to)
+        if provider is not None:
+            by = f"{consumer.geom.klass.name} {consumer.geom.name}" if consumer else "?"
+            details.append(f"asked of {provider.name} by {by}")
+        if link.done:
+            details.append(f"bio_done {done_name(kernel, link) or hex(link.done)}")
+        if each is not None:
+            details.append(f"{each.state}: {each.why} [{each.certainty}]")
+        report.pre("\n".join("  " * depth + "    " + line for line in details))
+    origin = bio_origin(kernel, bio)
+    report.text(f"It is for {behind(kernel, origin)} ({origin.evidence}).")
+    return report
+
+
+def _below(known: Dict[int, OutstandingBio], at: int) -> List[Bio]:
+    found: List[Bio] = []
+    todo = [at]
+    seen = set()
+    while todo:
+        here = todo.pop(0)
+        if here in seen or here not in known:
+            continue
+        seen.add(here)
+        for clone in known[here].clones:
+            if clone in known:
+                found.append(known[clone].bio)
+                todo.append(clone)
+    return found
+
+
+# JSON
+
+
+def _queue_data(kernel: Kernel, queue: BioQueue) -> Dict[str, Any]:
+    return {
+        "name": queue.name,
+        "address": address(queue.address),
+        "length": queue.length,
+        "walked": len(queue.bios),
+        "kind": queue.kind,
+        "bios": [bio_data(kernel, bio) for bio in queue.bios],
+    }
+
+
+def bio_data(kernel: Kernel, bio: Bio) -> Dict[str, Any]:
+    """One bio as the contract has it, and what is behind it."""
+    origin = bio_origin(kernel, bio)
+    provider = provider_at(kernel, bio.to) or provider_of_disk(kernel, bio.disk)
+    return {
+        "address": address(bio.address),
+        "cmd": bio.cmd,
+        "offset": bio.offset,
+        "length": bio.length,
+        "completed": bio.completed,
+        "error": bio.error,
+        "flags": flag_names(kernel, bio),
+        "from": address(bio.from_ or None),
+        "to": address(bio.to or None),
+        "provider": provider.name if provider else None,
+        "parent": address(bio.parent or None),
+        "top": address(origin.top.address),
+        "buf": address(origin.address) if origin.kind in ("buf", "swap") else None,
+        "origin": {
+            "kind": origin.kind,
+            "address": address(origin.address),
+            "detail": address(origin.detail),
+            "evidence": origin.evidence,
+            "tids": [t.tid for t in bio_waiters(kernel, origin.address or 0)],
+        },
+        "done": done_name(kernel, bio) or None,
+        "age": age(kernel, bio),
+    }
+
+
+def _outstanding_data(kernel: Kernel, each: OutstandingBio) -> Dict[str, Any]:
+    data = bio_data(kernel, each.bio)
+    data.update(
+        state=each.state,
+        why=each.why,
+        certainty=each.certainty,
+        queue=each.queue,
+        at=each.provider.name if each.provider else None,
+        provider=provider_name(kernel, each) or None,
+        clones=[address(clone) for clone in each.clones],
+    )
+    return data

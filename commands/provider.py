@@ -1,0 +1,412 @@
+"""provider: GEOM's topology, its health, and which device owes I/O and which does not."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set
+
+from commands.bioq import bio_data
+from plugin.errors import UsageError
+from plugin.kernel.bio import bio_origin
+from plugin.kernel.disk import disk_of
+from plugin.kernel.geom import Geom, Mesh, Provider, mesh, select
+from plugin.kernel.geom_io import (
+    AT_DEVICE,
+    Account,
+    OutstandingBio,
+    accounts,
+    check_accounts,
+    flight,
+    outstanding,
+)
+from plugin.kernel.geom_kern import Health, health
+from plugin.kernel.lockwait import Contended
+from plugin.report import Report, address, count, seconds
+from plugin.session import Kernel
+
+HELP = "GEOM: every provider, what it owes, the topology as tree, dot, xml or svg"
+EXAMPLE = "provider vtbd1\nprovider --tree"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "provider",
+        nargs="?",
+        metavar="NAME|ADDRESS",
+        help="one provider, or all of one geom or class, by name or address",
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--tree", action="store_true", help="devices, and what stands on each")
+    shape.add_argument("--dot", action="store_true", help="a graph as kern.geom.confdot gives it")
+    shape.add_argument("--xml", action="store_true", help="the mesh as kern.geom.confxml gives it")
+    shape.add_argument("--svg", action="store_true", help="the graph drawn by graphviz")
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    found = mesh(kernel)
+    chosen = list(found.providers.values())
+    if args.provider is not None:
+        chosen, how = select(kernel, args.provider)
+        if how is None:
+            raise UsageError(_unknown(found, args.provider))
+    books = accounts(kernel)
+    check_accounts(kernel)
+    state = health(kernel)
+    data: Dict[str, Any] = {
+        "providers": [_data(kernel, provider, books[provider.address]) for provider in chosen],
+        "classes": [_class_data(klass.address, klass.name, klass.geoms) for klass in found.classes],
+        "health": _health_data(state),
+    }
+    part = None if args.provider is None else _around(chosen)
+    if args.dot or args.svg or args.xml:
+        return Report(data, raw=_drawn(kernel, args, found, part))
+    report = Report(data)
+    if args.tree:
+        from plugin.render.geomtree import tree
+
+        report.pre(tree(found, books, part))
+        return report
+    if args.provider is not None:
+        for provider in chosen:
+            _one(kernel, report, provider, books[provider.address])
+        return report
+    _verdicts(report, books)
+    _health(report, state)
+    report.heading(f"{count(len(chosen), 'provider')}:")
+    _table(report, [books[p.address] for p in chosen])
+    report.text("More: provider NAME | provider --tree | bioq")
+    return report
+
+
+def _unknown(found: Mesh, wanted: str) -> str:
+    names = ", ".join(sorted({p.name for p in found.providers.values()})[:12])
+    return f"no provider, geom or class {wanted!r}; there are {names or 'no providers'}"
+
+
+def _around(chosen: Sequence[Provider]) -> Set[int]:
+    """The geoms that the chosen providers belong to, stand on and carry."""
+    geoms: Set[int] = set()
+
+    def up(provider: Provider) -> None:
+        for consumer in provider.consumers:
+            if consumer.geom.address not in geoms:
+                geoms.add(consumer.geom.address)
+                for above in consumer.geom.providers:
+                    up(above)
+
+    def down(geom: Optional[Geom]) -> None:
+        if geom is None or geom.address in geoms:
+            return
+        geoms.add(geom.address)
+        for consumer in geom.consumers:
+            if consumer.provider is not None:
+                down(consumer.provider.geom)
+
+    for provider in chosen:
+        down(provider.geom)
+    for provider in chosen:
+        up(provider)
+    return geoms
+
+
+def _drawn(
+    kernel: Kernel, args: argparse.Namespace, found: Mesh, part: Optional[Set[int]]
+) -> str:
+    from plugin.render import confdot, confxml, svg
+
+    if args.xml:
+        return confxml.confxml(kernel, found, part)
+    drawing = confdot.confdot(found, accounts(kernel), part)
+    return svg.svg(drawing) if args.svg else drawing
+
+
+# Text
+
+
+def _verdicts(report: Report, books: Dict[int, Account]) -> None:
+    devices = [a for a in books.values() if a.provider.is_device]
+    owing = sorted(
+        (a for a in devices if a.verdict == "owes"), key=lambda a: -(a.oldest or 0)
+    )
+    if owing:
+        names = ", ".join(
+            f"{a.provider.name} {a.at_device}"
+            + (f" (oldest {seconds(a.oldest)})" if a.oldest is not None else "")
+            for a in owing
+        )
+        report.text(f"{count(len(owing), 'device')} {_owe(len(owing))} I/O: {names}.")
+    for account in devices:
+        if account.verdict in ("waits", "unclear"):
+            report.text(f"{account.provider.name}: {account.reason}.")
+    clear = [a.provider.name for a in devices if a.verdict == "acquitted"]
+    if clear:
+        report.text(f"Acquitted, nothing outstanding: {', '.join(sorted(clear))}.")
+
+
+def _owe(number: int) -> str:
+    return "owes" if number == 1 else "owe"
+
+
+def _health(report: Report, state: Health) -> None:
+    if state.pacing and state.pacing.active:
+        report.text(state.pacing.explain(0))
+    for thread in state.threads:
+        if thread.state != "idle":
+            report.text(f"{thread.role} ({thread.thread.tid}) is {thread.state}: {thread.detail}.")
+    if state.event_stack:
+        report.text("g_event's stack: " + " <- ".join(state.event_stack))
+    for event in state.events[:20]:
+        about = f" for {', '.join(event.refs)}" if event.refs else ""
+        flags = f" {' '.join(event.flags)}" if event.flags else ""
+        report.text(f"Event waiting: {event.func}(){about}{flags} at {event.address:#x}.")
+    for provider in state.doorstep:
+        report.text(f"{provider.name} is orphaned and its consumers have not been told yet.")
+    topology = state.topology
+    if topology is not None and (topology.holders or topology.waiters or topology.lock.held):
+        report.text(_topology(topology))
+    if state.inflight_transient_maps:
+        report.text(
+            f"{count(state.inflight_transient_maps, 'bio')} transiently mapped for drivers that "
+            "do not take unmapped bios."
+        )
+    if not any(
+        (
+            state.events,
+            state.doorstep,
+            state.pacing and state.pacing.active,
+            any(t.state != "idle" for t in state.threads),
+            topology and topology.lock.held,
+        )
+    ):
+        report.text(
+            "GEOM itself is well: no pacing, no event waits, the topology lock is free, "
+            "g_up, g_down and g_event are idle with empty queues."
+        )
+
+
+def _topology(topology: Contended) -> str:
+    held = ", ".join(f"{h.thread.tid} {h.thread.label} ({h.certainty})" for h in topology.holders)
+    wait = ", ".join(f"{t.tid} {t.label}" for t, _ in topology.waiters)
+    return (
+        f"Topology lock: {topology.lock.state}"
+        + (f" by {held}" if held else "")
+        + (f"; waiting: {wait}" if wait else "")
+        + "."
+    )
+
+
+def _table(report: Report, books: List[Account]) -> None:
+    report.table(
+        ["name", "class", "access", "media>", "flight>", "queued>", "device>", "verdict"],
+        [
+            (
+                a.provider.name,
+                a.provider.class_name,
+                a.provider.access,
+                size(a.provider.mediasize),
+                a.in_flight,
+                a.queued,
+                a.at_device,
+                _verdict(a),
+            )
+            for a in books
+        ],
+    )
+
+
+def _verdict(account: Account) -> str:
+    text = account.verdict
+    if account.provider.error:
+        text += f", error {account.provider.error}"
+    if account.verdict == "owes" and account.oldest is not None:
+        text += f", {seconds(account.oldest)}"
+    return text
+
+
+def size(number: int) -> str:
+    """Bytes as a person reads them, in powers of 1024 as diskinfo(8) and geom(8) print."""
+    value = float(number)
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if abs(value) < 1024 or unit == "P":
+            return f"{value:.0f}{unit}" if value == int(value) else f"{value:.1f}{unit}"
+        value /= 1024
+    return str(number)
+
+
+def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -> None:
+    geom = provider.geom
+    report.heading(
+        f"provider {provider.name} at {provider.address:#x}"
+        + (f", geom {geom.name} of class {geom.klass.name}" if geom else ", of no geom")
+    )
+    lines = [
+        f"access {provider.access}  flags {' '.join(provider.flag_names) or 'none'}"
+        f"  error {provider.error}",
+        f"media {provider.mediasize} ({size(provider.mediasize)})"
+        f"  sector {provider.sectorsize}  stripe {provider.stripesize}"
+        f" offset {provider.stripeoffset}  index {provider.index}",
+    ]
+    if provider.aliases or (geom and geom.aliases):
+        lines.append(f"aliases {' '.join(provider.aliases or (geom.aliases if geom else []))}")
+    if provider.nstart is not None:
+        lines.append(f"nstart {provider.nstart}  nend {provider.nend}")
+    disk = disk_of(kernel, provider)
+    if disk is not None:
+        gone = ", gone" if disk.gone else ""
+        lines.append(f"disk {disk.name} at {disk.address:#x}, {disk.strategy or 'no driver'}{gone}")
+    stat = disk.devstat if disk and disk.devstat else provider.devstat
+    if stat is not None:
+        lines.append(
+            f"devstat started {stat.start_count}  ended {stat.end_count}"
+            f"  reads {stat.reads}  writes {stat.writes}"
+        )
+    report.pre("\n".join("  " + line for line in lines))
+    report.text(
+        f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
+        f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."
+    )
+    if provider.consumers:
+        report.heading(f"{count(len(provider.consumers), 'consumer')}:")
+        report.table(
+            ["address", "class", "geom", "access", "flags"],
+            [
+                (
+                    address(consumer.address),
+                    consumer.geom.klass.name,
+                    consumer.geom.name,
+                    consumer.access,
+                    " ".join(kernel.layouts.flags("g_consumer_flags", consumer.flags)),
+                )
+                for consumer in provider.consumers
+            ],
+        )
+    bios = [each for each in outstanding(kernel) if each.bio.to == provider.address]
+    if bios:
+        from commands.bioq import _show_bios
+
+        report.heading(f"{count(len(bios), 'bio')} to it:")
+        _show_bios(kernel, report, bios)
+
+
+# JSON
+
+
+def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any]:
+    stat = provider.devstat
+    disk = disk_of(kernel, provider)
+    if disk is not None and disk.devstat is not None:
+        stat = disk.devstat
+    geom = provider.geom
+    return {
+        "name": provider.name,
+        "address": address(provider.address),
+        "class": provider.class_name,
+        "geom": geom.name if geom else None,
+        "geom_address": address(geom.address) if geom else None,
+        "mediasize": provider.mediasize,
+        "sectorsize": provider.sectorsize,
+        "stripesize": provider.stripesize,
+        "stripeoffset": provider.stripeoffset,
+        "access": list(provider.access),
+        "error": provider.error,
+        "flags": provider.flag_names,
+        "aliases": provider.aliases or (geom.aliases if geom else []),
+        "index": provider.index,
+        "in_flight": account.in_flight,
+        "source": account.source,
+        "queued": account.queued,
+        "at_device": account.at_device,
+        "found": account.found,
+        "lost": account.lost,
+        "driver": account.driver,
+        "driver_found": account.driver_found,
+        "oldest": account.oldest,
+        "verdict": account.verdict,
+        "reason": account.reason,
+        "nstart": provider.nstart,
+        "nend": provider.nend,
+        "devstat": stat
+        and {
+            "address": address(stat.address),
+            "start_count": stat.start_count,
+            "end_count": stat.end_count,
+            "busy_from": stat.busy_from,
+        },
+        "disk": disk
+        and {
+            "address": address(disk.address),
+            "name": disk.name,
+            "strategy": disk.strategy,
+            "gone": disk.gone,
+        },
+        "consumers": [address(consumer.address) for consumer in provider.consumers],
+        "bios": [
+            dict(bio_data(kernel, each.bio), state=each.state)
+            for each in _bios_of(kernel, provider)
+        ],
+    }
+
+
+def _bios_of(kernel: Kernel, provider: Provider) -> Iterator[OutstandingBio]:
+    for each in outstanding(kernel):
+        if each.bio.to == provider.address:
+            yield each
+
+
+def _class_data(at: int, name: str, geoms: Sequence[Geom]) -> Dict[str, Any]:
+    return {
+        "name": name,
+        "address": address(at),
+        "geoms": [
+            {
+                "name": geom.name,
+                "address": address(geom.address),
+                "rank": geom.rank,
+                "withering": geom.withering,
+                "providers": [address(p.address) for p in geom.providers],
+                "consumers": [
+                    {
+                        "address": address(consumer.address),
+                        "provider": consumer.provider.name if consumer.provider else None,
+                        "access": list(consumer.access),
+                        "flags": consumer.flags,
+                        "nstart": consumer.nstart,
+                        "nend": consumer.nend,
+                    }
+                    for consumer in geom.consumers
+                ],
+            }
+            for geom in geoms
+        ],
+    }
+
+
+def _health_data(state: Health) -> Dict[str, Any]:
+    topology = state.topology
+    return {
+        "pacing": state.pacing and dict(state.pacing._asdict(), active=state.pacing.active),
+        "threads": [
+            {"role": t.role, "tid": t.thread.tid, "state": t.state, "detail": t.detail}
+            for t in state.threads
+        ],
+        "events": [
+            {
+                "address": address(event.address),
+                "func": event.func,
+                "arg": address(event.arg),
+                "flags": list(event.flags),
+                "refs": list(event.refs),
+            }
+            for event in state.events
+        ],
+        "event_stack": state.event_stack,
+        "doorstep": [address(provider.address) for provider in state.doorstep],
+        "topology_lock": topology
+        and {
+            "address": address(topology.lock.address),
+            "state": topology.lock.state,
+            "owners": [h.thread.tid for h in topology.holders],
+            "waiters": [t.tid for t, _ in topology.waiters],
+        },
+        "inflight_transient_maps": state.inflight_transient_maps,
+    }
