@@ -635,6 +635,17 @@ def test_the_tests_run_on_the_checkout_in_order_and_all_of_them(installed: Machi
     assert done.stdout.splitlines()[-1].startswith("TOOL pytest")
     assert done.stderr == "install.sh: failed: mypy\n"
 
+    cli = installed.checkout / "plugin/cli.py"
+    cli.write_text("raise ImportError('half of a change')\n")
+    done = installed.install("--test")
+    cli.write_text(STAND_IN)
+    assert done.returncode == 1
+    assert "TOOL pytest" in done.stdout
+    assert done.stderr.splitlines() == [
+        "install.sh: the installed wchan does not start: ImportError: half of a change",
+        "install.sh: failed: wchan --version",
+    ]
+
     done = installed.install("--test", FAILING="pytest")
     assert done.returncode == 1
     assert done.stderr == ""
@@ -643,11 +654,81 @@ def test_the_tests_run_on_the_checkout_in_order_and_all_of_them(installed: Machi
 # -------------------------------------------------------------------------------- the real plugin
 
 
-def sources() -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def real_plugin(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Machine:
+    """A machine whose own debuggers load this plugin, as it is, at every start."""
+    made = Machine(tmp_path_factory.mktemp("real-plugin"), wheels)
     for folder in ("plugin", "commands"):
-        yield from sorted((REPOSITORY / folder).rglob("*.py"))
+        shutil.rmtree(made.checkout / folder)
+        shutil.copytree(REPOSITORY / folder, made.checkout / folder)
+    shutil.copy(REPOSITORY / "structs.yaml", made.checkout)
+    done = made.install("--init-files")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize("debugger", ["system_lldb", "venv_lldb", "system_gdb", "venv_gdb"])
+def test_a_plain_debugger_knows_the_commands(
+    real_plugin: Machine, debugger: str, request: pytest.FixtureRequest
+) -> None:
+    program = str(request.getfixturevalue(debugger))
+    one_command = ["-b", "-o"] if "lldb" in debugger else ["-batch", "-ex"]
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("XDG_CONFIG_HOME", "PYTHONPATH")
+    }
+    done = subprocess.run(
+        [program, *one_command, "kthreads --help"],
+        env={**environment, "HOME": str(real_plugin.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert "usage: kthreads" in done.stdout, done.stderr
+    assert done.returncode == 0
+
+
+def interpreters() -> Iterator[str]:
+    """This Python, and a 3.9 where there is one: on PATH, or among pyenv's."""
+    yield sys.executable
+    candidates = [Path(folder, "python3.9") for folder in os.get_exec_path()]
+    if "PYENV_ROOT" in os.environ:
+        candidates += Path(os.environ["PYENV_ROOT"]).glob("versions/3.9.*/bin/python3")
+    for path in filter(Path.exists, candidates):
+        said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        if said.startswith("Python 3.9."):
+            yield str(path)
+            return
+
+
+@pytest.mark.parametrize("python", list(interpreters()))
+def test_every_module_can_be_imported_with_nothing_but_the_two_libraries(
+    real_plugin: Machine, python: str
+) -> None:
+    home = real_plugin.home / ".local/share/wchan"
+    program = """
+import importlib, pkgutil, sys
+sys.path[:0] = sys.argv[1:]
+import commands, plugin
+# Not the modules that only a debugger's own Python can import.
+hosted = {"plugin.targets.lldb", "plugin.targets.gdb", "plugin.kernel-gdb", "plugin.__main__"}
+for package in (plugin, commands):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name not in hosted:
+            importlib.import_module(module.name)
+            print(module.name)
+"""
+    done = subprocess.run(
+        [python, "-I", "-S", "-c", program, str(home / "app"), str(home / "deps")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "commands.kthreads" in done.stdout.split()
 
 
 def test_every_module_is_python_3_9() -> None:
-    for path in sources():
-        ast.parse(path.read_text(), str(path), feature_version=(3, 9))
+    for folder in ("plugin", "commands"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            ast.parse(path.read_text(), str(path), feature_version=(3, 9))
