@@ -216,17 +216,20 @@ class Kernel:
     def start_command(self) -> None:
         """Begin a command: only what it finds, and what holds for the session, is reported."""
         self.warnings = Findings()
+        if not self.target.stable:
+            # A running kernel: what one command has read is one picture, the next needs its own.
+            self._cache.clear()
         for note in self.facts.notes:
             self.warnings.add("kernel", None, note, partial=False)
 
-    # Caching: only what a stable target allows
+    # Caching
 
     def once(self, key: Any, compute: Callable[[], _T]) -> _T:
-        """``compute()``, kept for this session where the target stands still.
+        """``compute()``, kept for this session, of a running kernel for this command.
 
         What it found wrong is kept with it, and reported at every use.
         """
-        if self.target.stable and key in self._cache:
+        if key in self._cache:
             value, findings = self._cache[key]
         else:
             outer, self.warnings = self.warnings, Findings()
@@ -234,8 +237,7 @@ class Kernel:
                 value = compute()
             finally:
                 findings, self.warnings = self.warnings, outer
-            if self.target.stable:
-                self._cache[key] = value, findings
+            self._cache[key] = value, findings
         self.warnings.extend(findings)
         return value
 
