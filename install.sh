@@ -517,7 +517,6 @@ add_test_packages() {
 # ---------------------------------------------------------------------------- the plugin
 
 install_plugin() {
-    [ -f "$checkout/plugin/cli.py" ] || die "$checkout holds no plugin/: run this in a checkout"
     sum=$(cd "$checkout" &&
         find plugin commands structs.yaml LICENSE -type f ! -name '*.pyc' -exec cksum {} + |
         sort | cksum)
@@ -647,8 +646,8 @@ check() { # NAME COMMAND...
 
 run_tests() {
     cd "$checkout"
-    check "ruff check" "$venv/bin/python" -m ruff check .
-    check "ruff format" "$venv/bin/python" -m ruff format --check .
+    check "ruff check" "$venv/bin/python" -m ruff check plugin commands tests
+    check "ruff format" "$venv/bin/python" -m ruff format --check plugin commands tests
     check "mypy" "$venv/bin/python" -m mypy
     before=$failed
     check "pytest" "$venv/bin/python" -m pytest -n auto --dist loadfile
@@ -666,6 +665,9 @@ if [ "$mode" = uninstall ]; then
     exit 0
 fi
 
+for part in pyproject.toml plugin commands structs.yaml LICENSE; do
+    [ -e "$checkout/$part" ] || die "$checkout has no $part: run install.sh where it lies in a clone"
+done
 if [ -e "$launcher" ] && ! grep -qxF -- "$launcher_mark" "$launcher"; then
     die "$launcher exists and is not wchan's: move it away or choose another --prefix"
 fi

@@ -457,6 +457,12 @@ def test_it_says_how_to_load_wchan_into_the_debuggers_on_path(installed: Machine
     assert done.stderr == ""
 
 
+def test_a_copy_of_the_script_alone_says_what_it_misses(machine: Machine) -> None:
+    (machine.checkout / "structs.yaml").unlink()
+    assert "has no structs.yaml: run install.sh where it lies" in error_of(machine.install())
+    assert not machine.files()
+
+
 def test_a_launcher_of_somebody_else_is_not_overwritten(machine: Machine) -> None:
     foreign = machine.home / ".local/bin/wchan"
     foreign.parent.mkdir(parents=True)
@@ -623,8 +629,8 @@ def test_the_tests_run_on_the_checkout_in_order_and_all_of_them(installed: Machi
     done = installed.install("--test")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("TOOL")] == [
-        "TOOL ruff check .",
-        "TOOL ruff format --check .",
+        "TOOL ruff check plugin commands tests",
+        "TOOL ruff format --check plugin commands tests",
         "TOOL mypy",
         "TOOL pytest -n auto --dist loadfile",
     ]
