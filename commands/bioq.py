@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from plugin.errors import UsageError
 from plugin.kernel.bio import (
@@ -19,7 +19,6 @@ from plugin.kernel.bio import (
     g_bioqs,
     is_queue_head,
     queue_at,
-    try_bio_at,
 )
 from plugin.kernel.disk import provider_of_disk
 from plugin.kernel.geom import consumer_at, provider_at
@@ -65,7 +64,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     return report
 
 
-def _queue(kernel: Kernel, wanted: str) -> "BioQueue | Bio":
+def _queue(kernel: Kernel, wanted: str) -> Union[BioQueue, Bio]:
     name = _SHORT.get(wanted, wanted)
     for queue in g_bioqs(kernel):
         if queue.name == name:
@@ -79,7 +78,10 @@ def _queue(kernel: Kernel, wanted: str) -> "BioQueue | Bio":
         raise UsageError(f"{wanted!r} is no queue: give down, up or an address") from None
     if at in outstanding_by_address(kernel) and not is_queue_head(kernel, at):
         return outstanding_by_address(kernel)[at].bio
-    return queue_at(kernel, at)
+    queue = queue_at(kernel, at)
+    if not queue.bios and not is_queue_head(kernel, at):
+        raise UsageError(f"there is no queue of bios at {at:#x}")
+    return queue
 
 
 # All of it
@@ -98,7 +100,8 @@ def _everything(kernel: Kernel) -> Report:
             "outstanding": [_outstanding_data(kernel, each) for each in everything],
             "summary": [_group_data(group) for group in _groups(kernel, requests)],
             "bufs_without_bio": [address(buf.address) for buf in orphans],
-            "pacing": pace and {
+            "pacing": pace
+            and {
                 "pace": pace.pace,
                 "paused": pace.paused,
                 "pause": pace.pause,
@@ -119,16 +122,15 @@ def _everything(kernel: Kernel) -> Report:
     for queue in queues:
         if queue.bios:
             _show_queue(kernel, report, queue)
-    on_queue = {bio.address for queue in queues for bio in queue.bios}
-    elsewhere = [r for r in requests if r.bio.address not in on_queue]
-    if not elsewhere:
-        if not on_queue:
-            report.text("No bio is outstanding.")
-    else:
+    elsewhere = [r for r in requests if r.queue not in GEOM_QUEUES]
+    on_queue = len(elsewhere) < len(requests)
+    if not requests:
+        report.text("No bio is outstanding.")
+    if elsewhere:
         report.heading(_title(kernel, elsewhere, "on no GEOM queue" if on_queue else ""))
         _show_groups(report, _groups(kernel, elsewhere))
         report.heading("The oldest first:")
-        _show_bios(kernel, report, sorted(elsewhere, key=lambda r: -(_age(kernel, r) or 0)))
+        show_bios(kernel, report, sorted(elsewhere, key=lambda r: -(_age(kernel, r) or 0)))
     for buf in orphans:
         waiters = ", ".join(_thread(t) for t in bio_waiters(kernel, buf.address))
         report.text(f"buf {buf.address:#x} is waited for by {waiters}: no bio of it was found")
@@ -164,7 +166,7 @@ def _show_queue(kernel: Kernel, report: Report, queue: BioQueue) -> None:
     rows = [known.get(bio.address) or _alone(kernel, bio, queue) for bio in queue.bios]
     _show_groups(report, _groups(kernel, rows))
     report.heading("In the order of the queue:")
-    _show_bios(kernel, report, rows)
+    show_bios(kernel, report, rows)
 
 
 def _alone(kernel: Kernel, bio: Bio, queue: BioQueue) -> OutstandingBio:
@@ -189,7 +191,7 @@ class _Group(NamedTuple):
     provider: str
     cmd: str
     state: str
-    count: int
+    requests: int
     bytes: int
     oldest: Optional[float]
 
@@ -220,7 +222,7 @@ def _show_groups(report: Report, groups: Sequence[_Group]) -> None:
     report.table(
         ["provider", "command", "state", "requests>", "bytes>", "oldest>"],
         [
-            (g.provider, _word(g.cmd), g.state, g.count, g.bytes, seconds(g.oldest))
+            (g.provider, _word(g.cmd), g.state, g.requests, g.bytes, seconds(g.oldest))
             for g in groups
         ],
         limit=False,
@@ -234,7 +236,7 @@ def _group_data(group: _Group) -> Dict[str, Any]:
 # Rows
 
 
-def _show_bios(kernel: Kernel, report: Report, bios: Sequence[OutstandingBio]) -> None:
+def show_bios(kernel: Kernel, report: Report, bios: Sequence[OutstandingBio]) -> None:
     report.table(
         ["bio", "cmd", "provider", "offset>", "length>", "age>", "for"],
         [
@@ -268,9 +270,7 @@ def _age(kernel: Kernel, each: OutstandingBio) -> Optional[float]:
 def provider_name(kernel: Kernel, each: OutstandingBio) -> str:
     """The provider asked; for a clone in a driver's hands the disk's."""
     provider = (
-        provider_at(kernel, each.bio.to)
-        or provider_of_disk(kernel, each.bio.disk)
-        or each.provider
+        provider_at(kernel, each.bio.to) or provider_of_disk(kernel, each.bio.disk) or each.provider
     )
     return provider.name if provider else ""
 
@@ -286,7 +286,7 @@ def behind(kernel: Kernel, origin: Origin) -> str:
     if origin.kind == "buf":
         return who or f"buf {origin.address:#x}"
     if origin.kind == "swap":
-        return (f"{who}, " if who else "") + f"swap, buf {origin.address:#x}"
+        return who or "swap pager"
     if origin.kind in ("physio", "thread"):
         return who or origin.kind
     if origin.kind == "class":
@@ -315,8 +315,10 @@ def _one(kernel: Kernel, bio: Bio) -> Report:
     )
     for depth, link in enumerate([*reversed(chain), *below]):
         each = known.get(link.address)
-        report.pre("  " * depth + f"bio {link.address:#x} {_word(link.cmd)}"
-                   f" off {link.offset} len {link.length}")
+        report.pre(
+            "  " * depth + f"bio {link.address:#x} {_word(link.cmd)}"
+            f" off {link.offset} len {link.length}"
+        )
         details = [
             f"flags {' '.join(flag_names(kernel, link)) or 'none'}, error {link.error}, "
             f"completed {link.completed}, clones {link.children}, back {link.inbed}",

@@ -5,22 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set
 
-from commands.bioq import bio_data
+from commands.bioq import bio_data, show_bios
 from plugin.errors import UsageError
-from plugin.kernel.bio import bio_origin
+from plugin.kernel.disk import config as disk_config
 from plugin.kernel.disk import disk_of
-from plugin.kernel.geom import Geom, Mesh, Provider, mesh, select
+from plugin.kernel.geom import G_PF_ORPHAN, G_PF_WITHER, Geom, Mesh, Provider, mesh, select
 from plugin.kernel.geom_io import (
-    AT_DEVICE,
     Account,
     OutstandingBio,
     accounts,
     check_accounts,
-    flight,
     outstanding,
 )
 from plugin.kernel.geom_kern import Health, health
 from plugin.kernel.lockwait import Contended
+from plugin.render import confdot, confxml, svg
+from plugin.render.confdot import ERROR, OWES, WAITS, Mark
+from plugin.render.geomtree import tree
 from plugin.report import Report, address, count, seconds
 from plugin.session import Kernel
 
@@ -62,9 +63,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         return Report(data, raw=_drawn(kernel, args, found, part))
     report = Report(data)
     if args.tree:
-        from plugin.render.geomtree import tree
-
-        report.pre(tree(found, books, part))
+        report.pre(tree(found, _notes(books), part))
         return report
     if args.provider is not None:
         for provider in chosen:
@@ -109,15 +108,56 @@ def _around(chosen: Sequence[Provider]) -> Set[int]:
     return geoms
 
 
-def _drawn(
-    kernel: Kernel, args: argparse.Namespace, found: Mesh, part: Optional[Set[int]]
-) -> str:
-    from plugin.render import confdot, confxml, svg
-
+def _drawn(kernel: Kernel, args: argparse.Namespace, found: Mesh, part: Optional[Set[int]]) -> str:
     if args.xml:
-        return confxml.confxml(kernel, found, part)
-    drawing = confdot.confdot(found, accounts(kernel), part)
+        return confxml.confxml(found, lambda provider: disk_config(kernel, provider), part)
+    drawing = confdot.confdot(found, _marks(kernel, found), part)
     return svg.svg(drawing) if args.svg else drawing
+
+
+def _marks(kernel: Kernel, found: Mesh) -> Dict[int, Mark]:
+    """What stands out in a drawing: devices that owe, and the way up from them."""
+    marks: Dict[int, Mark] = {}
+    for each in outstanding(kernel):
+        consumer = found.consumers.get(each.bio.from_)
+        if consumer is not None:
+            marks[consumer.address] = marks[consumer.geom.address] = Mark(WAITS)
+    for at, account in accounts(kernel).items():
+        provider = account.provider
+        note = _notes({at: account}).get(at, "")
+        if provider.error or provider.flags & (G_PF_ORPHAN | G_PF_WITHER):
+            marks[at] = Mark(ERROR, note)
+        elif account.verdict in ("owes", "unclear"):
+            marks[at] = Mark(OWES, note)
+            if provider.geom is not None:
+                marks[provider.geom.address] = Mark(OWES)
+        elif account.verdict == "waits":
+            marks[at] = Mark(WAITS, note)
+    return marks
+
+
+def _notes(books: Dict[int, Account]) -> Dict[int, str]:
+    """A few words on each provider that is not plainly well, by address."""
+    found = {}
+    for at, account in books.items():
+        words = []
+        if account.at_device:
+            where = "at the device" if account.provider.is_device else "below"
+            words.append(f"{account.at_device} {where}")
+        if account.queued:
+            words.append(f"{account.queued} queued")
+        if account.lost:
+            words.append(f"{account.lost} lost")
+        if words and account.oldest is not None:
+            words.append(f"oldest {seconds(account.oldest)}")
+        if account.provider.error:
+            words.append(f"error {account.provider.error}")
+        for bit, word in ((G_PF_ORPHAN, "orphaned"), (G_PF_WITHER, "withering")):
+            if account.provider.flags & bit:
+                words.append(word)
+        if words:
+            found[at] = ", ".join(words)
+    return found
 
 
 # Text
@@ -125,9 +165,7 @@ def _drawn(
 
 def _verdicts(report: Report, books: Dict[int, Account]) -> None:
     devices = [a for a in books.values() if a.provider.is_device]
-    owing = sorted(
-        (a for a in devices if a.verdict == "owes"), key=lambda a: -(a.oldest or 0)
-    )
+    owing = sorted((a for a in devices if a.verdict == "owes"), key=lambda a: -(a.oldest or 0))
     if owing:
         names = ", ".join(
             f"{a.provider.name} {a.at_device}"
@@ -282,10 +320,8 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         )
     bios = [each for each in outstanding(kernel) if each.bio.to == provider.address]
     if bios:
-        from commands.bioq import _show_bios
-
         report.heading(f"{count(len(bios), 'bio')} to it:")
-        _show_bios(kernel, report, bios)
+        show_bios(kernel, report, bios)
 
 
 # JSON

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from plugin.errors import LayoutError, MemoryFault
+from plugin.errors import MemoryFault
 from plugin.kernel.lock_object import lock_object
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.queue import LIMIT, tailq_foreach
@@ -69,28 +69,28 @@ class Bio(NamedTuple):
         return bool(self.flags & BIO_DONE)
 
 
-_PATHS: Tuple[Tuple[str, ...], ...] = (
-    ("bio_cmd",),
-    ("bio_flags",),
-    ("bio_offset",),
-    ("bio_length",),
-    ("bio_completed",),
-    ("bio_error",),
-    ("bio_done",),
-    ("bio_caller1",),
-    ("bio_caller2",),
-    ("bio_driver1",),
-    ("bio_driver2",),
-    ("bio_disk",),
-    ("bio_from",),
-    ("bio_to",),
-    ("bio_parent",),
-    ("bio_children",),
-    ("bio_inbed",),
-    ("bio_data",),
-    ("bio_attribute",),
-    ("bio_dev",),
-    ("bio_t0",),
+_PATHS = (
+    "bio_cmd",
+    "bio_flags",
+    "bio_offset",
+    "bio_length",
+    "bio_completed",
+    "bio_error",
+    "bio_done",
+    "bio_caller1",
+    "bio_caller2",
+    "bio_driver1",
+    "bio_driver2",
+    "bio_disk",
+    "bio_from",
+    "bio_to",
+    "bio_parent",
+    "bio_children",
+    "bio_inbed",
+    "bio_data",
+    "bio_attribute",
+    "bio_dev",
+    "bio_t0",
 )
 
 
@@ -98,25 +98,14 @@ class _Reader:
     """Turns the bytes of a bio into a Bio, for one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
-        layouts = kernel.layouts
-        self.paths = [path for (path,) in _PATHS]
-        absent = [path for path in self.paths if not layouts.has("bio", path)]
-        if absent:
-            raise LayoutError(f"struct bio has no member {absent[0]!r} in this kernel")
-        self.fields = layouts.fields("bio", *self.paths)
+        self.fields = kernel.layouts.fields("bio", *_PATHS)
         self.span = self.fields.span
-        self.commands = layouts.table("bio_cmd")
-        self._t0 = self.paths.index("bio_t0")
+        self.commands = kernel.layouts.table("bio_cmd")
 
     def make(self, address: int, values: Sequence) -> Bio:
         cmd, *middle, t0 = values
-        name = self.commands.get(cmd)
-        return Bio(
-            address,
-            name if name is not None else str(cmd),
-            *middle,
-            bintime(t0) if any(t0) else None,
-        )
+        name = self.commands.get(cmd) or str(cmd)
+        return Bio._make((address, name, *middle, bintime(t0) if any(t0) else None))
 
 
 def _reader(kernel: Kernel) -> _Reader:
@@ -147,7 +136,7 @@ def bios_of_tailq(kernel: Kernel, head: int, what: str = "", bound: int = LIMIT)
     reader = _reader(kernel)
     make = reader.make
     for address, values in tailq_foreach(
-        kernel, head, "bio", "bio_queue", reader.paths, what=what, bound=bound
+        kernel, head, "bio", "bio_queue", _PATHS, what=what, bound=bound
     ):
         yield make(address, values)
 

@@ -97,10 +97,10 @@ def try_buf_at(kernel: Kernel, address: int) -> Optional[Buf]:
 
 
 class BufArray(NamedTuple):
-    """Where the buffer cache's headers lie: ``count`` of them, ``stride`` bytes apart."""
+    """Where the buffer cache's headers lie: ``nbuf`` of them, ``stride`` bytes apart."""
 
     address: int
-    count: int
+    nbuf: int
     stride: int
 
 
@@ -147,7 +147,7 @@ def is_cached(kernel: Kernel, address: int) -> bool:
     if array is None:
         return False
     index, rest = divmod(address - array.address, array.stride)
-    return rest == 0 and 0 <= index < array.count
+    return rest == 0 and 0 <= index < array.nbuf
 
 
 def bufs(kernel: Kernel) -> Iterator[Buf]:
@@ -165,8 +165,8 @@ def _scan(kernel: Kernel, *more: str) -> Iterator[Tuple[Buf, Tuple[int, ...]]]:
     known = len(_PATHS)
     unpack_from = fields.unpack_from
     batch = max(1, (1 << 18) // array.stride)
-    for first in range(0, array.count, batch):
-        count = min(batch, array.count - first)
+    for first in range(0, array.nbuf, batch):
+        count = min(batch, array.nbuf - first)
         at = array.address + first * array.stride
         try:
             data = kernel.read(at, (count - 1) * array.stride + fields.span)

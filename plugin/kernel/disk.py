@@ -117,3 +117,34 @@ def is_driver_clone(kernel: Kernel, bio: Bio) -> bool:
         return False
     found = kernel.symbol("g_disk_done")
     return found is not None and bio.done == found.address
+
+
+#: d_rotation_rate: 0 unknown, 1 no rotating medium, else revolutions a minute (geom_disk.h)
+_RR_NON_ROTATING, _RR_MIN, _RR_MAX = 1, 0x401, 0xFFFE
+
+
+def config(kernel: Kernel, provider: Provider) -> Dict[str, str]:
+    """What class DISK tells about a provider in kern.geom.confxml (g_disk_dumpconf()).
+
+    {} for any other class; lunid and lunname only the driver could tell.
+    """
+    disk = disk_of(kernel, provider)
+    if disk is None:
+        return {}
+    try:
+        view = kernel.view("disk", disk.address)
+    except MemoryFault:
+        return {}
+    found = {"fwheads": str(view.d_fwheads), "fwsectors": str(view.d_fwsectors)}
+    if view.has("d_rotation_rate"):
+        rate = view.d_rotation_rate
+        if rate == 0:
+            found["rotationrate"] = "unknown"
+        elif rate == _RR_NON_ROTATING:
+            found["rotationrate"] = "0"
+        else:
+            found["rotationrate"] = str(rate) if _RR_MIN <= rate <= _RR_MAX else "invalid"
+    for member in ("ident", "descr"):
+        if view.has(f"d_{member}"):
+            found[member] = view.text(f"d_{member}")
+    return found

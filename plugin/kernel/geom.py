@@ -58,8 +58,9 @@ class Geom:
         self.rank: int = view.rank
         self.flags: int = view.flags
         self.softc: int = view.softc
-        #: the function that takes its bios
+        #: the function that takes its bios, and the one that describes it (0 for none)
         self.start: int = view.start
+        self.dumpconf: int = view.dumpconf
         self.consumers: List[Consumer] = []
         self.providers: List[Provider] = []
         #: kept here in 11.x and 12.x, at the provider from 13.0 on
@@ -342,9 +343,9 @@ def consumer_at(kernel: Kernel, address: int) -> Optional[Consumer]:
 
 
 class InFlight(NamedTuple):
-    """``count`` bios requested of a provider and not delivered; ``source`` says by what."""
+    """``bios`` requested of a provider and not delivered; ``source`` says by what."""
 
-    count: int
+    bios: int
     source: str
 
 

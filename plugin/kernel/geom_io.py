@@ -28,7 +28,7 @@ from plugin.kernel.geom import InFlight, Provider, in_flight, mesh, provider_at
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.stack import registers
 from plugin.kernel.tc import uptime
-from plugin.kernel.uma import items, zone_at, zone_named
+from plugin.kernel.uma import Zone, items, zone_at, zone_named
 from plugin.session import Kernel
 
 QUEUED = "queued"
@@ -99,7 +99,6 @@ class Flight:
 
     def _find(self) -> None:
         kernel = self.kernel
-        outer = kernel.warnings.partial
         for queue in g_bioqs(kernel):
             for position, bio in enumerate(queue.bios):
                 self._on[bio.address] = (queue.name, position)
@@ -108,15 +107,17 @@ class Flight:
                 self._cut_short = True
         zone = self._zone()
         if zone is not None:
-            before = len(kernel.warnings)
+            # Whether this walk was whole, whatever else of the kernel could not be read.
+            earlier, kernel.warnings.partial = kernel.warnings.partial, False
             found = list(items(kernel, zone))
-            self.whole = len(kernel.warnings) == before or (not outer and not kernel.warnings.partial)
+            self.whole = not kernel.warnings.partial
+            kernel.warnings.partial |= earlier
             self._in_use = set(found)
             for address in found:
                 if address not in self.bios:
-                    bio = try_bio_at(kernel, address, "g_bio zone")
-                    if bio is not None:
-                        self._add(bio, "g_bio zone")
+                    used = try_bio_at(kernel, address, "g_bio zone")
+                    if used is not None:
+                        self._add(used, "g_bio zone")
         for thread in threads(kernel):
             if thread.wchan and thread.wmesg in _BIO_WMESGS:
                 self._reach(thread.wchan, f"thread {thread.tid} waits for it")
@@ -127,7 +128,7 @@ class Flight:
             if bio.parent:
                 self.clones.setdefault(bio.parent, []).append(bio.address)
 
-    def _zone(self):  # type: ignore[no-untyped-def]
+    def _zone(self) -> Optional[Zone]:
         kernel = self.kernel
         try:
             address = kernel.global_value("biozone", 0)
@@ -197,12 +198,8 @@ class Flight:
     def _on_queue(self, bio: Bio, queue: str, position: int) -> _Place:
         to = provider_at(self.kernel, bio.to)
         if queue == "g_bio_run_down":
-            return _Place(
-                QUEUED, f"on {queue}, {position} before it", PROVEN, to, queue, position
-            )
-        return _Place(
-            COMPLETED, f"on {queue}, {position} before it", PROVEN, to, queue, position
-        )
+            return _Place(QUEUED, f"on {queue}, {position} before it", PROVEN, to, queue, position)
+        return _Place(COMPLETED, f"on {queue}, {position} before it", PROVEN, to, queue, position)
 
     def _with_driver(self, bio: Bio) -> _Place:
         kernel = self.kernel
@@ -223,7 +220,10 @@ class Flight:
         """It has been cloned, and no clone of it was found."""
         if bio.inbed >= bio.children:
             return _Place(
-                COMPLETED, f"all its clones ({bio.inbed}) are back, it was not delivered", PROVEN, to
+                COMPLETED,
+                f"all its clones ({bio.inbed}) are back, it was not delivered",
+                PROVEN,
+                to,
             )
         left = bio.children - bio.inbed
         if self.whole:
@@ -251,8 +251,10 @@ class Flight:
         by = f"; thread {holder.tid} {holder.label} has it on its stack" if holder else ""
         if to.is_device and to.class_name != "DISK":
             return _Place(
-                AT_DEVICE, f"given to class {to.class_name}, which has no device below{by}",
-                INFERRED, to,
+                AT_DEVICE,
+                f"given to class {to.class_name}, which has no device below{by}",
+                INFERRED,
+                to,
             )
         if to.is_device:
             return _Place(
@@ -272,7 +274,8 @@ class Flight:
         kernel = self.kernel
         offset_next = kernel.layouts.offsetof("bio", "bio_queue.tqe_next")
         offset_prev = kernel.layouts.offsetof("bio", "bio_queue.tqe_prev")
-        address, seen = bio.address, set()
+        address = bio.address
+        seen: Set[int] = set()
         while address not in seen and len(seen) < 1 << 20:
             seen.add(address)
             try:
@@ -317,16 +320,15 @@ class Flight:
     def held_by(self, address: int) -> Optional[Thread]:
         """A kernel thread with the bio's address on its stack: GEOM's threads first."""
         pattern = address.to_bytes(self.kernel.pointer_size, "little")
-        return next(
-            (thread for thread, stack in self._stacks() if pattern in stack), None
-        )
+        return next((thread for thread, stack in self._stacks() if pattern in stack), None)
 
     def _stacks(self) -> List[Tuple[Thread, bytes]]:
         return self.kernel.once("stacks of kernel threads", self._read_stacks)
 
     def _read_stacks(self) -> List[Tuple[Thread, bytes]]:
         kernel = self.kernel
-        p_kproc = kernel.layouts.constant("P_KPROC", 0x4) | kernel.layouts.constant("P_SYSTEM", 0x200)
+        # P_KTHREAD before 9.x, P_KPROC since.
+        p_kproc = kernel.layouts.constant("P_KPROC", 0) or kernel.layouts.constant("P_KTHREAD", 4)
         found: List[Tuple[Thread, bytes]] = []
         for thread in sorted(threads(kernel), key=lambda t: t.name not in _GEOM_THREADS):
             if not thread.p_flag & p_kproc or thread.state == "running":
@@ -524,11 +526,12 @@ def _account(
     lost = len([b for b in flying if b.state == LOST])
     counted = in_flight(kernel, provider)
     if counted is None and driver is not None:
-        # No counter of requests: those the driver has, and those not cloned for it yet.
-        waiting = [b for b in flying if not b.bio.children]
-        counted = InFlight(driver + len(waiting), "devstat of the disk")
+        # Nothing counts the requests themselves: those found, and what the driver
+        # has beyond the clones found with it.
+        unfound = max(0, driver - len(clones))
+        counted = InFlight(len(flying) + unfound, "devstat of the disk")
     number, source = counted if counted else (len(flying), "bios found")
-    at_device = max(0, number - queued)
+    at_device = max(0, number - queued - lost)
     ages = [b.age for b in (flying or clones) if b.age is not None]
     old = [b.age for b in flying + clones if b.state == AT_DEVICE and b.age is not None] or ages
     account = Account(
@@ -572,6 +575,8 @@ def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
         what = f"{what}, {found}"
     if account.lost:
         return "unclear", f"{account.lost} of {account.in_flight} bios are lost; {what}"
+    if counted and whole and not account.found and not account.driver_found:
+        return "unclear", f"{what}, none found"
     if not account.at_device:
         return "waits", f"all {account.in_flight} bios for it are still queued"
     if not provider.is_device:

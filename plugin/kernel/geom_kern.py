@@ -6,6 +6,7 @@ Mirrors sys/geom/geom_kern.c, geom_event.c and the scheduling loops of geom_io.c
 
 from __future__ import annotations
 
+import itertools
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
@@ -203,7 +204,7 @@ def _events(kernel: Kernel) -> Iterator[GeomEvent]:
         size = kernel.pointer_size
         raw: bytes = refs  # type: ignore[assignment]
         pointers = [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
-        named = tuple(_object_name(kernel, p) for p in pointers[: (pointers + [0]).index(0)])
+        named = tuple(_object_name(kernel, p) for p in itertools.takewhile(bool, pointers))
         yield GeomEvent(
             address,
             kernel.symbolize(func) or f"{func:#x}",

@@ -1,0 +1,67 @@
+"""The GEOM mesh as an indented tree: each device, and what stands on it."""
+
+from __future__ import annotations
+
+from typing import Container, Iterator, List, Mapping, Optional, Set
+
+from plugin.kernel.geom import Geom, Mesh, Provider
+
+#: deeper than any stack of classes; a mesh that loops is cut here
+_DEPTH = 32
+
+
+def tree(mesh: Mesh, notes: Mapping[int, str], geoms: Optional[Container[int]] = None) -> str:
+    """One line per provider and per geom above it; ``notes`` by address end a line.
+
+    Geoms without a consumer and without a provider come last: a class may keep
+    one to be controlled through.
+    """
+    lines: List[str] = []
+    seen: Set[int] = set()
+    for klass in mesh.classes:
+        for geom in klass.geoms:
+            if geom.consumers or not geom.providers or (geoms and geom.address not in geoms):
+                continue
+            seen.add(geom.address)
+            for provider in geom.providers:
+                lines.extend(_provider(provider, notes, 0, seen, geoms))
+    rest = [
+        geom
+        for geom in mesh.geoms.values()
+        if geom.address not in seen and (geoms is None or geom.address in geoms)
+    ]
+    if rest:
+        lines.append("on no device:")
+        lines.extend(f"  {_geom_line(geom, notes)}" for geom in rest)
+    return "\n".join(lines)
+
+
+def _provider(
+    provider: Provider,
+    notes: Mapping[int, str],
+    depth: int,
+    seen: Set[int],
+    geoms: Optional[Container[int]],
+) -> Iterator[str]:
+    note = notes.get(provider.address, "")
+    yield (
+        "  " * depth
+        + f"{provider.name}  {provider.class_name} {provider.access}"
+        + (f"  {note}" if note else "")
+    )
+    if depth >= _DEPTH:
+        yield "  " * (depth + 1) + "... deeper than any mesh is"
+        return
+    for consumer in provider.consumers:
+        above = consumer.geom
+        if geoms is not None and above.address not in geoms:
+            continue
+        seen.add(above.address)
+        yield "  " * (depth + 1) + f"{_geom_line(above, notes)}  {consumer.access}"
+        for made in above.providers:
+            yield from _provider(made, notes, depth + 2, seen, geoms)
+
+
+def _geom_line(geom: Geom, notes: Mapping[int, str]) -> str:
+    note = notes.get(geom.address, "")
+    return f"{geom.klass.name} {geom.name}" + (f"  {note}" if note else "")
