@@ -43,13 +43,8 @@ def table(
     cells = [[_cell(value) for value in row] for row in rows]
     if width is not None:
         cells = _fit(names, align, cells, width)
-    text = tabulate(
-        cells,
-        headers=names,
-        tablefmt="plain",
-        colalign=align if cells else None,
-        disable_numparse=True,
-    )
+    # The header goes in as a row: tabulate makes a column two wider than its header.
+    text = tabulate([names, *cells], tablefmt="plain", colalign=align, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
