@@ -11,7 +11,7 @@ is written with the same structs.yaml that the product reads it with.
     >>> lock.owned_by(holder); waiter.blocks_on(lock); holder.sleeps(m.take(8), "example")
     >>> vmcore, kernel = m.write("/tmp/example")
 
-Modules: ``memory`` (pages and the kernel's map), ``paging``, ``dumps`` and
+Modules: ``memory`` (pages and the kernel's map), ``paging``, ``formats`` and
 ``elf`` (the formats), ``builder`` (structs, symbols, lists of sys/queue.h),
 ``machine`` (one machine), then one per subsystem, in FreeBSD's words.
 ``scenarios`` holds the machines that the demo and the tests describe.

@@ -11,7 +11,19 @@ from __future__ import annotations
 import re
 import struct as structs
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    SupportsIndex,
+    Tuple,
+    Union,
+)
 
 from plugin.errors import LayoutError, UsageError
 from plugin.forge import elf
@@ -33,7 +45,7 @@ _PROLOGUE = {
 }
 _NOP = {"i386": b"\x90", "amd64": b"\x90", "arm64": b"\x1f\x20\x03\xd5"}
 
-Value = Union[int, str, bytes, "Obj", None, Sequence[Any]]
+Value = Union[SupportsIndex, str, bytes, None, Sequence[Any]]
 
 
 class Obj:
@@ -45,7 +57,7 @@ class Obj:
 
     __slots__ = ("_builder", "address", "size", "struct")
 
-    def __init__(self, builder: "Builder", struct: str, address: int, size: int) -> None:
+    def __init__(self, builder: Builder, struct: str, address: int, size: int) -> None:
         self._builder = builder
         self.struct = struct
         self.address = address
@@ -71,7 +83,7 @@ class Obj:
         """Address of a member."""
         return self.address + self._builder.locate(self.struct, path).offset
 
-    def sub(self, path: str) -> "Obj":
+    def sub(self, path: str) -> Obj:
         """A struct held by value."""
         member = self._builder.locate(self.struct, path)
         return Obj(self._builder, member.struct or "", self.address + member.offset, member.size)
@@ -91,13 +103,13 @@ class Obj:
     def __setitem__(self, path: str, value: Value) -> None:
         self._builder.store(self.address, self._builder.locate(self.struct, path), value)
 
-    def set(self, **members: Value) -> "Obj":
+    def set(self, **members: Value) -> Obj:
         """Write members; LayoutError where this kernel lacks one."""
         for path, value in members.items():
             self[path] = value
         return self
 
-    def probe(self, **members: Value) -> "Obj":
+    def probe(self, **members: Value) -> Obj:
         """Write those members that this kernel's struct has."""
         for path, value in members.items():
             if self.has(path):
@@ -127,10 +139,11 @@ class Builder:
         *,
         ram: int = 128 << 20,
         kstack_pages: Optional[int] = None,
+        ram_start: Optional[int] = None,
     ) -> None:
         self.layouts = layouts
         self.osreldate = osreldate
-        self.map = address_map(arch, osreldate, ram, kstack_pages)
+        self.map = address_map(arch, osreldate, ram, kstack_pages, ram_start)
         self.space = Space(self.map)
         self.arch = arch
         self.pointer_size = self.map.pointer_size

@@ -56,14 +56,14 @@ class Lock:
 
     kind = ""
 
-    def __init__(self, machine: "Machine", obj: Obj, name: str) -> None:
+    def __init__(self, machine: Machine, obj: Obj, name: str) -> None:
         self.machine = machine
         self.obj = obj
         self.name = name
-        self.owner: Optional["Thread"] = None
-        self.readers: List["Thread"] = []
+        self.owner: Optional[Thread] = None
+        self.readers: List[Thread] = []
         #: (thread, shared)
-        self.waiters: List[Tuple["Thread", bool]] = []
+        self.waiters: List[Tuple[Thread, bool]] = []
         machine.locks.all.append(self)
 
     def __index__(self) -> int:
@@ -74,12 +74,12 @@ class Lock:
         """Address of the struct lock_object, where it has one."""
         return self.obj.address
 
-    def owned_by(self, thread: Optional["Thread"]) -> Any:
+    def owned_by(self, thread: Optional[Thread]) -> Any:
         """Held exclusively."""
         self.owner = thread
         return self
 
-    def shared_by(self, *threads: "Thread") -> Any:
+    def shared_by(self, *threads: Thread) -> Any:
         """Held shared by these."""
         self.readers.extend(threads)
         return self
@@ -96,7 +96,7 @@ class Lock:
 
     # turnstile locks
 
-    def block(self, thread: "Thread", shared: bool, seconds: float) -> None:
+    def block(self, thread: Thread, shared: bool, seconds: float) -> None:
         raise UsageError(f"a thread sleeps on a {self.kind}, it does not block on a turnstile")
 
 
@@ -104,7 +104,7 @@ class _TurnstileLock(Lock):
     def _functions(self, shared: bool) -> Sequence[str]:
         raise NotImplementedError
 
-    def block(self, thread: "Thread", shared: bool, seconds: float) -> None:
+    def block(self, thread: Thread, shared: bool, seconds: float) -> None:
         turnstile = self.machine.locks.turnstile(self)
         self.waiters.append((thread, shared))
         thread.obj["td_tsqueue"] = 1 if shared else 0
@@ -114,14 +114,14 @@ class _TurnstileLock(Lock):
 class Mutex(_TurnstileLock):
     """struct mtx; ``spin`` ones have waiters that spin, not sleep."""
 
-    def __init__(self, machine: "Machine", obj: Obj, name: str, spin: bool) -> None:
+    def __init__(self, machine: Machine, obj: Obj, name: str, spin: bool) -> None:
         super().__init__(machine, obj, name)
         self.kind = "spin mutex" if spin else "sleep mutex"
 
     def _functions(self, shared: bool) -> Sequence[str]:
         return ("__mtx_lock_sleep" if self.machine.osreldate >= 1000000 else "_mtx_lock_sleep",)
 
-    def spun_on_by(self, thread: "Thread", cpu: int) -> None:
+    def spun_on_by(self, thread: Thread, cpu: int) -> None:
         """A running thread that spins for this mutex."""
         modern = self.machine.osreldate >= 1200000
         thread.call("_mtx_lock_spin_cookie" if modern else "_mtx_lock_spin")
@@ -170,7 +170,7 @@ class Rwlock(_TurnstileLock):
 class Rmlock(_TurnstileLock):
     """struct rmlock: writers and blocked readers meet on the mutex or sx inside."""
 
-    def __init__(self, machine: "Machine", obj: Obj, name: str, sleepable: bool) -> None:
+    def __init__(self, machine: Machine, obj: Obj, name: str, sleepable: bool) -> None:
         super().__init__(machine, obj, name)
         self.kind = "sleepable rm" if sleepable else "rm"
         inner = "_rm_lock._rm_lock_sx" if sleepable else "_rm_lock._rm_lock_mtx"
@@ -182,11 +182,11 @@ class Rmlock(_TurnstileLock):
             self.inner = machine.locks.mutex(name, at=obj.at(inner))
         self._functions_shared = ("_rm_rlock_hard",)
 
-    def owned_by(self, thread: Optional["Thread"]) -> "Rmlock":
+    def owned_by(self, thread: Optional[Thread]) -> Rmlock:
         self.inner.owned_by(thread)
         return super().owned_by(thread)
 
-    def block(self, thread: "Thread", shared: bool, seconds: float) -> None:
+    def block(self, thread: Thread, shared: bool, seconds: float) -> None:
         thread.call("_rm_rlock_hard" if shared else "_rm_wlock")
         self.inner.block(thread, False, seconds)
 
@@ -211,8 +211,7 @@ class Sx(Lock):
 
     kind = "sx"
 
-    def slept_on_by(self, thread: "Thread", *, shared: bool = False, seconds: float = 60.0) -> "Sx":
-        m = self.machine
+    def slept_on_by(self, thread: Thread, *, shared: bool = False, seconds: float = 60.0) -> Sx:
         self.waiters.append((thread, shared))
         if self.obj.has("sx_xholder"):
             cv = "sx_shrd_cv" if shared else "sx_excl_cv"
@@ -266,19 +265,19 @@ class Lockmgr(Lock):
     kind = "lockmgr"
     kernproc = False
 
-    def owned_by_io(self) -> "Lockmgr":
+    def owned_by_io(self) -> Lockmgr:
         """LK_KERNPROC: handed to I/O, no thread owns it."""
         self.kernproc = True
         return self
 
     def slept_on_by(
         self,
-        thread: "Thread",
+        thread: Thread,
         *,
         shared: bool = False,
         wmesg: Optional[str] = None,
         seconds: float = 60.0,
-    ) -> "Lockmgr":
+    ) -> Lockmgr:
         """A thread that sleeps for it; ``wmesg`` where the caller passed its own."""
         self.waiters.append((thread, shared))
         if self.obj.has("lk_lockholder"):
@@ -349,7 +348,7 @@ class Lockmgr(Lock):
 class Cv:
     """struct cv, a condition variable with a description."""
 
-    def __init__(self, machine: "Machine", obj: Obj, description: str) -> None:
+    def __init__(self, machine: Machine, obj: Obj, description: str) -> None:
         self.machine = machine
         self.obj = obj
         self.description = description
@@ -358,7 +357,7 @@ class Cv:
     def __index__(self) -> int:
         return self.obj.address
 
-    def waited_by(self, thread: "Thread", **how: Any) -> "Cv":
+    def waited_by(self, thread: Thread, **how: Any) -> Cv:
         self.obj["cv_waiters"] = self.obj["cv_waiters"] + 1
         thread.sleeps(self.obj, self.description, kind=procs.SLEEPQ_CONDVAR, **how)
         return self
@@ -367,7 +366,7 @@ class Cv:
 class Locks:
     """Lock classes, turnstiles, and every lock that the scenario names."""
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.all: List[Lock] = []
         self._turnstiles: Dict[int, Tuple[Obj, Lock]] = {}
@@ -500,10 +499,10 @@ class Locks:
             for number in (0, 1):
                 here = [t.obj for t, shared in waiting if shared == bool(number)]
                 m.tailq(turnstile.at(f"ts_blocked[{number}]"), "td_lockq", here)
-                for thread in here:
+                for blocked in here:
                     if turnstile.has("ts_lock"):
-                        thread.probe(td_lock=turnstile.at("ts_lock"))
-                    thread.probe(td_wantedlock=lock.object)
+                        blocked.probe(td_lock=turnstile.at("ts_lock"))
+                    blocked.probe(td_wantedlock=lock.object)
             m.tailq(turnstile.at("ts_pending"), "td_lockq", [])
             spare = [m.allocate("turnstile") for _ in waiting[1:]]
             m.list(turnstile.at("ts_free"), "ts_hash", spare)

@@ -18,14 +18,20 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterable, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from plugin.errors import LayoutError
-from plugin.forge import dumps, paging
+from plugin.forge import formats, paging
+from plugin.forge.bufs import Bufs
 from plugin.forge.builder import Builder, Obj
+from plugin.forge.geom import Geom
 from plugin.forge.locks import Locks
 from plugin.forge.memory import PAGE_SIZE
 from plugin.forge.procs import Procs, Thread
+from plugin.forge.services import Services
+from plugin.forge.uma import Uma
+from plugin.forge.vfs import Vfs
+from plugin.forge.vm import Vm
 from plugin.structs import Layouts
 
 MSG_MAGIC = 0x063062
@@ -61,7 +67,7 @@ class Machine(Builder):
         variant: Iterable[str] = (),
         *,
         layouts: Optional[Layouts] = None,
-        ram: int = 512 << 20,
+        ram: int = 64 << 20,
         cpus: int = 2,
         ident: str = "GENERIC",
         release: Optional[str] = None,
@@ -70,6 +76,8 @@ class Machine(Builder):
         time: int = 1_700_000_000,
         hostname: str = "forge",
         kstack_pages: Optional[int] = None,
+        vm_page_array: Optional[int] = None,
+        ram_start: Optional[int] = None,
     ) -> None:
         self.variant: FrozenSet[str] = frozenset(variant)
         super().__init__(
@@ -78,6 +86,7 @@ class Machine(Builder):
             osreldate,
             ram=ram,
             kstack_pages=kstack_pages,
+            ram_start=ram_start,
         )
         self.cpus = cpus
         self.hz = hz
@@ -91,11 +100,20 @@ class Machine(Builder):
         self.panic_text: Optional[str] = None
         self.message_text = ""
         self.zones: Dict[str, Any] = {}
+        self._late: List[Callable[[], Any]] = []
         self._finished = False
         self._identity(release)
         self.ucred = self._ucred()
         self.locks = Locks(self)
+        self.pcpus = self._pcpus()
+        self._counters = 0
+        self.uma = Uma(self)
+        self.vm = Vm(self, array_at=vm_page_array)
         self.procs = Procs(self)
+        self.geom = Geom(self)
+        self.bufs = Bufs(self)
+        self.vfs = Vfs(self)
+        self.services = Services(self)
 
     # Shorthands
 
@@ -107,6 +125,10 @@ class Machine(Builder):
                 self.arenas["kmem"].reserve(at, self.sizeof(struct_name))
             return self.new(struct_name, at=at, **members)
         return self.new(struct_name, at=zone.alloc(), **members)
+
+    def at_the_end(self, change: Callable[[], Any]) -> None:
+        """Do something to memory when all lists are linked: this is how one is corrupted."""
+        self._late.append(change)
 
     def message(self, text: str) -> None:
         """A line of the kernel's message buffer."""
@@ -157,6 +179,41 @@ class Machine(Builder):
         made = self.new("ucred", arena="kva")
         return made.probe(cr_ref=1000, cr_uid=0, cr_ruid=0, cr_svuid=0)
 
+    # Per-CPU memory
+
+    def _pcpus(self) -> List[Obj]:
+        """struct pcpu per CPU; amd64 names the array (13.0 on: a pointer to it)."""
+        size = self.sizeof("pcpu")
+        if self.arch != "arm64" and 800000 <= self.osreldate < 1300000:
+            count = self.constant("MAXCPU", 32)
+            base = self.symbol("__pcpu", "pcpu", count=count, align=256).address
+        else:
+            base = self.take(size * self.cpus, "kva", 4096 if self.osreldate >= 1200000 else 256)
+            if self.arch == "amd64" and self.osreldate >= 1300000:
+                self.variable("__pcpu", base)
+        return [Obj(self, "pcpu", base + cpu * size, size) for cpu in range(self.cpus)]
+
+    @property
+    def _zpcpu_stride(self) -> int:
+        """Distance between two CPUs' parts: a page from 12.0, struct pcpu's size before."""
+        return PAGE_SIZE if self.osreldate >= 1200000 else self.sizeof("pcpu")
+
+    def counter(self, value: int) -> int:
+        """A counter(9) that sums to ``value``, as a counter_u64_t holds it."""
+        stride = self._zpcpu_stride
+        if not self._counters or self._counters % stride > stride - 16:
+            self._counters = self.take(stride * self.cpus, "kva", max(stride, PAGE_SIZE)) + 8
+        at = self._counters
+        self._counters += 8
+        share = value // self.cpus
+        for cpu in range(self.cpus):
+            part = value - share * (self.cpus - 1) if cpu == 0 else share
+            self.write_int(at + cpu * stride, part, 8)
+        if self.arch == "amd64" and self.osreldate >= 1300000:
+            # zpcpu_base_to_offset()
+            return at - self.pcpus[0].address & 0xFFFFFFFFFFFFFFFF
+        return at
+
     # Finishing
 
     def finish(self) -> None:
@@ -164,10 +221,16 @@ class Machine(Builder):
         if self._finished:
             return
         self._finished = True
+        self.services.finish()
         self._clock()
         self._panic_state()
         self.procs.finish()
+        self.geom.finish()
+        self.bufs.finish()
+        self.vfs.finish()
+        self.vm.finish()
         self.locks.finish()
+        self.uma.finish()
         self._msgbuf()
 
     def _clock(self) -> None:
@@ -233,7 +296,7 @@ class Machine(Builder):
         self,
         directory: Any,
         *,
-        form: Optional[dumps.Format] = None,
+        form: Optional[formats.Format] = None,
         pae: bool = False,
         la57: bool = False,
         name: str = "",
@@ -245,14 +308,18 @@ class Machine(Builder):
         self.finish()
         where = Path(directory)
         where.mkdir(parents=True, exist_ok=True)
-        form = form or dumps.native(self.arch, self.osreldate)
+        form = form or formats.native(self.arch, self.osreldate)
         full = form.kind == "full"
         roots = self._root_symbols(full, pae, la57)
         tables = paging.build(self.space, pae=pae, la57=la57, dmap=full)
         for symbol, width in roots:
             self.space.write(symbol, struct.pack("<I" if width == 4 else "<Q", tables.root))
+        # Last, for the page tables take pages too.
+        self.vm.finish_pages()
+        for change in self._late:
+            change()
         vmcore, kernel = where / f"vmcore{name}", where / f"kernel{name}"
-        dumps.write(vmcore, self.space, tables, form, msgbuf=self._message_ring, pae=pae)
+        formats.write(vmcore, self.space, tables, form, msgbuf=self._message_ring, pae=pae)
         self.write_kernel(kernel)
         return vmcore, kernel
 

@@ -48,8 +48,21 @@ class Map(NamedTuple):
     kstack_pages: int
 
 
-def address_map(arch: str, osreldate: int, ram: int, kstack_pages: Optional[int] = None) -> Map:
-    """The map of a kernel: ``ram`` is the machine's memory in bytes."""
+def address_map(
+    arch: str,
+    osreldate: int,
+    ram: int,
+    kstack_pages: Optional[int] = None,
+    ram_start: Optional[int] = None,
+) -> Map:
+    """The map of a kernel: ``ram`` bytes of memory, from ``ram_start`` on if given."""
+    found = _address_map(arch, osreldate, ram, kstack_pages)
+    if ram_start is not None:
+        found = found._replace(ram=(ram_start, ram_start + ram))
+    return found
+
+
+def _address_map(arch: str, osreldate: int, ram: int, kstack_pages: Optional[int]) -> Map:
     if arch == "i386":
         if osreldate >= 1200000:
             # 4/4 GB split: user and kernel share no addresses, the kernel lies low.
@@ -103,7 +116,7 @@ def address_map(arch: str, osreldate: int, ram: int, kstack_pages: Optional[int]
             0xFFFFFFFF80000000,
             0xFFFFFFFF80200000,
             0x200000,
-            0xFFFFFFFF84000000,
+            0xFFFFFFFF81200000,
             (dmap, dmap_end),
             0,
             kva,
@@ -122,7 +135,7 @@ def address_map(arch: str, osreldate: int, ram: int, kstack_pages: Optional[int]
             0xFFFF000000000000,
             0xFFFF000000000000,
             base,
-            0xFFFF000004000000,
+            0xFFFF000001000000,
             (dmap, 0xFFFFFF0000000000),
             base,
             0xFFFF000000000000,

@@ -49,7 +49,7 @@ _I386 = _Walk(4, ((22, 10), (12, 10)), _TABLE, _LEAF | PG_G, PG_PS)
 # The four PDPT entries of PAE allow neither PG_RW nor PG_A.
 _PAE = _Walk(8, ((30, 2), (21, 9), (12, 9)), _TABLE, _LEAF | PG_G, PG_PS)
 _AMD64 = _Walk(8, ((39, 9), (30, 9), (21, 9), (12, 9)), _TABLE, _LEAF | PG_G, PG_PS)
-_LA57 = _AMD64._replace(levels=((48, 9),) + _AMD64.levels)
+_LA57 = _AMD64._replace(levels=((48, 9), *_AMD64.levels))
 _ARM64 = _Walk(
     8, ((39, 9), (30, 9), (21, 9), (12, 9)), DESCR_PAGE, ATTR_AF | ATTR_SH | DESCR_PAGE, 0
 )

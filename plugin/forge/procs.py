@@ -52,7 +52,7 @@ class Frame(NamedTuple):
 class Process:
     """A process; an int wherever a pointer to its struct proc is wanted."""
 
-    def __init__(self, machine: "Machine", obj: Obj, pid: int, comm: str, kernel: bool) -> None:
+    def __init__(self, machine: Machine, obj: Obj, pid: int, comm: str, kernel: bool) -> None:
         self.machine = machine
         self.obj = obj
         self.pid = pid
@@ -65,11 +65,11 @@ class Process:
     def __index__(self) -> int:
         return self.obj.address
 
-    def thread(self, name: str = "", calls: Sequence[Place] = (), **how: Any) -> "Thread":
+    def thread(self, name: str = "", calls: Sequence[Place] = (), **how: Any) -> Thread:
         """A further thread of this process."""
         return self.machine.procs.thread(self, name, calls, **how)
 
-    def exits(self) -> "Process":
+    def exits(self) -> Process:
         """Make it a zombie."""
         self.zombie = True
         self.obj["p_state"] = PRS_ZOMBIE
@@ -79,7 +79,7 @@ class Process:
 class Thread:
     """A thread; an int wherever a pointer to its struct thread is wanted."""
 
-    def __init__(self, machine: "Machine", process: Process, obj: Obj, tid: int, name: str) -> None:
+    def __init__(self, machine: Machine, process: Process, obj: Obj, tid: int, name: str) -> None:
         self.machine = machine
         self.process = process
         self.obj = obj
@@ -103,7 +103,7 @@ class Thread:
         """Start the stack: the first function is called from ``outermost``."""
         self._where, self._top, self._fp = outermost, top, saved_fp
 
-    def call(self, *places: Place) -> "Thread":
+    def call(self, *places: Place) -> Thread:
         """Push frames, innermost first as a backtrace shows them."""
         word = self.machine.pointer_size
         for place in reversed(places):
@@ -122,7 +122,7 @@ class Thread:
             self._where = call.place
         return self
 
-    def interrupted(self, *places: Place) -> "Thread":
+    def interrupted(self, *places: Place) -> Thread:
         """Push a trap frame, then frames of the handler, innermost first.
 
         What ran so far is what the trap frame says was interrupted; the last
@@ -141,7 +141,7 @@ class Thread:
         where = stub.place if isinstance(stub, Call) else stub
         self.frames.append(Frame(where, self._fp))
         self._where, self._top = where, frame
-        first = [p for p in places[:-1]]
+        first = list(places[:-1])
         if first:
             handler = first.pop()
             self.call(handler if isinstance(handler, Call) else Call(handler, size=2 * word))
@@ -199,7 +199,7 @@ class Thread:
         queue: int = 0,
         through: Optional[Sequence[Place]] = None,
         priority: int = 0,
-    ) -> "Thread":
+    ) -> Thread:
         """Asleep on ``wchan`` for ``seconds``; ``timeout`` is that of the sleep itself.
 
         ``through`` replaces the functions between the scheduler and the caller.
@@ -239,7 +239,7 @@ class Thread:
         )
         callout.probe(c_iflags=CALLOUT_PENDING)
 
-    def pauses(self, wmesg: str, timeout: float, *, seconds: float = 0.0) -> "Thread":
+    def pauses(self, wmesg: str, timeout: float, *, seconds: float = 0.0) -> Thread:
         """In pause(9): on no channel but its own, for ``timeout`` seconds.
 
         9.0-CURRENT and before slept on the address of one variable, 10.1 on one
@@ -252,7 +252,7 @@ class Thread:
         at = wchan.address + (self.obj["td_lastcpu"] if wchan.size > 8 else 0)
         return self.sleeps(at, wmesg, kind=SLEEPQ_PAUSE, seconds=seconds, timeout=timeout)
 
-    def blocks_on(self, lock: Any, *, shared: bool = False, seconds: float = 60.0) -> "Thread":
+    def blocks_on(self, lock: Any, *, shared: bool = False, seconds: float = 60.0) -> Thread:
         """Blocked on the turnstile of a mutex, rwlock or rmlock."""
         lock.block(self, shared, seconds)
         return self
@@ -266,7 +266,7 @@ class Thread:
         self.obj.probe(td_blktick=m.ticks - int(seconds * m.hz))
         self._save()
 
-    def runs_on(self, cpu: int) -> "Thread":
+    def runs_on(self, cpu: int) -> Thread:
         """On a CPU; stopped by the dump, its registers are in stoppcbs."""
         m = self.machine
         self._state("running", TDS_RUNNING)
@@ -274,7 +274,7 @@ class Thread:
         m.procs.oncpu[cpu] = self
         return self
 
-    def runnable(self, cpu: int = 0) -> "Thread":
+    def runnable(self, cpu: int = 0) -> Thread:
         """On a run queue."""
         self._state("runnable", TDS_RUNQ)
         self.call("sched_switch", "mi_switch", "critical_exit")
@@ -282,21 +282,21 @@ class Thread:
         self._save()
         return self
 
-    def waits_for_interrupt(self) -> "Thread":
+    def waits_for_interrupt(self) -> Thread:
         """An interrupt thread without work."""
         self._state("iwait", TDS_INHIBITED, TDI_IWAIT)
         self.call("sched_switch", "mi_switch", "ithread_loop")
         self._save()
         return self
 
-    def suspended(self) -> "Thread":
+    def suspended(self) -> Thread:
         """Stopped by a signal or by single threading."""
         self._state("suspended", TDS_INHIBITED, TDI_SUSPENDED)
         self.call("sched_switch", "mi_switch", "thread_suspend_switch", "ast")
         self._save()
         return self
 
-    def swapped_out(self, wchan: Any, wmesg: str) -> "Thread":
+    def swapped_out(self, wchan: Any, wmesg: str) -> Thread:
         """Asleep and its kernel stack swapped out (up to 14)."""
         m = self.machine
         self._state("swapped", TDS_INHIBITED, TDI_SLEEPING | TDI_SWAPPED)
@@ -309,7 +309,7 @@ class Thread:
         self._save()
         return self
 
-    def inactive(self) -> "Thread":
+    def inactive(self) -> Thread:
         self._state("inactive", TDS_INACTIVE)
         self._save()
         return self
@@ -341,12 +341,13 @@ _USER_FP = {"i386": 0xBFBFE8A8, "amd64": 0x7FFFFFFFDB00, "arm64": 0xFFFFFFFFDB00
 class Procs:
     """All processes and threads of a machine, and the queues they sleep on."""
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.all: List[Process] = []
         #: by wait channel: (thread, kind, queue) in order of arrival
         self.sleepers: Dict[int, List[Tuple[Thread, int, int]]] = {}
         self.oncpu: Dict[int, Thread] = {}
+        self.init: Optional[Process] = None
         self._next_pid = 100
         self._tid = 100000
         m = machine
@@ -365,7 +366,8 @@ class Procs:
         comm = "kernel" if self.modern else "swapper"
         proc = self._fill(obj, 0, comm, True)
         if m.osreldate >= 1100000:
-            size = m.sizeof("thread") + 128
+            # struct thread0_storage: the thread, then uint64_t t0st_sched[10]
+            size = m.sizeof("thread") + 80
             storage = m.symbol("thread0_st", size=size, align=32)
             thread = m.view("thread", storage.address)
         else:
@@ -594,8 +596,7 @@ class Procs:
         for address, items in children.items():
             m.list(m.view("proc", address).at("p_children"), "p_sibling", items)
         m.variable("nprocs", len(self.all), size=4)
-        init = self.find("init")
-        m.variable("initproc", init or 0)
+        m.variable("initproc", self.init or 0)
         self._hash("pidhash", "p_hash", [(p.pid, p.obj) for p in self.all if p.pid])
         if m.has("thread", "td_hash"):
             static = m.osreldate >= 1300000
@@ -664,9 +665,13 @@ class Procs:
         table = m.symbol(
             "cpuid_to_pcpu", size=maxcpu * m.pointer_size, static=m.osreldate < 800000, align=16
         )
-        pcpus = []
-        for cpu in range(m.cpus):
-            pcpu = m.new("pcpu", arena="kva", align=256, pc_cpuid=cpu, pc_idlethread=idle[cpu])
+        pcpus = m.pcpus
+        for cpu, pcpu in enumerate(pcpus):
+            pcpu.set(pc_cpuid=cpu, pc_idlethread=idle[cpu])
+            if m.arch == "amd64":
+                pcpu.probe(pc_zpcpu_offset=m.pcpus[0].address + cpu * PAGE_SIZE)
+            else:
+                pcpu.probe(pc_zpcpu_offset=cpu * PAGE_SIZE)
             current = self.oncpu.get(cpu, idle[cpu])
             if current is idle[cpu]:
                 idle[cpu].runs_on(cpu)
@@ -675,7 +680,6 @@ class Procs:
             m.write_pointer(table.address + cpu * m.pointer_size, pcpu)
             if current is not idle[cpu]:
                 idle[cpu].runnable(cpu)
-            pcpus.append(pcpu)
         link = "pc_allcpu"
         head = m.symbol("cpuhead", size=(2 if m.osreldate >= 900000 else 1) * m.pointer_size)
         if m.has("pcpu", "pc_allcpu.sle_next"):
