@@ -79,7 +79,10 @@ def _queue(kernel: Kernel, wanted: str) -> Union[BioQueue, Bio]:
     if at in outstanding_by_address(kernel) and not is_queue_head(kernel, at):
         return outstanding_by_address(kernel)[at].bio
     queue = queue_at(kernel, at)
-    if not queue.bios and not is_queue_head(kernel, at):
+    # A broken queue must still be shown, garbage must not: its bios have commands.
+    genuine = queue.kind == "g_bioq" or is_queue_head(kernel, at)
+    known = kernel.layouts.table("bio_cmd").values()
+    if not genuine and not (queue.bios and all(bio.cmd in known for bio in queue.bios)):
         raise UsageError(f"there is no queue of bios at {at:#x}")
     return queue
 

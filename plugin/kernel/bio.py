@@ -332,8 +332,8 @@ def bio_origin(kernel: Kernel, bio: Bio) -> Origin:
         address, detail = where(top)
         return Origin(kind, address, detail, top, f"bio_done is {name}")
     if not top.done:
-        if len(chain) > 1 and done_name(kernel, chain[-2]).startswith("g_dev_done"):
-            return Origin("physio", top.address, top.dev or None, top, "cloned by g_dev_strategy")
+        if top.dev:
+            return Origin("physio", top.address, top.dev, top, "bio_dev is set, as physio() does")
         return Origin(
             "thread", top.address, None, top, "bio_done is NULL: biowait() waits for BIO_DONE"
         )
