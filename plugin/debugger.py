@@ -13,9 +13,9 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Protocol
 
-from plugin.errors import KernelMismatch, WchanError
+from plugin.errors import EXIT_FAILED, KernelMismatch, WchanError
 
 if TYPE_CHECKING:
     from plugin.session import Kernel
@@ -124,7 +124,11 @@ class Session:
     """The Kernel of a debugger's session."""
 
     def __init__(self, debugger: Debugger) -> None:
+        from plugin.cli import Progress
+
         self._debugger = debugger
+        # sys.stderr is the debugger's own object, which never claims to be a terminal.
+        self.progress = Progress(sys.__stderr__ or sys.stderr)
         self._kernel: Optional[Kernel] = None
         self._memory: Optional[KernelMemory] = None
         self._state: Hashable = None
@@ -226,16 +230,23 @@ def run(
     """Run a command on a debugger's command line; returns its exit status."""
     from plugin.runner import run_command, split
 
+    def clear_and_write(text: str) -> None:
+        session.progress.clear()
+        write(text)
+
     try:
         words = split(line)
     except WchanError as error:
         write_error(f"{name}: {error}")
-        return 1
-    return run_command(name, words, session.kernel, write, write_error, width=width)
+        return EXIT_FAILED
+    try:
+        return run_command(name, words, session.kernel, clear_and_write, write_error, width=width)
+    finally:
+        session.progress.clear()
 
 
-def complete(name: str, line: str, word: str) -> Sequence[str]:
-    """What may stand for ``word``, the last of ``line``: options and fixed choices."""
+def complete(name: str, word: str) -> List[str]:
+    """What ``word``, the last one on a command's line, may become: options, fixed choices."""
     from plugin.runner import parser_for
 
     found: List[str] = []
@@ -247,8 +258,9 @@ def complete(name: str, line: str, word: str) -> Sequence[str]:
 
 
 def help_text(name: str) -> str:
-    """The help of a command as --help prints it, its one line first."""
-    import commands
+    """The help of a command: its one line, then how it is used."""
     from plugin.runner import parser_for
 
-    return commands.load(name).HELP + "\n\n" + parser_for(name).format_help()
+    parser = parser_for(name)
+    line, parser.description = parser.description, None
+    return f"{line}\n\n{parser.format_help()}"

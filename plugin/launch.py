@@ -198,8 +198,8 @@ def _lldb_arguments(address: str, arch: str, kernel: str) -> List[str]:
     entry = str(ROOT / "plugin").replace("\\", "\\\\").replace('"', '\\"')
     with open(commands, "w", encoding="utf-8") as file:
         file.write(
-            f"process connect --plugin gdb-remote unix-connect://{address}\n"
             f'command script import "{entry}"\n'
+            f"process connect --plugin gdb-remote unix-connect://{address}\n"
         )
     return [kernel, "-o", f"command source -s 1 {commands}"]
 

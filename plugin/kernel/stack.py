@@ -191,7 +191,7 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
     """
     arch = _ARCH[kernel.arch]
     size = kernel.pointer_size
-    called = 0
+    called = sp - 2 * size
     seen = set()
     exact = True
     for _ in range(MAX_FRAMES):
@@ -206,7 +206,7 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
             return
         seen.add((fp, pc))
         try:
-            if _is_trap(name):
+            if is_trap(name):
                 # The trap frame lies where the called function was called from; fp is
                 # already the interrupted function's (db_nextframe, db_trace.c).
                 sp = called + 2 * size
@@ -225,7 +225,8 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
             return
 
 
-def _is_trap(name: str) -> bool:
+def is_trap(name: str) -> bool:
+    """True for a function whose caller's state lies in a trap frame."""
     return name in _TRAP_NAMES or name.startswith(_TRAP_PREFIXES)
 
 

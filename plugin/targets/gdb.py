@@ -6,6 +6,7 @@ Works with gdb's Python API as of gdb 12; what is newer is used where it is ther
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -21,9 +22,12 @@ from typing import (
 )
 
 import gdb
+import gdb.unwinder
 
 from plugin import debugger as shared
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
+from plugin.kernel import stack
+from plugin.session import Kernel
 from plugin.targets import Symbol
 from plugin.targets.image import KernelImage
 
@@ -36,6 +40,12 @@ _NAME = re.compile(r"^[A-Za-z_.$][\w.$]*$")
 _FAULT = re.compile(r"0x[0-9a-f]+")
 _INFO_SYMBOL = re.compile(r"^(\S+)(?: \+ (\d+))? in section ")
 _MAX_FRAMES = 128
+#: gdb's names of pc, fp and sp
+_UNWOUND = {
+    "amd64": ("rip", "rbp", "rsp"),
+    "i386": ("eip", "ebp", "esp"),
+    "arm64": ("pc", "x29", "sp"),
+}
 
 
 class GdbTarget:
@@ -53,9 +63,9 @@ class GdbTarget:
         self.memory = memory
         self.stable = not _is_live()
         self._inferior = inferior
-        self._image = KernelImage.open(gdb.current_progspace().filename)
-        if self._image is not None:
-            self._image.slide = _slide(self._image)
+        self.image = KernelImage.open(gdb.current_progspace().filename)
+        if self.image is not None:
+            self.image.slide = _slide(self.image)
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         if memory is not None:
             self.description = memory.path
@@ -76,7 +86,7 @@ class GdbTarget:
     # Symbols
 
     def symbols(self, name: str) -> Sequence[Symbol]:
-        found = self._image.symbols(name) if self._image else []
+        found = self.image.symbols(name) if self.image else []
         if found or not _NAME.match(name):
             return found
         # In a module, or there is no file to read: ask gdb.
@@ -93,7 +103,7 @@ class GdbTarget:
 
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         if address not in self._symbolized:
-            found = self._image.symbolize(address) if self._image else None
+            found = self.image.symbolize(address) if self.image else None
             self._symbolized[address] = found or _info_symbol(address)
         return self._symbolized[address]
 
@@ -116,7 +126,7 @@ class GdbTarget:
         Without it gdb guesses from code bytes, and the frame pointers that every
         FreeBSD kernel keeps are the better guide: None then.
         """
-        if self._image is None or not self._image.has_frame_information:
+        if self.image is None or not self.image.has_frame_information:
             return None
         with _Selected(self._inferior, tid) as selected:
             return list(_frames()) if selected else None
@@ -216,15 +226,19 @@ class _Selected:
 
 
 def _slide(image: KernelImage) -> int:
-    """How far gdb has moved the kernel from where the file says it lies."""
-    for name in ("allproc", "version", "kernbase"):
-        own = [s for s in image.elf.symbols(name) if not s.local]
-        if len(own) == 1:
-            try:
-                there = int(gdb.parse_and_eval(f"(unsigned long)&{name}"))
-            except gdb.error:
-                continue
-            return there - own[0].address
+    """How far gdb has moved the kernel from where the file says it lies.
+
+    Read from "info files": evaluating an expression would ask for the selected
+    frame, and the unwinder may be what asks.
+    """
+    try:
+        text = gdb.execute("info files", to_string=True)
+    except gdb.error:
+        return 0
+    for section in image.elf.sections:
+        if section.name == ".text":
+            found = re.search(r"^\s*(0x[0-9a-f]+) - 0x[0-9a-f]+ is \.text$", text, re.MULTILINE)
+            return int(found.group(1), 16) - section.addr if found else 0
     return 0
 
 
@@ -263,6 +277,85 @@ class GdbDebugger:
         return gdb.current_progspace().filename
 
 
+class KernelUnwinder(gdb.unwinder.Unwinder):
+    """Unwinds FreeBSD kernels by frame pointers, and through trap frames.
+
+    gdb itself finds its way by call-frame information, which FreeBSD's kernels
+    have only with debug information, or by looking at code, which a dump may
+    lack; the frame an interrupt or trap leaves it does not know at all.
+    """
+
+    def __init__(self, debugger: GdbDebugger, session: shared.Session) -> None:
+        super().__init__("wchan")
+        self._debugger = debugger
+        self._session = session
+        self._busy = False
+        self._state: Hashable = None
+        self._kernel: Optional[Kernel] = None
+        self._next: Dict[Tuple[int, int, int], Optional[stack.Frame]] = {}
+
+    def __call__(self, pending: Any) -> Any:
+        names = _UNWOUND.get(_ARCHES.get(pending.architecture().name(), ""))
+        # While the kernel is opened gdb may ask for frames again.
+        if names is None or self._busy:
+            return None
+        self._busy = True
+        try:
+            return self._unwind(pending, names)
+        except (gdb.error, WchanError):
+            return None
+        finally:
+            self._busy = False
+
+    def _unwind(self, pending: Any, names: Tuple[str, str, str]) -> Any:
+        kernel = self._current()
+        if kernel is None:
+            return None
+        values = [pending.read_register(name) for name in names]
+        if any(value.is_optimized_out for value in values):
+            return None
+        mask = (1 << 8 * kernel.pointer_size) - 1
+        pc, fp, sp = (int(value) & mask for value in values)
+        key = (pc, fp, sp)
+        if key not in self._next:
+            frames = list(stack.walk(kernel, pc, fp, sp))
+            for frame, older in zip(frames, [*frames[1:], None]):
+                self._next[frame.pc, frame.fp, frame.sp] = older
+        if key not in self._next:
+            return None
+        older = self._next[key]
+        found = kernel.target.symbolize(pc)
+        image = getattr(kernel.target, "image", None)
+        if image and image.has_frame_information and not (found and stack.is_trap(found[0])):
+            return None
+        start = pc - found[1] if found else pc
+        info = pending.create_unwind_info(_FrameId(older.sp if older else sp + 1, start))
+        # A program counter of 0 is how gdb is told that there is no older frame.
+        saved = (older.pc, older.fp, older.sp) if older else (0, fp, sp)
+        for name, value, kind in zip(names, saved, values):
+            info.add_saved_register(name, gdb.Value(value).cast(kind.type))
+        return info
+
+    def _current(self) -> Optional[Kernel]:
+        state = self._debugger.state()
+        if state != self._state:
+            self._state, self._kernel = state, None
+            self._next.clear()
+            image = KernelImage.open(self._debugger.kernel_file())
+            if image is not None and image.is_kernel:
+                with suppress(WchanError):
+                    self._kernel = self._session.kernel()
+        return self._kernel
+
+
+class _FrameId:
+    """What gdb tells frames apart by: their stack address and their function."""
+
+    def __init__(self, sp: int, pc: int) -> None:
+        self.sp = gdb.Value(sp)
+        self.pc = gdb.Value(pc)
+
+
 class _Command(gdb.Command):
     """One wchan command in gdb."""
 
@@ -283,12 +376,16 @@ class _Command(gdb.Command):
             width=shared.output_width(gdb.parameter("width")),
         )
         if status == EXIT_FAILED:
+            _Failures.any = True
             raise gdb.GdbError("\n".join(errors) or f"{self._name} failed")
         for text in errors:
             gdb.write(text + "\n", gdb.STDERR)
 
     def complete(self, text: str, word: Optional[str]) -> Sequence[str]:
-        return shared.complete(self._name, text, word or "")
+        # gdb's words end at a dash: it wants back what follows the last one.
+        last = text.split(" ")[-1]
+        skip = len(last) - len(word or "")
+        return [found[skip:] for found in shared.complete(self._name, last)]
 
 
 def _write(text: str) -> None:
@@ -300,6 +397,21 @@ def _write(text: str) -> None:
         pass
 
 
+class _Failures:
+    """Whether a command of ours has failed: gdb -batch exits 0 unless the last one did."""
+
+    any = False
+
+    @classmethod
+    def at_exit(cls, event: Any) -> None:
+        """Have gdb exit with 1 instead of 0 after a failure, where nobody sits before it."""
+        # Of what -batch sets only the unlimited height can be seen from here.
+        scripted = gdb.parameter("height") is None
+        if cls.any and scripted and not getattr(event, "exit_code", 0):
+            cls.any = False
+            gdb.execute("quit 1")
+
+
 def register() -> None:
     """Register every command in this gdb.
 
@@ -307,8 +419,14 @@ def register() -> None:
     """
     import commands
 
-    session = shared.Session(GdbDebugger())
+    debugger = GdbDebugger()
+    session = shared.Session(debugger)
+    gdb.unwinder.register_unwinder(None, KernelUnwinder(debugger, session), replace=True)
+    gdb.invalidate_cached_frames()
     ours = _registered()
+    exiting = getattr(gdb.events, "gdb_exiting", None)
+    if exiting is not None and not ours:
+        exiting.connect(_Failures.at_exit)
     for name in commands.NAMES:
         if name not in ours and _exists(name):
             gdb.write(f"wchan: gdb has a command {name!r} already; not replaced\n", gdb.STDERR)

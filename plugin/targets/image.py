@@ -11,7 +11,7 @@ from typing import Dict, List, Optional, Tuple
 
 from plugin.errors import WchanError
 from plugin.targets import Symbol
-from plugin.vmcore.elf import ElfFile
+from plugin.vmcore.elf import SHT_NOBITS, ElfFile
 
 
 class KernelImage:
@@ -43,6 +43,16 @@ class KernelImage:
         The few .eh_frame entries of assembler files do not count.
         """
         return any(s.name == ".debug_frame" and s.size for s in self.elf.sections)
+
+    @property
+    def is_kernel(self) -> bool:
+        """True for a FreeBSD kernel, whatever else the debugger may have loaded."""
+        return bool(self.elf.symbols("allproc")) and bool(self.elf.symbols("osreldate"))
+
+    @property
+    def has_code(self) -> bool:
+        """False for a kernel file stripped of its code, of which only the symbols are left."""
+        return any(s.name == ".text" and s.type != SHT_NOBITS for s in self.elf.sections)
 
     def symbols(self, name: str) -> List[Symbol]:
         return [

@@ -6,12 +6,15 @@ Works with lldb's Python API as of lldb 14; what is newer is used where it is th
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
 import lldb
 
+import commands
 from plugin import debugger as shared
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
+from plugin.kernel import stack
 from plugin.targets import Symbol
 from plugin.targets.image import KernelImage
 
@@ -56,9 +59,9 @@ class LldbTarget:
         self._target = target
         self._process = process
         self._interrupted = getattr(debugger, "InterruptRequested", None)
-        self._image = KernelImage.open(target.GetExecutable().fullpath)
-        if self._image is not None:
-            self._image.slide = _slide(target)
+        self.image = KernelImage.open(target.GetExecutable().fullpath)
+        if self.image is not None:
+            self.image.slide = _slide(target)
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         if memory is not None:
             self.description = memory.path
@@ -81,7 +84,7 @@ class LldbTarget:
     # Symbols
 
     def symbols(self, name: str) -> Sequence[Symbol]:
-        found = self._image.symbols(name) if self._image else []
+        found = self.image.symbols(name) if self.image else []
         if found:
             return found
         # In a module, or there is no file to read: ask lldb.
@@ -93,7 +96,7 @@ class LldbTarget:
 
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         if address not in self._symbolized:
-            found = self._image.symbolize(address) if self._image else None
+            found = self.image.symbolize(address) if self.image else None
             self._symbolized[address] = found or self._resolve(address)
         return self._symbolized[address]
 
@@ -127,7 +130,7 @@ class LldbTarget:
         FreeBSD kernel keeps are the better guide: None then.
         """
         thread = self._process.GetThreadByID(tid)
-        if self._image is None or not self._image.has_frame_information or not thread.IsValid():
+        if self.image is None or not self.image.has_frame_information or not thread.IsValid():
             return None
         frames = []
         for index in range(_MAX_FRAMES):
@@ -206,6 +209,53 @@ class LldbDebugger:
         return self._debugger.GetSelectedTarget().GetExecutable().fullpath or None
 
 
+def frame_provider(session: shared.Session) -> Optional[type]:
+    """A class for ``target frame-provider register`` (lldb 22 on), None before that.
+
+    lldb unwinds by call-frame information or by looking at code.  For a kernel file
+    without either this class gives it the frames that the frame pointers lead to.
+    """
+    try:
+        from lldb.plugins.scripted_frame_provider import ScriptedFrameProvider
+    except ImportError:
+        return None
+
+    class Frames(ScriptedFrameProvider):  # type: ignore[misc]
+        def __init__(self, input_frames: Any, args: Any) -> None:
+            super().__init__(input_frames, args)
+            first = input_frames.GetFrameAtIndex(0)
+            try:
+                frames = stack.walk(session.kernel(), first.GetPC(), first.GetFP(), first.GetSP())
+                self._pcs = [frame.pc for frame in frames]
+            except WchanError:
+                self._pcs = []
+
+        @staticmethod
+        def get_description() -> str:
+            return "FreeBSD kernel stacks by frame pointers"
+
+        @staticmethod
+        def applies_to_thread(thread: Any) -> bool:
+            return _needs_frames(thread.GetProcess().GetTarget())
+
+        def get_frame_at_index(self, index: int) -> Any:
+            if not self._pcs or index == 0:
+                return index if index < self.input_frames.GetSize() else None
+            return {"idx": index, "pc": self._pcs[index]} if index < len(self._pcs) else None
+
+    return Frames
+
+
+def _needs_frames(target: Any) -> bool:
+    image = KernelImage.open(target.GetExecutable().fullpath)
+    return (
+        image is not None
+        and image.is_kernel
+        and not image.has_code
+        and not image.has_frame_information
+    )
+
+
 def command_class(name: str, session: shared.Session) -> type:
     """A class for ``command script add --class``: one wchan command in lldb."""
 
@@ -238,8 +288,6 @@ def command_class(name: str, session: shared.Session) -> type:
             result.SetStatus(lldb.eReturnStatusSuccessFinishResult)
 
         def get_short_help(self) -> str:
-            import commands
-
             return commands.load(name).HELP
 
         def get_long_help(self) -> str:
@@ -253,10 +301,6 @@ def register(debugger: Any, namespace: str) -> None:
 
     A name that lldb knows already is refused with a line saying so, never shadowed.
     """
-    import sys
-
-    import commands
-
     session = shared.Session(LldbDebugger(debugger))
     interpreter = debugger.GetCommandInterpreter()
     module = sys.modules[namespace]
@@ -266,11 +310,31 @@ def register(debugger: Any, namespace: str) -> None:
             continue
         attribute = "lldb_" + name.replace("-", "_")
         setattr(module, attribute, command_class(name, session))
-        result = lldb.SBCommandReturnObject()
-        interpreter.HandleCommand(f"command script delete {name}", result, False)
-        result.Clear()
-        interpreter.HandleCommand(
-            f"command script add --class {namespace}.{attribute} {name}", result, False
+        _quietly(interpreter, f"command script delete {name}")
+        problem = _quietly(
+            interpreter, f"command script add --class {namespace}.{attribute} {name}"
         )
-        if not result.Succeeded():
-            print(f"wchan: lldb refuses the command {name!r}: {result.GetError().strip()}")
+        if problem:
+            print(f"wchan: lldb refuses the command {name!r}: {problem}")
+    _register_frames(debugger, namespace, session)
+
+
+def _register_frames(debugger: Any, namespace: str, session: shared.Session) -> None:
+    target = debugger.GetSelectedTarget()
+    # Before the process: lldb 23 announces each thread of one whose frames change.
+    if not target.IsValid() or target.GetProcess().IsValid() or not _needs_frames(target):
+        return
+    frames = frame_provider(session)
+    if frames is not None:
+        setattr(sys.modules[namespace], "lldb_frames", frames)  # noqa: B010
+        _quietly(
+            debugger.GetCommandInterpreter(),
+            f"target frame-provider register -C {namespace}.lldb_frames",
+        )
+
+
+def _quietly(interpreter: Any, command: str) -> str:
+    """Run an lldb command, showing nothing; its error, "" if it succeeded."""
+    result = lldb.SBCommandReturnObject()
+    interpreter.HandleCommand(command, result, False)
+    return "" if result.Succeeded() else (result.GetError() or "").strip()
