@@ -203,8 +203,19 @@ remove_init_line() { # FILE LINE
 }
 
 write_init_files() {
-    add_init_line "$HOME/.lldbinit" "$lldb_line"
-    add_init_line "$HOME/.gdbinit" "$gdb_line"
+    for name in lldb gdb; do
+        debugger=$(on_path "$name")
+        case $name in
+            lldb) line=$lldb_line ;;
+            gdb) line=$gdb_line ;;
+        esac
+        if [ -z "$debugger" ] || can_load "$name" "$debugger"; then
+            add_init_line "$HOME/.${name}init" "$line"
+        else
+            say "$debugger has no Python that works and would complain at every start:" \
+                "$HOME/.${name}init is left alone. The line for another $name is: $line"
+        fi
+    done
     preferred=${XDG_CONFIG_HOME:-$HOME/.config}/gdb/gdbinit
     if [ -e "$preferred" ]; then
         say "note: gdb reads $preferred instead of ~/.gdbinit; copy the line there"
@@ -573,13 +584,16 @@ END
 
 # ---------------------------------------------------------------------------- what to do next
 
-lldb_has_python() {
-    XDG_CACHE_HOME=$home/cache "$1" --no-lldbinit --batch \
-        -o 'script -l python -- print("wchan" + "-ok")' 2>/dev/null </dev/null | grep -q '^wchan-ok'
-}
-
-gdb_has_python() {
-    "$1" -nx -batch -ex 'python print("wchan" + "-ok")' 2>/dev/null </dev/null | grep -q '^wchan-ok'
+can_load() { # lldb | gdb | kgdb, PROGRAM: it embeds a Python, and that works
+    case $1 in
+        lldb)
+            XDG_CACHE_HOME=$home/cache "$2" --no-lldbinit --batch \
+                -o 'script -l python -- print("wchan" + "-ok")' </dev/null 2>/dev/null
+            ;;
+        gdb) "$2" -nx -batch -ex 'python print("wchan" + "-ok")' </dev/null 2>/dev/null ;;
+        # It starts on a kernel and dumps of its own choice: it is not run just to ask.
+        kgdb) echo wchan-ok ;;
+    esac | grep '^wchan-ok' >/dev/null
 }
 
 on_path() { # lldb | gdb | kgdb: the system's, prints nothing where there is none
@@ -598,19 +612,13 @@ show_how_to_load() {
         debugger=$(on_path "$name")
         [ -n "$debugger" ] || continue
         line="source $app/plugin/kernel-gdb.py"
-        case $name in
-            lldb)
-                line="command script import \"$app/plugin\""
-                has_python=lldb_has_python
-                ;;
-            gdb) has_python=gdb_has_python ;;
-            # It starts on a kernel and dumps of its own choice: it is not run just to ask.
-            kgdb) has_python=true ;;
-        esac
-        if $has_python "$debugger"; then
+        if [ "$name" = lldb ]; then
+            line="command script import \"$app/plugin\""
+        fi
+        if can_load "$name" "$debugger"; then
             say "in $debugger: $line"
         else
-            say "$debugger is built without Python and cannot load wchan"
+            say "$debugger has no Python that works and cannot load wchan"
         fi
     done
 }
@@ -646,7 +654,7 @@ check() { # NAME COMMAND...
 
 run_tests() {
     cd "$checkout"
-    check "ruff check" "$venv/bin/python" -m ruff check plugin commands tests
+    check "ruff check" "$venv/bin/python" -m ruff check --output-format concise plugin commands tests
     check "ruff format" "$venv/bin/python" -m ruff format --check plugin commands tests
     check "mypy" "$venv/bin/python" -m mypy
     before=$failed
