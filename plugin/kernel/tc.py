@@ -17,15 +17,10 @@ _FRACTION = float(1 << 64)
 _TIMEHANDS_HEAD = 96
 
 
-def bintime(data: bytes, at: int = 0) -> Optional[float]:
-    """A struct bintime as seconds: a time_t of 4 or 8 bytes, then 64 bits of fraction.
-
-    ``data`` ends where the bintime ends; None if the seconds make no sense.
-    """
-    width = len(data) - at - 8
-    sec = int.from_bytes(data[at : at + width], "little", signed=True)
-    frac = int.from_bytes(data[at + width : at + width + 8], "little")
-    return sec + frac / _FRACTION
+def bintime(data: bytes) -> float:
+    """A struct bintime as seconds: a time_t of 4 or 8 bytes, then 64 bits of fraction."""
+    sec = int.from_bytes(data[:-8], "little", signed=True)
+    return sec + int.from_bytes(data[-8:], "little") / _FRACTION
 
 
 def uptime(kernel: Kernel) -> Optional[float]:
