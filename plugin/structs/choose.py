@@ -6,13 +6,11 @@ import contextlib
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
+from plugin.structs.cache import cache_key, cache_read, cache_write
 from plugin.structs.kernels import RELEASE, KernelRow
 from plugin.structs.yamlfile import (
     KernelData,
     StructsFile,
-    cache_key,
-    cache_read,
-    cache_write,
     kernel_from_json,
     kernel_to_json,
     read_kernel,

@@ -11,22 +11,15 @@ The reader is wchan's own and needs no library.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 from bisect import bisect_right
 from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
+from plugin.structs.cache import LayoutCache, cache_key
 from plugin.structs.ctype import Field, Node, base_name, flatten, size_of
 from plugin.structs.layout import Layout
-from plugin.structs.yamlfile import (
-    cache_key,
-    cache_read,
-    cache_write,
-    layout_from_json,
-    layout_to_json,
-)
 from plugin.vmcore.elf import ElfFile
 
 # DW_TAG_*
@@ -118,10 +111,7 @@ class Dwarf:
         self._walked: Dict[int, FrozenSet[int]] = {}
         self._nodes: Dict[int, Node] = {}
         self._bases: Optional[List[Tuple[int, int]]] = None
-        self._layouts: Dict[str, Optional[Layout]] = {}
-        self._key = cache_key("dwarf", elf.build_id or self._digest())
-        self._cached: Dict[str, Any] = cache_read(self._key) or {}
-        self._fresh = 0
+        self._cache = LayoutCache(cache_key("dwarf", elf.build_id or self._digest()))
 
     def _digest(self) -> str:
         digest = hashlib.sha256()
@@ -137,35 +127,9 @@ class Dwarf:
         Where source files define different structs of one name, the one that most
         of them define.
         """
-        if name in self._layouts:
-            return self._layouts[name]
-        found: Optional[Layout] = None
-        if name in self._cached:
-            try:
-                cached = self._cached[name]
-                found = layout_from_json(cached) if cached is not None else None
-            except (TypeError, ValueError, AttributeError, IndexError):
-                found = self._look_up(name)
-        else:
-            found = self._look_up(name)
-            self._remember(name, found)
-        self._layouts[name] = found
-        return found
-
-    def _remember(self, name: str, found: Optional[Layout]) -> None:
-        self._cached[name] = layout_to_json(found) if found is not None else None
-        if not self._fresh:
-            atexit.register(self.save)
-        self._fresh += 1
-        if self._fresh % 64 == 0:
-            self.save()
-
-    def save(self) -> None:
-        """Keep what was looked up for the next session."""
-        if self._fresh:
-            cache_write(self._key, self._cached)
-            self._fresh = 0
-            atexit.unregister(self.save)
+        if name not in self._cache:
+            self._cache[name] = self._look_up(name)
+        return self._cache[name]
 
     def _look_up(self, name: str) -> Optional[Layout]:
         """The layout most definitions agree on.  Damaged data is told in one line."""

@@ -8,16 +8,14 @@ reads what is not asked for.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import re
-import tempfile
 from functools import cached_property
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
+from plugin.structs.cache import layout_from_json, layout_to_json
 from plugin.structs.kernels import KernelRow, Spans, split_name
 from plugin.structs.layout import Layout, Member
 
@@ -35,8 +33,6 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _KINDS = frozenset(
     ("kernels", "struct", "union", "typedefs", "table", "constants", "aliases", "heads", "globals")
 )
-#: raised when what the cache holds changes its shape
-_CACHE_FORMAT = 1
 _MAX_BYTES = 64 << 20
 
 
@@ -445,64 +441,6 @@ def read_kernel(
         file.strings("heads", row),
         file.strings("globals", row),
     )
-
-
-# The cache, keyed by content so that it cannot be stale; one that is damaged or
-# cannot be written is done without.
-
-
-def _cache_file(key: str) -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "wchan", f"structs-{key}.json")
-
-
-def cache_key(*parts: object) -> str:
-    """A file name for what these parts determine, this version of the cache's form included."""
-    return hashlib.sha256(repr((_CACHE_FORMAT, *parts)).encode()).hexdigest()
-
-
-def cache_read(key: str) -> Optional[Dict[str, Any]]:
-    """What cache_write kept under ``key``, None where there is nothing whole."""
-    try:
-        with open(_cache_file(key), "rb") as stream:
-            raw = stream.read(_MAX_BYTES)
-        digest, _, body = raw.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
-            return None
-        loaded = json.loads(body)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return loaded if isinstance(loaded, dict) else None
-
-
-def cache_write(key: str, value: Mapping[str, Any]) -> None:
-    """Keep ``value``; silently not where the directory cannot be written."""
-    path = _cache_file(key)
-    body = json.dumps(value, separators=(",", ":")).encode()
-    digest = hashlib.sha256(body).hexdigest().encode()
-    temporary = None
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".structs-")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(digest + b"\n" + body)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def layout_to_json(layout: Layout) -> List[Any]:
-    """A layout as JSON's own types."""
-    members = [list(member) for member in layout]
-    return [layout.name, layout.size, layout.kind, layout.file, members]
-
-
-def layout_from_json(value: List[Any]) -> Layout:
-    """The layout that layout_to_json wrote; ValueError and the like if it is none."""
-    name, size, kind, file, members = value
-    return Layout(name, size, {m[0]: Member._make(m) for m in members}, kind, file)
 
 
 def kernel_to_json(data: KernelData) -> Dict[str, Any]:
