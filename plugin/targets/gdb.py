@@ -28,8 +28,10 @@ from plugin import debugger as shared
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
 from plugin.kernel import stack
 from plugin.session import Kernel
+from plugin.structs.ctype import Field, Node, base_name
 from plugin.targets import Symbol
 from plugin.targets.image import KernelImage
+from plugin.targets.types import DebuggerTypes
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -39,6 +41,11 @@ _ARCHES = {"i386:x86-64": "amd64", "i386": "i386", "aarch64": "arm64", "riscv:rv
 _NAME = re.compile(r"^[A-Za-z_.$][\w.$]*$")
 _FAULT = re.compile(r"0x[0-9a-f]+")
 _INFO_SYMBOL = re.compile(r"^(\S+)(?: \+ (\d+))? in section ")
+_RECORDS = {
+    gdb.TYPE_CODE_STRUCT: "struct",
+    gdb.TYPE_CODE_UNION: "union",
+    gdb.TYPE_CODE_ENUM: "enum",
+}
 _MAX_FRAMES = 128
 #: gdb's names of pc, fp and sp
 _UNWOUND = {
@@ -132,11 +139,60 @@ class GdbTarget:
             return list(_frames()) if selected else None
 
     def types(self) -> Optional[LayoutSource]:
-        return None
+        found = GdbTypes(4 if self.arch == "i386" else 8)
+        return found if found.find("thread") is not None else None
 
     def interrupted(self) -> bool:
         # gdb turns Ctrl-C into KeyboardInterrupt.
         return False
+
+
+class GdbTypes(DebuggerTypes):
+    """Layouts out of the debug information that gdb has read."""
+
+    def find(self, name: str) -> Optional[Any]:
+        for kind in ("struct", "union"):
+            with suppress(gdb.error):
+                found = gdb.lookup_type(f"{kind} {name}")
+                if found.sizeof and found.fields():
+                    return found
+        return None
+
+    def describe(self, type_: Any) -> Node:
+        bare = type_.unqualified()
+        if type_ != bare:
+            if type_ == bare.const():
+                return self.qualified(["const"], bare)
+            if type_ == bare.volatile():
+                return self.qualified(["volatile"], bare)
+            return self.qualified(["const", "volatile"], bare)
+        code = type_.code
+        if code == gdb.TYPE_CODE_VOID:
+            return Node("void")
+        if code == gdb.TYPE_CODE_TYPEDEF:
+            return Node("typedef", type_.name, target=self.ref(type_.target()))
+        if code in _RECORDS:
+            return Node(_RECORDS[code], type_.tag or "", type_.sizeof)
+        if code == gdb.TYPE_CODE_PTR:
+            return Node("pointer", size=type_.sizeof, target=self.ref(type_.target()))
+        if code == gdb.TYPE_CODE_ARRAY:
+            low, high = type_.range()
+            # Of a flexible array only the size tells.
+            count = high - low + 1 if type_.sizeof else None
+            return Node("array", target=self.ref(type_.target()), elements=count)
+        if code == gdb.TYPE_CODE_FUNC:
+            params: List[Optional[int]] = [self.ref(field.type) for field in type_.fields()]
+            if str(type_).endswith("...)"):
+                params.append(None)
+            return Node("function", target=self.ref(type_.target()), params=tuple(params))
+        return Node("base", base_name(type_.name or "void"), type_.sizeof)
+
+    def members(self, type_: Any) -> List[Field]:
+        return [
+            Field(field.name or "", self.ref(field.type), field.bitpos, field.bitsize)
+            for field in type_.fields()
+            if hasattr(field, "bitpos")
+        ]
 
 
 def _architecture(inferior: Any) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
 import lldb
@@ -15,8 +17,10 @@ import commands
 from plugin import debugger as shared
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
 from plugin.kernel import stack
+from plugin.structs.ctype import Field, Node, base_name
 from plugin.targets import Symbol
 from plugin.targets.image import KernelImage
+from plugin.targets.types import DebuggerTypes
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -33,6 +37,12 @@ _ARCHES = {
     "riscv64": "riscv64",
 }
 _RESPONSE = re.compile(r"^\s*response: (.*)$", re.MULTILINE)
+_RECORDS = {
+    lldb.eTypeClassStruct: "struct",
+    lldb.eTypeClassClass: "struct",
+    lldb.eTypeClassUnion: "union",
+}
+_QUALIFIERS = ("const", "volatile", "restrict")
 _MAX_FRAMES = 128
 
 
@@ -141,10 +151,91 @@ class LldbTarget:
         return frames
 
     def types(self) -> Optional[LayoutSource]:
-        return None
+        found = LldbTypes(self._target, 4 if self.arch == "i386" else 8)
+        return found if found.find("thread") is not None else None
 
     def interrupted(self) -> bool:
         return self._interrupted is not None and bool(self._interrupted())
+
+
+class LldbTypes(DebuggerTypes):
+    """Layouts out of the debug information that lldb has read."""
+
+    def __init__(self, target: Any, pointer_size: int) -> None:
+        super().__init__(pointer_size)
+        self._target = target
+
+    def find(self, name: str) -> Optional[Any]:
+        sizes: Counter[int] = Counter()
+        first: Dict[int, Any] = {}
+        for found in self._target.FindTypes(name):
+            size = found.GetByteSize()
+            if found.GetTypeClass() in _RECORDS and size and found.GetNumberOfFields():
+                sizes[size] += 1
+                first.setdefault(size, found)
+        # Two source files may use one name for two structs: the more common one.
+        return first[sizes.most_common(1)[0][0]] if sizes else None
+
+    def describe(self, type_: Any) -> Node:
+        kind = type_.GetTypeClass()
+        qualifiers = _qualifiers(type_.GetName() or "", kind)
+        if qualifiers:
+            return self.qualified(qualifiers, type_.GetUnqualifiedType())
+        if type_.GetBasicType() == lldb.eBasicTypeVoid and kind == lldb.eTypeClassBuiltin:
+            return Node("void")
+        if kind == lldb.eTypeClassTypedef:
+            return Node("typedef", type_.GetName(), target=self.ref(type_.GetTypedefedType()))
+        if kind in _RECORDS or kind == lldb.eTypeClassEnumeration:
+            name = "" if _is_anonymous(type_) else type_.GetName().split("::")[-1]
+            return Node(_RECORDS.get(kind, "enum"), name, type_.GetByteSize())
+        if kind == lldb.eTypeClassPointer:
+            size = type_.GetByteSize()
+            return Node("pointer", size=size, target=self.ref(type_.GetPointeeType()))
+        if kind == lldb.eTypeClassArray:
+            element = type_.GetArrayElementType()
+            count: Optional[int] = type_.GetByteSize() // (element.GetByteSize() or 1)
+            if "[]" in type_.GetName():
+                # A flexible array, to which lldb gives the size of one element.
+                count = None
+            return Node("array", target=self.ref(element), elements=count)
+        if kind == lldb.eTypeClassFunction:
+            params: List[Optional[int]] = [
+                self.ref(each) for each in type_.GetFunctionArgumentTypes()
+            ]
+            if type_.GetName().endswith("...)"):
+                params.append(None)
+            result = self.ref(type_.GetFunctionReturnType())
+            return Node("function", target=result, params=tuple(params))
+        name = type_.GetName() or "void"
+        # lldb calls it as C++ does.
+        name = "_Bool" if name == "bool" else base_name(name)
+        return Node("base", name, type_.GetByteSize())
+
+    def members(self, type_: Any) -> List[Field]:
+        return [
+            Field(
+                field.GetName() or "",
+                self.ref(field.GetType()),
+                field.GetOffsetInBits(),
+                field.GetBitfieldSizeInBits() if field.IsBitfield() else 0,
+            )
+            for field in (type_.GetFieldAtIndex(i) for i in range(type_.GetNumberOfFields()))
+        ]
+
+
+def _qualifiers(name: str, kind: int) -> List[str]:
+    """Qualifiers of a type itself, which lldb gives in its name only."""
+    if kind in (lldb.eTypeClassFunction, lldb.eTypeClassArray):
+        return []
+    if kind == lldb.eTypeClassPointer:
+        words = re.split(r"[*)]", name)[-1].split() if name.endswith(_QUALIFIERS) else []
+    else:
+        words = list(takewhile(_QUALIFIERS.__contains__, name.split()))
+    return sorted(word for word in words if word in _QUALIFIERS)
+
+
+def _is_anonymous(type_: Any) -> bool:
+    return type_.IsAnonymousType() or "(" in (type_.GetName() or "(")
 
 
 def _symbol(name: str, symbol: Any, target: Any) -> Symbol:
