@@ -37,6 +37,8 @@ _TEXT, _RODATA, _DATA = 0x43000, 0x430000, 0x4D0000
 
 _INDEXED = re.compile(r"^(?P<base>[^\[]+)\[(?P<index>\d+)\](?:\.(?P<rest>.+))?$")
 
+_DECLARED = re.compile(r"^struct (\w+)(?:\[(\d+)\])?$")
+
 # push fp; move sp to fp: what an unwinder without debug information looks for.
 _PROLOGUE = {
     "i386": b"\x55\x89\xe5",
@@ -121,6 +123,8 @@ class Function(NamedTuple):
     name: str
     address: int
     size: int
+    #: offset of the call that stacks show, where no offset is given
+    site: int
 
 
 class Builder:
@@ -157,6 +161,7 @@ class Builder:
             "stacks": Arena(self.map.stacks, self.map.stacks + 0x10000000),
         }
         self.symbols: Dict[str, Symbol] = {}
+        self._globals: Mapping[str, str] = getattr(layouts.tables, "globals", {})
         self._strings: Dict[str, int] = {}
         self._functions: Dict[str, Function] = {}
         self._members: Dict[Tuple[str, str], Member] = {}
@@ -341,7 +346,14 @@ class Builder:
         align: int = 0,
         arena: str = "data",
     ) -> Obj:
-        """A variable of the kernel: ``count`` structs, or ``size`` bytes."""
+        """A variable of the kernel: ``count`` structs, or ``size`` bytes.
+
+        Where structs.yaml declares the variable, its type and length stand: a
+        lock may be padded to a cache line, a table have room for more.
+        """
+        declared = _DECLARED.match(self._globals.get(name, ""))
+        if struct and declared and declared[1] in self.layouts:
+            struct, count = declared[1], max(count, int(declared[2] or 1))
         if struct:
             size = self.sizeof(struct)
         address = (
@@ -403,8 +415,18 @@ class Builder:
 
     # Text
 
-    def function(self, name: str, *, at: Optional[int] = None, size: int = 0x200) -> Function:
-        """A function: a prologue and nothing else, named in the symbol table."""
+    def function(
+        self,
+        name: str,
+        *,
+        at: Optional[int] = None,
+        size: int = 0x200,
+        site: Optional[int] = None,
+    ) -> Function:
+        """A function: a prologue and nothing else, named in the symbol table.
+
+        ``site`` is where in it stacks say it is, the middle unless given.
+        """
         known = self._functions.get(name)
         if known is not None:
             return known
@@ -416,7 +438,9 @@ class Builder:
         body = (_PROLOGUE[self.arch] + nop * (size // len(nop)))[:size]
         self.space.write(at, body)
         self._name(Symbol(name, at, size, "function", False))
-        made = self._functions[name] = Function(name, at, size)
+        made = self._functions[name] = Function(
+            name, at, size, size // 2 & ~3 if site is None else site
+        )
         return made
 
     def text(self, place: str) -> int:
@@ -434,8 +458,7 @@ class Builder:
         """A return address in a function: "name" alone means somewhere in the middle."""
         if "+" in place:
             return self.text(place)
-        start = self.text(place)
-        return start + (self._functions[place].size // 2 & ~3)
+        return self.text(place) + self._functions[place].site
 
     # Lists of sys/queue.h: heads and entries are one or two pointers
 

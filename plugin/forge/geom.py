@@ -190,15 +190,20 @@ class Bio:
                 end.finished += 1
         return self
 
-    def passed(self) -> List[Bio]:
-        """Through its provider's start method: the clones that makes, each requested below."""
-        return self.geom.pass_down(self)
+    def passed(self, at: Optional[int] = None) -> List[Bio]:
+        """Through its provider's start method: the clones that makes, each requested below.
 
-    def down_to(self, name: str) -> Bio:
+        ``at`` puts the only clone at an address.
+        """
+        return self.geom.pass_down(self, at)
+
+    def down_to(self, name: str, at: Optional[int] = None) -> Bio:
         """Pass it down until the clone that is to provider ``name``."""
         bio = self
         while bio.provider is None or bio.provider.name != name:
-            children = bio.passed()
+            below = bio.provider.geom.consumers if bio.provider else []
+            last = len(below) == 1 and below[0].provider.name == name
+            children = bio.passed(at if last else None)
             if not children or children[0].disk is not None:
                 raise UsageError(f"the bio never comes to {name}")
             bio = children[0]
@@ -232,6 +237,8 @@ class Geom:
         self.events: List[Obj] = []
         #: failures since g_down last came through: it paces itself while this is not 0
         self.pace = 0
+        #: the bio that g_down has taken off its queue and not passed on yet
+        self.in_hand: Optional[Bio] = None
         self.g_bio_run_down = self._bioq("g_bio_run_down")
         self.g_bio_run_up = self._bioq("g_bio_run_up")
         # Gone with 12.0 (sys/geom/geom_io.c).
@@ -520,15 +527,17 @@ class Geom:
             obj["bio_data"] = data
         if parent is not None:
             self._child(parent, made)
-        self._stamp(obj, seconds)
+        self.stamp(made, seconds)
         consumer.requests += 1
         consumer.provider.requests += 1
         return made
 
-    def _stamp(self, obj: Obj, seconds: float) -> None:
+    def stamp(self, bio: Bio, seconds: float) -> None:
+        """bio_t0: when it was last requested."""
+        bio.age = seconds
         since = self.machine.uptime - seconds
-        obj["bio_t0.sec"] = int(since)
-        obj["bio_t0.frac"] = int((since - int(since)) * (1 << 64)) & 0xFFFFFFFFFFFFFFFF
+        bio.obj["bio_t0.sec"] = int(since)
+        bio.obj["bio_t0.frac"] = int((since - int(since)) * (1 << 64)) & 0xFFFFFFFFFFFFFFFF
 
     def _child(self, parent: Bio, child: Bio) -> None:
         parent.children.append(child)
@@ -536,7 +545,7 @@ class Geom:
         parent.obj["bio_children"] = len(parent.children)
         child.obj["bio_data"] = parent.obj["bio_data"]
 
-    def pass_down(self, bio: Bio) -> List[Bio]:
+    def pass_down(self, bio: Bio, at: Optional[int] = None) -> List[Bio]:
         """The start method of the bio's provider, as the class does it."""
         if bio.provider is None:
             raise UsageError("a bio given to a driver goes no further")
@@ -565,14 +574,14 @@ class Geom:
     def _to_driver(self, bio: Bio, disk: Disk) -> Bio:
         """g_disk_start(): a clone with bio_disk set, from and to no one, for d_strategy()."""
         made = self.bio(bio.cmd, bio.offset, bio.length)
-        made.disk, made.age = disk, bio.age
+        made.disk = disk
         made.obj.set(
             bio_disk=disk,
             bio_done="g_disk_done",
             bio_pblkno=bio.offset // disk.provider.sectorsize,
         )
         self._child(bio, made)
-        self._stamp(made.obj, bio.age)
+        self.stamp(made, bio.age)
         return made
 
     # Events

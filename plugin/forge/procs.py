@@ -348,7 +348,8 @@ class Procs:
         self.sleepers: Dict[int, List[Tuple[Thread, int, int]]] = {}
         self.oncpu: Dict[int, Thread] = {}
         self.init: Optional[Process] = None
-        self._next_pid = 100
+        #: kernel processes from 2 on, users' from 500 on
+        self._next_pid = {True: 2, False: 500}
         self._tid = 100000
         m = machine
         self.modern = m.osreldate >= 800000
@@ -397,11 +398,10 @@ class Procs:
         at: Optional[int] = None,
     ) -> Process:
         """A process without threads yet."""
+        self.machine.services.boot()
         if pid is None:
-            pid = self._next_pid
-            self._next_pid += 1
-        else:
-            self._next_pid = max(self._next_pid, pid + 1)
+            pid = self._next_pid[kernel]
+            self._next_pid[kernel] += 1
         obj = self.machine.allocate("proc", at=at)
         made = self._fill(obj, pid, comm, kernel)
         made.parent = parent or self.proc0

@@ -12,7 +12,7 @@ subr_taskqueue.c and init_main.c, 7.0-CURRENT of 2006 to 15.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
 
 from plugin.errors import UsageError
 from plugin.forge.procs import Place, Thread
@@ -30,16 +30,18 @@ class Services:
         self._idle: Dict[str, Callable[[Thread], Any]] = {}
         self._calls: Dict[str, Sequence[Place]] = {}
         #: name: address of its struct thread and of its stack, where a scenario pins them
-        self.pins: Dict[str, Dict[str, int]] = {}
+        self.pins: Dict[str, Dict[str, Any]] = {}
         self._made = False
-        self._order: List[Callable[[], None]] = []
         m = machine
         #: 8.0 gathered kernel threads into processes; 12.0 gave memory domains
         self.modern = m.osreldate >= 800000
         self.domains = m.osreldate >= 1200000
 
-    def pin(self, name: str, **where: int) -> None:
-        """Give a service thread's struct thread (``at``) or stack (``kstack``) an address."""
+    def pin(self, name: str, **where: Any) -> None:
+        """Give a service thread's struct thread (``at``) or stack (``kstack``) an address.
+
+        ``calls`` replaces its outer frames, to give these theirs.
+        """
         self.pins[name] = where
 
     def __getitem__(self, name: str) -> Thread:
@@ -74,8 +76,8 @@ class Services:
     ) -> None:
         """``outer`` are on the stack whatever it does, ``inner`` only when idle."""
         m = self.machine
-        pins = self.pins.get(name, {})
-        made = m.procs.kthread(thread or name, group, outer, **pins)
+        pins = dict(self.pins.get(name, {}))
+        made = m.procs.kthread(thread or name, group, pins.pop("calls", outer), **pins)
         self._threads[name] = made
         self._calls[name] = inner
         self._idle[name] = idle
@@ -91,7 +93,9 @@ class Services:
         m.procs.init = init
         thread = init.thread(calls=("kern_wait", "wait4"))
         self._threads["init"], self._calls["init"] = thread, ()
-        self._idle["init"] = lambda t: t.sleeps(init, "wait", interruptible=True, seconds=m.uptime)
+        self._idle["init"] = lambda t: t.sleeps(
+            init, "wait", interruptible=True, seconds=m.uptime - 2
+        )
         self._geom()
         self._memory()
         self._buffers()
@@ -104,7 +108,7 @@ class Services:
         modern = m.osreldate >= 1000000
         self._calls["swapper"] = ("swapper",) if modern else ("scheduler",)
         wmesg = "swapin" if modern else "sched"
-        self._idle["swapper"] = lambda t: t.sleeps(m.procs.proc0, wmesg, seconds=m.uptime)
+        self._idle["swapper"] = lambda t: t.sleeps(m.procs.proc0, wmesg, seconds=m.uptime - 2)
 
     def _geom(self) -> None:
         m = self.machine
@@ -156,7 +160,7 @@ class Services:
                 "pagedaemon",
                 ("uma_reclaim_worker",),
                 (),
-                lambda t: t.sleeps(reclaim, "umarcl", seconds=m.uptime),
+                lambda t: t.sleeps(reclaim, "umarcl", seconds=m.uptime - 2),
             )
         else:
             needed = "vm_pages_needed"
@@ -181,7 +185,7 @@ class Services:
             "",
             ("vm_daemon",),
             (),
-            lambda t: t.sleeps(m.address_of("vm_daemon_needed"), "psleep", seconds=m.uptime),
+            lambda t: t.sleeps(m.address_of("vm_daemon_needed"), "psleep", seconds=m.uptime - 2),
         )
         m.variable("pageproc", self._threads["pagedaemon"].process)
 
@@ -241,7 +245,7 @@ class Services:
             else ("swi4: clock sio", "swi1: net", "irq14: ata0")
         )
         for name in names:
-            self._add(name, "intr", ("ithread_loop",), (), lambda t: t.waits_for_interrupt())
+            self._add(name, "intr", (), (), lambda t: t.waits_for_interrupt())
         queue = m.take(256, "kmem", 64)
         self._add(
             "thread taskq",
