@@ -21,6 +21,7 @@ NAMES = (
     "kmsgbuf",
     "kthreads",
     "provider",
+    "why-stuck",
 )
 
 

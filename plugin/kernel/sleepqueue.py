@@ -8,11 +8,12 @@ thread's own callout tells whether a timeout is pending.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.proc import Thread
 from plugin.kernel.queue import list_foreach
+from plugin.kernel.tc import uptime
 from plugin.session import Kernel
 
 #: SLEEPQ_* (sys/sys/sleepqueue.h): 0 SLEEP, 1 CONDVAR, 2 PAUSE, 3 SX, 4 LK
@@ -28,13 +29,15 @@ class Sleep(NamedTuple):
 
     ``type`` is one of TYPES' names, None where the kernel does not keep it.
     ``queue`` is 0 for the exclusive and 1 for the shared queue of a lock, None
-    where it is not kept.  ``timed``: a timeout will end it.  ``wmesg`` is the
-    pointer itself: a lock's sleepers share its name's address.
+    where it is not kept.  ``timed``: a timeout will end it, in ``expires``
+    seconds (negative if it is overdue, None if that is not known).  ``wmesg`` is
+    the pointer itself: a lock's sleepers share its name's address.
     """
 
     type: Optional[str]
     queue: Optional[int]
     timed: bool
+    expires: Optional[float]
     interruptible: bool
     wmesg: int
 
@@ -95,10 +98,12 @@ def sleeps(kernel: Kernel, threads: List[Thread]) -> Dict[int, Sleep]:
             "td_sleeptimo",
             "td_slpcallout.c_flags",
             "td_slpcallout.c_iflags",
+            "td_slpcallout.c_time",
         )
         if layouts.has("thread", path)
     ]
     fields = layouts.fields("thread", "td_wmesg", *optional)
+    left = _time_left(kernel)
     found: Dict[int, Sleep] = {}
     for thread in threads:
         if not thread.waits:
@@ -115,14 +120,35 @@ def sleeps(kernel: Kernel, threads: List[Thread]) -> Dict[int, Sleep]:
         else:
             bits = extra.get("td_slpcallout.c_flags", 0) | extra.get("td_slpcallout.c_iflags", 0)
             timed = bool(bits & pending)
+        timed = timed and not locked
         found[thread.address] = Sleep(
             None if locked else types.get(thread.wchan or 0),
             extra.get("td_tsqueue" if locked else "td_sqqueue"),
-            timed and not locked,
+            timed,
+            left(extra.get("td_slpcallout.c_time")) if timed else None,
             bool(thread.flags & sintr),
             values[0],
         )
     return found
+
+
+def _time_left(kernel: Kernel) -> Callable[[Optional[int]], Optional[float]]:
+    """Seconds until a callout's c_time: an sbintime_t from 10.0 on, ticks before."""
+    if not kernel.layouts.has("callout", "c_time"):
+        return lambda time: None
+    if kernel.layouts.resolve("callout", "c_time").size == 8:
+        now = uptime(kernel)
+        return lambda time: None if now is None or time is None else time / (1 << 32) - now
+    hz = kernel.global_value("hz", 0)
+    ticks = kernel.global_value("ticks", 0) & 0xFFFFFFFF
+
+    def from_ticks(time: Optional[int]) -> Optional[float]:
+        if not hz or time is None:
+            return None
+        distance = (time - ticks) & 0xFFFFFFFF
+        return (distance - ((distance & 0x80000000) << 1)) / hz
+
+    return from_ticks
 
 
 def condvar_description(kernel: Kernel, address: int) -> Optional[str]:

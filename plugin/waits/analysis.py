@@ -1,0 +1,330 @@
+"""From the graph to an answer: which threads are stuck, behind what, and why.
+
+``analyse`` gives the whole answer as data: chains, ranked causes with every
+stuck thread counted once, the residue, and the verdict in a sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from plugin.kernel.proc import Thread
+from plugin.session import Kernel
+from plugin.waits.build import BENIGN, IDLE, STUCK, TIMED, Builder, Standing
+from plugin.waits.catalogue import Catalogue
+from plugin.waits.graph import CAUSES, Cycle, Edge, End, Graph, Node, Solution, solve
+
+#: DEADLKRES (sys/kern/kern_clock.c): a thread blocked on a lock, and one asleep, this long
+LONG_BLOCKED, LONG_ASLEEP = 900.0, 1800.0
+#: more steps than a chain has nodes that differ
+_MAX_PATH = 100_000
+
+
+class Chain(NamedTuple):
+    """One way from the threads ``tids`` to its end; all of them join it at ``path[1]``.
+
+    ``path`` starts with the node of the first of them.  ``cause`` is a key of
+    the causes, ``certainty`` the weakest of its edges'.
+    """
+
+    tids: List[int]
+    path: List[Node]
+    verdict: str
+    cause: str
+    certainty: str
+
+    @property
+    def end(self) -> Node:
+        return self.path[-1]
+
+
+class Cause(NamedTuple):
+    """One root cause; ``node`` is where its chains end, or the first of its cycle.
+
+    ``since`` in seconds: how long its oldest victim has waited, or it itself.
+    """
+
+    rank: int
+    kind: str
+    node: Node
+    tids: List[int]
+    summary: str
+    evidence: str
+    since: Optional[float]
+    certainty: str
+    key: str
+    cycle: Optional[Cycle]
+
+
+class Group(NamedTuple):
+    """Threads that wait in the same place, for what is not known."""
+
+    wmesg: str
+    where: str
+    why: str
+    stack: Tuple[str, ...]
+    threads: List[Thread]
+
+
+class Analysis(NamedTuple):
+    kernel: Kernel
+    graph: Graph
+    solution: Solution
+    threads: List[Thread]
+    standings: Dict[int, Standing]
+    stuck: List[Thread]
+    chains: List[Chain]
+    causes: List[Cause]
+    residue: List[Group]
+    #: threads that wait, but not for anything that ought to come: by status
+    idle: int
+
+    def node_of(self, thread: Thread) -> Optional[Node]:
+        return self.graph.nodes.get(f"thread:{thread.tid}")
+
+
+def is_long(thread: Thread) -> bool:
+    """True where DEADLKRES would have panicked by now."""
+    limit = LONG_BLOCKED if thread.state == "locked" else LONG_ASLEEP
+    return thread.age is not None and thread.age >= limit
+
+
+def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -> Analysis:
+    """The whole answer.  ``everything``: chains of idle and benign sleepers too."""
+    builder = Builder(kernel, catalogue)
+    graph = builder.build()
+    solution = solve(graph)
+    shown = {STUCK, IDLE, BENIGN, TIMED} if everything else {STUCK}
+    stuck = [t for t in builder.threads if _status(builder, t) == STUCK]
+    wanted = [t for t in builder.threads if _status(builder, t) in shown]
+    chains = _chains(graph, solution, wanted)
+    causes, residue = _causes(builder, graph, solution, stuck)
+    return Analysis(
+        kernel,
+        graph,
+        solution,
+        builder.threads,
+        builder.standings,
+        stuck,
+        chains,
+        causes,
+        residue,
+        len(builder.threads) - len(stuck),
+    )
+
+
+def _status(builder: Builder, thread: Thread) -> str:
+    standing = builder.standings.get(thread.address)
+    return standing.status if standing is not None else "running"
+
+
+# Chains
+
+
+def path_of(graph: Graph, solution: Solution, start: str) -> List[Node]:
+    """The nodes from ``start`` to the end of its chain; a cycle is gone round once."""
+    path: List[Node] = []
+    at: Optional[str] = start
+    seen = set()
+    while at is not None and at not in seen and len(path) < _MAX_PATH:
+        seen.add(at)
+        path.append(graph.nodes[at])
+        way = solution.ways[at]
+        if way.next is None and way.cause in solution.cycles:
+            path.extend(_round(graph, solution.cycles[way.cause], at))
+            break
+        at = way.next
+    return path
+
+
+def _round(graph: Graph, cycle: Cycle, start: str) -> List[Node]:
+    """The rest of a cycle from a node of its component, back to where it closes."""
+    if start in cycle.nodes:
+        place = cycle.nodes.index(start)
+        order = cycle.nodes[place + 1 :] + cycle.nodes[: place + 1]
+        return [graph.nodes[id] for id in order]
+    # A member of the component that is not on the cycle itself: first the way there.
+    came: Dict[str, Edge] = {}
+    pending = [start]
+    for id in pending:
+        if id in cycle.nodes:
+            way = [id]
+            while way[-1] != start:
+                way.append(came[way[-1]].source)
+            return [graph.nodes[each] for each in way[-2::-1]] + _round(graph, cycle, id)
+        for edge in graph.successors(id):
+            if edge.target != start and edge.target not in came:
+                came[edge.target] = edge
+                pending.append(edge.target)
+    return []
+
+
+def _chains(graph: Graph, solution: Solution, threads: List[Thread]) -> List[Chain]:
+    """One chain for all threads that step to the same node, the largest first."""
+    groups: Dict[Tuple[str, Optional[str]], List[Thread]] = {}
+    for thread in threads:
+        id = f"thread:{thread.tid}"
+        if id in solution.ways:
+            way = solution.ways[id]
+            step = way.next if way.next is not None else id
+            groups.setdefault((way.cause, step), []).append(thread)
+    found = []
+    for (cause, _), members in groups.items():
+        path = path_of(graph, solution, f"thread:{members[0].tid}")
+        ways = [solution.ways[f"thread:{thread.tid}"] for thread in members]
+        found.append(
+            Chain(
+                [thread.tid for thread in members],
+                path,
+                kind_of(graph, solution, cause),
+                cause,
+                ways[0].certainty,
+            )
+        )
+    return sorted(found, key=lambda chain: (-len(chain.tids), -len(chain.path)))
+
+
+def kind_of(graph: Graph, solution: Solution, cause: str) -> str:
+    """The kind of cause that a key stands for."""
+    cycle = solution.cycles.get(cause)
+    if cycle is not None:
+        return "pacing" if cycle.paced else "deadlock"
+    end = graph.nodes[cause].end
+    return end.kind if end is not None else "unknown"
+
+
+# Causes
+
+
+def _causes(
+    builder: Builder, graph: Graph, solution: Solution, stuck: List[Thread]
+) -> Tuple[List[Cause], List[Group]]:
+    """Every stuck thread once: behind a cause, or in the residue.
+
+    A thread that itself sleeps where nobody knows a server is residue; those
+    behind it, held up by what it holds, make a cause of kind "unknown".
+    """
+    behind: Dict[str, List[Thread]] = {}
+    residue: List[Thread] = []
+    for thread in stuck:
+        id = f"thread:{thread.tid}"
+        way = solution.ways[id]
+        kind = kind_of(graph, solution, way.cause)
+        if kind == "unknown" and _is_last_thread(graph, solution, id):
+            residue.append(thread)
+        else:
+            behind.setdefault(_cause_key(graph, solution, id, kind), []).append(thread)
+    found = []
+    for key, threads in behind.items():
+        found.append(_cause(builder, graph, solution, key, threads))
+    found.sort(key=lambda c: (-len(c.tids), CAUSES.index(c.kind), -(c.since or 0.0)))
+    causes = [cause._replace(rank=rank) for rank, cause in enumerate(found, 1)]
+    return causes, _groups(builder, graph, solution, residue)
+
+
+def _is_last_thread(graph: Graph, solution: Solution, id: str) -> bool:
+    """True where no other thread lies between this one and the end of its chain."""
+    return all(node.kind != "thread" for node in path_of(graph, solution, id)[1:])
+
+
+def _cause_key(graph: Graph, solution: Solution, id: str, kind: str) -> str:
+    """What the chain is counted under: its end, but the last thread where the end is unknown."""
+    cause = solution.ways[id].cause
+    if kind != "unknown" and kind != "external":
+        return cause
+    threads = [node.id for node in path_of(graph, solution, id)[1:] if node.kind == "thread"]
+    return threads[-1] if threads else cause
+
+
+def _cause(
+    builder: Builder, graph: Graph, solution: Solution, key: str, threads: List[Thread]
+) -> Cause:
+    ways = [solution.ways[f"thread:{thread.tid}"] for thread in threads]
+    cycle = solution.cycles.get(key)
+    ages = [thread.age for thread in threads if thread.age is not None]
+    since = max(ages) if ages else None
+    surest = min((way.certainty for way in ways), key=("proven", "catalogued", "guessed").index)
+    tids = [thread.tid for thread in threads]
+    if cycle is not None:
+        return _cycle_cause(graph, key, cycle, tids, since)
+    node = graph.nodes[key]
+    end = node.end or End("unknown", f"{node.label}: nothing more is known")
+    if node.kind == "thread":
+        end = _holder_end(builder, graph, solution, node, end)
+    return Cause(
+        0, end.kind, node, tids, end.summary, end.evidence, end.since or since, surest, key, None
+    )
+
+
+def _holder_end(
+    builder: Builder, graph: Graph, solution: Solution, node: Node, end: End
+) -> End:
+    """A thread others wait for: what it holds, and what it does meanwhile."""
+    held = [
+        graph.nodes[edge.source]
+        for edge in graph.into.get(node.id, ())
+        if edge.kind == "owned-by" and edge.causal
+    ]
+    what = ", ".join(_called(each) for each in held[:2])
+    if len(held) > 2:
+        what += f" and {len(held) - 2} more"
+    beyond = [n for n in path_of(graph, solution, node.id)[1:]]
+    if node.end is None and beyond:
+        last = beyond[-1]
+        kind = last.end.kind if last.end is not None else "unknown"
+        words = last.end.summary if last.end is not None else last.label
+        doing = f"{node.label} holds {what}: {words}" if what else f"{node.label}: {words}"
+        return End(kind, doing, last.end.evidence if last.end else "", end.since)
+    if what:
+        return end._replace(summary=f"{end.summary} and holds {what}")
+    return end
+
+
+def _called(node: Node) -> str:
+    return f"{node.facts[0]} {node.label}" if node.kind == "lock" and node.facts else node.label
+
+
+def _cycle_cause(
+    graph: Graph, key: str, cycle: Cycle, tids: List[int], since: Optional[float]
+) -> Cause:
+    nodes = [graph.nodes[id] for id in cycle.nodes]
+    threads = [node for node in nodes if node.kind == "thread"]
+    resources = [node for node in nodes if node.kind not in ("thread", "lock")]
+    evidence = "; ".join(
+        f"{graph.nodes[edge.source].label} -> {graph.nodes[edge.target].label} "
+        f"[{edge.certainty}: {edge.evidence}]"
+        for edge in cycle.edges
+    )
+    first = threads[0] if threads else nodes[0]
+    if cycle.paced:
+        pacer = next(n for n in nodes if n.end is not None and n.end.kind == "pacing")
+        summary = f"{pacer.end.summary}, in a cycle: {_around(nodes)}" if pacer.end else ""
+        return Cause(
+            0, "pacing", pacer, tids, summary, evidence, since, cycle.certainty, key, cycle
+        )
+    kind = "through resources" if resources else "of locks"
+    names = ", ".join(node.label for node in threads)
+    summary = f"deadlock {kind}: {names}" if len(threads) > 1 else f"{names} waits for itself"
+    return Cause(0, "deadlock", first, tids, summary, evidence, since, cycle.certainty, key, cycle)
+
+
+def _around(nodes: List[Node]) -> str:
+    return " -> ".join(node.label for node in [*nodes, nodes[0]])
+
+
+def _groups(
+    builder: Builder, graph: Graph, solution: Solution, residue: List[Thread]
+) -> List[Group]:
+    """The residue by message, channel and stack, the largest group first."""
+    from plugin.kernel.stack import backtrace
+
+    found: Dict[Tuple, List[Thread]] = {}
+    for thread in residue:
+        node = graph.nodes[solution.ways[f"thread:{thread.tid}"].cause]
+        stack = tuple(backtrace(builder.kernel, thread))
+        why = node.end.summary if node.end is not None else "nothing is known of it"
+        channel = builder.channel(thread)
+        where = "" if channel.is_pause or not channel.address else channel.name
+        found.setdefault((thread.wmesg or thread.state, where, why, stack), []).append(thread)
+    groups = [Group(*key, threads=members) for key, members in found.items()]
+    return sorted(groups, key=lambda group: -len(group.threads))

@@ -1,0 +1,137 @@
+"""GEOM's own threads: idle, pacing, or the reason why requests stand still."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from plugin.kernel import geom_kern
+from plugin.kernel.bio import g_bioqs
+from plugin.kernel.geom_kern import GeomThread
+from plugin.report import count
+from plugin.waits.build import STUCK, Case, Standing
+from plugin.waits.graph import CATALOGUED, PROVEN, End
+from plugin.waits.resolvers.common import generic, idle, lost_wakeup
+
+
+def _role(case: Case) -> Optional[GeomThread]:
+    return next(
+        (
+            each
+            for each in geom_kern.geom_threads(case.kernel)
+            if each.thread.address == case.thread.address
+        ),
+        None,
+    )
+
+
+def worker_idle(case: Case) -> Optional[Standing]:
+    """g_up, g_down or g_event at rest: only right while there is nothing to do."""
+    found = _role(case)
+    if found is not None and found.state == "stuck":
+        return lost_wakeup(case, f"{found.role} sleeps although {found.detail}", case.said())
+    return idle(case, "GEOM thread without work")
+
+
+def pace(case: Case) -> Optional[Standing]:
+    """g_down pauses after an allocation failed: slow, not blocked.
+
+    What it waits for in truth is free pages: where they are short, that is the
+    edge a resource cycle closes with.
+    """
+    b, kernel = case.b, case.kernel
+    state = geom_kern.pacing(kernel)
+    queued = sum(
+        queue.length if queue.length is not None else len(queue.bios)
+        for queue in g_bioqs(kernel)
+        if queue.name == "g_bio_run_down"
+    )
+    node = case.node
+    if state is None:
+        return generic(case, "message")
+    rate = f"{1 / state.pause:.0f} bios a second"
+    slow = f"at most {rate}" if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
+    node.end = End(
+        "pacing",
+        f"GEOM paces itself after an allocation failure ({slow}); "
+        f"{count(queued, 'bio')} on g_bio_run_down",
+        f"pace {state.pace}; {case.said()}; {state.explain(queued)}",
+        case.thread.age,
+    )
+    from plugin.waits.resolvers.memory import memory_node, shortage
+
+    short = shortage(kernel)
+    if short:
+        target = memory_node(b)
+        b.join(
+            node,
+            target,
+            "needs",
+            CATALOGUED,
+            f"g_io_deliver(): a bio failed with ENOMEM (pace {state.pace}); {short}",
+        )
+    return Standing(STUCK, "paces itself after an allocation failure", case.row)
+
+
+def transient(case: Case) -> Optional[Standing]:
+    """g_d_tra: address space to map an unmapped bio for a driver that needs it mapped."""
+    node = case.node
+    number = geom_kern.health(case.kernel).inflight_transient_maps
+    node.end = End(
+        "pacing",
+        f"g_down waits for address space to map a bio; {number} are mapped",
+        f"inflight_transient_maps {number}",
+        case.thread.age,
+    )
+    return Standing(STUCK, "waits for address space to map a bio", case.row)
+
+
+def events(case: Case) -> Optional[Standing]:
+    """g_waitidle, g_waitfor_event: the g_event thread has to run what was posted."""
+    b, kernel = case.b, case.kernel
+    posted = geom_kern.events(kernel)
+    doorstep = [p for p in geom_kern.health(kernel).doorstep]
+    node = case.waits_for(
+        b.node("queue", "g_events", "g_events", case.address), PROVEN, case.said()
+    )
+    node.facts = [count(len(posted), "event")] + ([f"first {posted[0].func}"] if posted else [])
+    if not posted and not doorstep:
+        node.end = End(
+            "lost-wakeup", "no GEOM event is left, yet threads wait for them", "g_events is empty",
+            case.thread.age,
+        )
+        return Standing(STUCK, "waits for GEOM events", case.row)
+    workers = [t for t in geom_kern.geom_threads(kernel) if t.role == "g_event"]
+    for worker in workers:
+        b.join(
+            node,
+            b.thread(worker.thread),
+            "served-by",
+            PROVEN,
+            f"g_event runs the events; {worker.state}: {worker.detail}",
+        )
+    return Standing(STUCK, "waits for GEOM events", case.row)
+
+
+def dev_close(case: Case) -> Optional[Standing]:
+    """The close of a GEOM device waits for its outstanding requests."""
+    from plugin.kernel.geom import mesh
+    from plugin.waits.resolvers.io import provider_node
+
+    if "g_dev_softc" not in case.kernel.layouts or case.channel.is_pause:
+        return None
+    softc = case.channel.container("g_dev_softc", "sc_active")
+    geom = next((g for g in mesh(case.kernel).geoms.values() if any(
+        c.private == softc for c in g.consumers) or g.softc == softc), None)
+    if geom is None:
+        return None
+    node = case.waits_for(case.channel_node(f"requests of /dev/{geom.name}"), PROVEN, case.said())
+    for consumer in geom.consumers:
+        if consumer.provider is not None:
+            case.b.join(
+                node,
+                provider_node(case.b, consumer.provider),
+                "served-by",
+                CATALOGUED,
+                f"sc_active of {geom.name} counts requests of {consumer.provider.name}",
+            )
+    return Standing(STUCK, "waits for a device's last requests", case.row)

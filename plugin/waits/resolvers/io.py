@@ -1,0 +1,480 @@
+"""I/O: from a buffer or a bio to the queue, the class or the device that has it.
+
+Rests on plugin.kernel.geom_io, which finds every outstanding bio and says where
+it is and by what that is known.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Tuple
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel import geom_io
+from plugin.kernel.bio import try_bio_at
+from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
+from plugin.kernel.geom import Provider, mesh
+from plugin.kernel.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
+from plugin.kernel.mount import mounts
+from plugin.kernel.proc import Thread
+from plugin.kernel.vnode import vnode_at
+from plugin.report import count, seconds
+from plugin.session import Kernel
+from plugin.waits.build import STUCK, Builder, Case, Standing
+from plugin.waits.graph import GUESSED, PROVEN, End, Node
+from plugin.waits.resolvers.common import generic, idle
+
+
+def _certainty(request: OutstandingBio) -> str:
+    return PROVEN if request.certainty == geom_io.PROVEN else GUESSED
+
+
+# Buffers
+
+
+def buf_node(b: Builder, address: int) -> Node:
+    """The node of a buf, joined to the bios that carry its I/O."""
+    node = b.object("buf", address, f"buf {address:#x}")
+    if node.end is not None or b.graph.successors(node.id):
+        return node
+    buf = try_buf_at(b.kernel, address)
+    if buf is not None:
+        node.facts = _buf_facts(b.kernel, buf)
+    requests = geom_io.buf_io(b.kernel, address)
+    for request in requests:
+        b.join(
+            node,
+            bio_node(b, request),
+            "served-by",
+            PROVEN,
+            f"bio {request.bio.address:#x} has the buf in bio_caller2",
+        )
+    if not requests:
+        node.end = _bufless(b.kernel, buf, node)
+    return node
+
+
+def _buf_facts(kernel: Kernel, buf: Buf) -> List[str]:
+    vnode = vnode_at(kernel, buf.vp) if buf.vp else None
+    facts = [f"{buf.iocmd.replace('BIO_', '').lower()} of {buf.bcount} bytes"]
+    if vnode is not None and (vnode.path or vnode.on):
+        facts.append(vnode.label)
+    return facts
+
+
+def _bufless(kernel: Kernel, buf: Optional[Buf], node: Node) -> End:
+    if buf is None:
+        return End("unknown", f"{node.label} cannot be read")
+    vnode = vnode_at(kernel, buf.vp) if buf.vp else None
+    if vnode is not None and vnode.fstype in ("nfs", "newnfs", "oldnfs", "smbfs", "fusefs", "p9fs"):
+        return End(
+            "external",
+            f"{vnode.fstype} server of {vnode.on or 'a mount'} has not answered",
+            f"buf {buf.address:#x} of a vnode on {vnode.fstype}; no bio stands for it",
+        )
+    return End("unknown", f"{node.label}: no bio for it was found", "g_bio zone and queues searched")
+
+
+def buf(case: Case) -> Optional[Standing]:
+    """bwait(): the thread sleeps on the buf itself, or on a member of it."""
+    address = case.address
+    if case.row is not None and any(spec.name == "buf.b_xflags" for spec in case.row.channel):
+        address = case.channel.container("buf", "b_xflags")
+    node = buf_node(case.b, address)
+    case.waits_for(node, PROVEN, case.said())
+    found = try_buf_at(case.kernel, address)
+    if found is not None and found.is_done and not geom_io.buf_io(case.kernel, address):
+        node.end = End(
+            "lost-wakeup",
+            f"{node.label} is done, yet {case.thread.tid} {case.thread.label} sleeps on it",
+            f"b_flags {found.flags:#x} has B_DONE",
+            case.thread.age,
+        )
+    return Standing(STUCK, "waits for a buffer's I/O", case.row)
+
+
+# Bios
+
+
+def bio_node(b: Builder, request: OutstandingBio) -> Node:
+    """The node of a request, joined to whatever has it now.
+
+    Clones are shown only where a request was split: one clone of one request
+    is the same I/O one layer down.
+    """
+    node = b.object("bio", request.bio.address, "")
+    if node.label:
+        return node
+    leaves = _leaves(b.kernel, request)
+    # A request of physio() names no provider, its clone does.
+    named = request if request.bio.to or not leaves else leaves[0]
+    node.label = geom_io.describe(b.kernel, named.bio)
+    if request.age is not None:
+        node.facts = [f"asked for {seconds(request.age)} ago"]
+    for leaf in leaves[:64]:
+        if len(leaves) == 1:
+            _join_place(b, node, leaf, request)
+            continue
+        below = b.object("bio", leaf.bio.address, geom_io.describe(b.kernel, leaf.bio))
+        b.join(node, below, "needs", PROVEN, f"clone {leaf.bio.address:#x} is outstanding")
+        if not b.graph.successors(below.id) and below.end is None:
+            _join_place(b, below, leaf, leaf)
+    return node
+
+
+def _leaves(kernel: Kernel, request: OutstandingBio) -> List[OutstandingBio]:
+    """The outstanding clones at the bottom of a request, itself if it has none."""
+    by_address = geom_io.outstanding_by_address(kernel)
+    found: List[OutstandingBio] = []
+    pending, seen = [request], set()
+    while pending:
+        each = pending.pop()
+        if each.bio.address in seen:
+            continue
+        seen.add(each.bio.address)
+        below = [by_address[clone] for clone in each.clones if clone in by_address]
+        if below:
+            pending.extend(below)
+        else:
+            found.append(each)
+    return found
+
+
+def _join_place(b: Builder, node: Node, leaf: OutstandingBio, top: OutstandingBio) -> None:
+    certainty = _certainty(leaf)
+    since = f" for {seconds(leaf.age)}" if leaf.age is not None else ""
+    evidence = f"{leaf.why}{since}"
+    if leaf.bio.address != top.bio.address:
+        evidence += f" (clone {leaf.bio.address:#x})"
+    if leaf.state == AT_DEVICE and leaf.provider is not None:
+        b.join(node, provider_node(b, leaf.provider), "served-by", certainty, evidence)
+    elif leaf.state in (QUEUED, COMPLETED) and leaf.queue is not None:
+        target = queue_node(b, leaf.queue, leaf.provider)
+        b.join(node, target, "contained-in", certainty, evidence)
+    elif leaf.state == COMPLETED:
+        node.end = End("lost-wakeup", f"{node.label}: {leaf.why}", evidence, leaf.age)
+    elif leaf.state == LOST:
+        node.end = End("unknown", f"{node.label} is lost: {leaf.why}", evidence, leaf.age)
+    else:
+        holder = geom_io.flight(b.kernel).held_by(leaf.bio.address)
+        if holder is not None:
+            b.join(node, b.thread(holder), "served-by", certainty, evidence)
+        else:
+            node.end = End("unknown", f"{node.label}: {leaf.why}", evidence, leaf.age)
+
+
+def bio(case: Case) -> Optional[Standing]:
+    """biowait(): the thread sleeps on the bio (on a buf in physio() before 10.x)."""
+    kernel = case.kernel
+    request = geom_io.outstanding_by_address(kernel).get(case.address)
+    if request is not None:
+        node = bio_node(case.b, request)
+        case.waits_for(node, PROVEN, case.said())
+        return Standing(STUCK, "waits for an I/O", case.row)
+    from plugin.waits.channel import object_fits
+
+    if object_fits(kernel, "buf", case.address, None):
+        return buf(case)
+    found = try_bio_at(kernel, case.address)
+    node = case.b.object("bio", case.address, f"bio {case.address:#x}")
+    case.waits_for(node, PROVEN, case.said())
+    if found is not None and found.is_done:
+        node.end = End(
+            "lost-wakeup",
+            f"bio {case.address:#x} is done, yet {case.thread.tid} sleeps on it",
+            f"bio_flags {found.flags:#x} has BIO_DONE",
+            case.thread.age,
+        )
+    else:
+        node.end = End("unknown", f"bio {case.address:#x} is asked for nowhere", "not in flight")
+    return Standing(STUCK, "waits for an I/O", case.row)
+
+
+# Queues and devices
+
+
+def queue_node(b: Builder, name: str, provider: Optional[Provider]) -> Node:
+    """A queue of bios: of GEOM's own the thread that empties it, of a driver its device."""
+    from plugin.kernel.geom_kern import geom_threads
+
+    node = b.node("queue", name, name)
+    if node.end is not None or b.graph.successors(node.id):
+        return node
+    role = {"g_bio_run_down": "g_down", "g_bio_run_up": "g_up", "g_bio_run_task": "g_up"}.get(
+        name, name
+    )
+    workers = [each for each in geom_threads(b.kernel) if each.role == role]
+    for worker in workers:
+        b.join(
+            node,
+            b.thread(worker.thread),
+            "served-by",
+            PROVEN,
+            f"{role} is the thread that empties {name}; {worker.state}: {worker.detail}",
+        )
+    length = _queue_length(b.kernel, name)
+    if length is not None:
+        node.facts = [count(length, "bio")]
+    if not workers and provider is not None:
+        b.join(node, provider_node(b, provider), "served-by", PROVEN, "the driver's own queue")
+    elif not workers:
+        node.end = End("unknown", f"queue {name}: nothing known empties it")
+    return node
+
+
+def _queue_length(kernel: Kernel, name: str) -> Optional[int]:
+    from plugin.kernel.bio import g_bioqs
+
+    found = next((queue for queue in g_bioqs(kernel) if queue.name == name), None)
+    if found is None:
+        return None
+    return found.length if found.length is not None else len(found.bios)
+
+
+def provider_node(b: Builder, provider: Provider) -> Node:
+    """A provider that has bios; a device at the bottom owes them."""
+    node = b.object("provider", provider.address, provider.name)
+    if node.end is None:
+        node.facts = uses(b.kernel, provider)
+        node.end = device_end(b.kernel, provider)
+    return node
+
+
+def _owed(kernel: Kernel, provider: Provider) -> List[OutstandingBio]:
+    by_provider: Dict[int, List[OutstandingBio]] = kernel.once(
+        "owed bios", lambda: _owed_by_provider(kernel)
+    )
+    return by_provider.get(provider.address, [])
+
+
+def _owed_by_provider(kernel: Kernel) -> Dict[int, List[OutstandingBio]]:
+    found: Dict[int, List[OutstandingBio]] = {}
+    for each in geom_io.outstanding(kernel):
+        if each.state == AT_DEVICE and each.provider is not None and not each.clones:
+            found.setdefault(each.provider.address, []).append(each)
+    return found
+
+
+_WORDS = {
+    "BIO_READ": "read",
+    "BIO_WRITE": "write",
+    "BIO_DELETE": "delete",
+    "BIO_GETATTR": "getattr",
+    "BIO_FLUSH": "flush",
+}
+
+
+def device_end(kernel: Kernel, provider: Provider) -> End:
+    """ "vtbd1 has not returned 3 reads", with what the counters say."""
+    owed = _owed(kernel, provider)
+    kinds: Dict[str, int] = {}
+    for each in owed:
+        word = _WORDS.get(each.bio.cmd, each.bio.cmd)
+        kinds[word] = kinds.get(word, 0) + 1
+    account = geom_io.accounts(kernel).get(provider.address)
+    ages = [each.age for each in owed if each.age is not None]
+    since = max(ages) if ages else None
+    what = " and ".join(count(number, word) for word, number in kinds.items())
+    use = uses(kernel, provider)
+    name = provider.name + (f" ({', '.join(use)})" if use else "")
+    evidence = account.reason if account is not None else ""
+    if not what:
+        number = account.at_device if account is not None else 0
+        what = count(number, "request") if number else "a request"
+    if not provider.is_device:
+        klass = provider.class_name or "its class"
+        return End("unknown", f"{name}: {klass} holds {what}", evidence, since)
+    return End("device", f"{name} has not returned {what}", evidence, since)
+
+
+def uses(kernel: Kernel, provider: Provider) -> List[str]:
+    """What a provider is for: "swap", and the mount points of what lies on it."""
+    return kernel.once(("uses of provider", provider.address), lambda: _uses(kernel, provider))
+
+
+def _uses(kernel: Kernel, provider: Provider) -> List[str]:
+    mounted: Dict[str, List[str]] = {}
+    for mount in mounts(kernel):
+        mounted.setdefault(mount.source.replace("/dev/", "", 1), []).append(mount.on)
+    found: List[str] = []
+    pending, seen = [provider], set()
+    while pending:
+        each = pending.pop(0)
+        if each.address in seen or len(seen) > 256:
+            continue
+        seen.add(each.address)
+        names = [each.name, *each.aliases]
+        found.extend(on for name in names for on in mounted.get(name, ()) if on not in found)
+        for consumer in each.consumers:
+            geom = consumer.geom
+            if geom.klass.name == "SWAP" and consumer.access.open and "swap" not in found:
+                found.append("swap")
+            pending.extend(geom.providers)
+    return found
+
+
+# Counters of the buffer cache
+
+
+def _variable(kernel: Kernel, name: str) -> Optional[int]:
+    try:
+        return kernel.global_value(name, signed=True) if kernel.has_symbol(name) else None
+    except MemoryFault:
+        return None
+
+
+def running_space(case: Case) -> Optional[Standing]:
+    """wdrain: too many bytes of asynchronous writes are under way."""
+    b, kernel = case.b, case.kernel
+    running, low = _variable(kernel, "runningbufspace"), _variable(kernel, "lorunningspace")
+    node = b.node("pool", "runningbufspace", "runningbufspace", case.address)
+    case.waits_for(node, PROVEN, case.said())
+    if b.graph.successors(node.id) or node.end is not None:
+        return Standing(STUCK, "waits for writes to finish", case.row)
+    node.any = True
+    node.facts = [f"{running} bytes being written, wakes at {low}"]
+    writing = [found for found, _ in locked_bufs(kernel) if found.runningbufspace > 0]
+    for found in writing:
+        b.join(
+            node,
+            buf_node(b, found.address),
+            "needs",
+            PROVEN,
+            f"b_runningbufspace {found.runningbufspace}",
+        )
+    if running is not None and low is not None and running <= low:
+        node.end = End(
+            "lost-wakeup",
+            f"runningbufspace {running} is not above lorunningspace {low}, yet threads wait",
+            "runningbufspace, lorunningspace",
+            case.thread.age,
+        )
+    elif not writing:
+        node.end = End(
+            "unknown", f"runningbufspace is {running}, and no buffer is being written", ""
+        )
+    return Standing(STUCK, "waits for writes to finish", case.row)
+
+
+def bufobj_output(case: Case) -> Optional[Standing]:
+    """bo_wwait: all writes of one vnode (or device) have to end."""
+    b, kernel = case.b, case.kernel
+    address = case.channel.container("bufobj", "bo_numoutput")
+    member = kernel.layouts.resolve("bufobj", "bo_numoutput")
+    try:
+        left: Optional[int] = kernel.unsigned(case.address, member.size)
+    except MemoryFault:
+        left = None
+    node = b.object("object", address, f"writes of bufobj {address:#x}")
+    case.waits_for(node, PROVEN, case.said())
+    if b.graph.successors(node.id) or node.end is not None:
+        return Standing(STUCK, "waits for a vnode's writes", case.row)
+    owner = _vnode_of_bufobj(kernel, address)
+    if owner:
+        node.label = f"writes of {owner}"
+    node.facts = [f"bo_numoutput {left}"]
+    writing = [
+        found
+        for found in _bufs_of_bufobj(kernel).get(address, [])
+        if found.iocmd == "BIO_WRITE" and geom_io.buf_io(kernel, found.address)
+    ]
+    for found in writing:
+        b.join(node, buf_node(b, found.address), "needs", PROVEN, f"b_bufobj {address:#x}")
+    if left == 0:
+        node.end = End(
+            "lost-wakeup", f"{node.label}: none is left, yet threads wait", "bo_numoutput 0",
+            case.thread.age,
+        )
+    elif not writing:
+        node.end = End("unknown", f"{node.label}: {left} under way, none found", "")
+    return Standing(STUCK, "waits for a vnode's writes", case.row)
+
+
+def _bufs_of_bufobj(kernel: Kernel) -> Dict[int, List[Buf]]:
+    def compute() -> Dict[int, List[Buf]]:
+        found: Dict[int, List[Buf]] = {}
+        for each, _ in locked_bufs(kernel):
+            found.setdefault(each.bufobj, []).append(each)
+        return found
+
+    return kernel.once("locked bufs by bufobj", compute)
+
+
+def _vnode_of_bufobj(kernel: Kernel, address: int) -> str:
+    try:
+        at = address - kernel.layouts.offsetof("vnode", "v_bufobj")
+        lock = at + kernel.layouts.offsetof("vnode", "v_lock")
+    except LayoutError:
+        return ""
+    from plugin.kernel.vnode import vnode_of_lock
+
+    found = vnode_at(kernel, at) if vnode_of_lock(kernel, lock) == at else None
+    return found.label if found is not None else ""
+
+
+def _dirty(kernel: Kernel) -> Tuple[Optional[int], Optional[int]]:
+    """Dirty buffers, and how many there may be (hidirtybuffers), over all domains."""
+    high = _variable(kernel, "hidirtybuffers")
+    number = _variable(kernel, "numdirtybuffers")
+    if number is None and kernel.has_symbol("bdomain"):
+        number = sum(
+            kernel.view("bufdomain", address).bd_numdirtybuffers for address in domains(kernel)
+        )
+    return number, high
+
+
+def domains(kernel: Kernel) -> List[int]:
+    """The struct bufdomains in use (12.0 on)."""
+    base = kernel.symbol("bdomain")
+    number = _variable(kernel, "buf_domains") or 0
+    if base is None or not 0 < number <= 64:
+        return []
+    stride = kernel.layouts.sizeof("bufdomain")
+    return [base.address + index * stride for index in range(number)]
+
+
+def _bufdaemon(b: Builder) -> List[Thread]:
+    return [t for t in b.named(["bufdaemon"]) if "space" not in t.name]
+
+
+def dirty(case: Case) -> Optional[Standing]:
+    """flswai: too many dirty buffers; bufdaemon flushes them.  qsleep: it could not."""
+    b = case.b
+    number, high = _dirty(case.kernel)
+    if case.thread.comm.startswith("bufdaemon") and case.thread in _bufdaemon(b):
+        if number is not None and high is not None and number < high:
+            return idle(case, f"bufdaemon tries again in a moment; {number} dirty buffers")
+        node = case.waits_for(case.channel_node(), PROVEN, case.said())
+        node.end = node.end or End(
+            "pacing", f"bufdaemon could flush none of {number} dirty buffers and tries again", ""
+        )
+        return Standing(STUCK, "could flush nothing", case.row)
+    node = b.node("pool", "dirty buffers", "dirty buffers", case.address)
+    case.waits_for(node, PROVEN, case.said())
+    node.facts = [f"{number} dirty, the limit is {high}"]
+    if number is not None and high is not None and number < high // 2:
+        node.end = End(
+            "lost-wakeup",
+            f"{number} dirty buffers, less than half of hidirtybuffers {high}, yet threads wait",
+            "numdirtybuffers, hidirtybuffers",
+            case.thread.age,
+        )
+    else:
+        b.served_by(node, _bufdaemon(b), "catalogue: bufdaemon writes dirty buffers")
+    return Standing(STUCK, "waits for dirty buffers to be written", case.row)
+
+
+def newbuf(case: Case) -> Optional[Standing]:
+    """newbuf: no buffer, or no space for one; the buffer daemons make some."""
+    b = case.b
+    node = b.node("pool", "buffers", "free buffers", case.address)
+    case.waits_for(node, PROVEN, case.said())
+    if case.thread.comm.startswith("bufdaemon"):
+        return Standing(STUCK, "finds no buffer space", case.row)
+    free = _variable(case.kernel, "numfreebuffers")
+    if free is not None:
+        node.facts = [f"{free} free"]
+    daemons = b.named(["bufdaemon", "bufspacedaemon"])
+    if daemons:
+        b.served_by(node, daemons, "catalogue: the buffer daemons free buffers")
+        return Standing(STUCK, "waits for a buffer", case.row)
+    return generic(case, "message")

@@ -1,0 +1,144 @@
+"""Locks: from a waiter to the lock to whoever holds it.
+
+A buffer's or vnode's lock is named by what it protects; a lockmgr lock handed
+to the I/O (LK_KERNPROC) leads on to the buffer and its bio.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel import locks
+from plugin.kernel.lockwait import Contended, LockWait, contended
+from plugin.kernel.proc import Thread
+from plugin.kernel.vnode import Vnode, vnode_at, vnode_of_lock
+from plugin.session import Kernel
+from plugin.waits.build import Builder
+from plugin.waits.graph import PROVEN, End, Node
+
+
+def wait_for_lock(b: Builder, thread: Thread, node: Node, wait: LockWait) -> Node:
+    """Join a thread to the lock it waits for, and the lock to its holders."""
+    target = lock_node(b, wait.lock)
+    mode = f", {wait.mode}" if wait.mode else ""
+    if thread.blocked:
+        evidence = f"td_blocked {thread.blocked:#x}, its ts_lockobj {wait.lock.address:#x}{mode}"
+    elif thread.state == "running":
+        evidence = f"td_wantedlock {wait.lock.address:#x}: it spins"
+    else:
+        evidence = f'td_wchan {thread.wchan or 0:#x}, td_wmesg "{thread.wmesg}"{mode}'
+    b.join(node, target, "waits-for", PROVEN, evidence)
+    return target
+
+
+def lock_node(b: Builder, lock: locks.Lock) -> Node:
+    """The node of a lock somebody waits for, joined to its holders when it is made."""
+    id = f"lock:{lock.address:#x}"
+    known = b.graph.nodes.get(id)
+    if known is not None:
+        return known
+    entry = _entry(b.kernel, lock)
+    word = locks.CLASS_WORDS.get(lock.klass, lock.klass)
+    label, belongs = lock_label(b.kernel, lock)
+    node = b.object("lock", lock.address, label)
+    node.facts = [word, locks.describe(entry.lock)]
+    _contained(b, node, belongs)
+    for holder in entry.holders:
+        b.join(node, b.thread(holder.thread), "owned-by", holder.certainty, holder.evidence)
+    if entry.lock.state == "disowned":
+        _handed_to_io(b, node, lock)
+    if not b.graph.successors(node.id):
+        node.end = _ownerless(entry, label)
+    return node
+
+
+def _entry(kernel: Kernel, lock: locks.Lock) -> Contended:
+    by_address = kernel.once(
+        "contended by address", lambda: {entry.lock.address: entry for entry in contended(kernel)}
+    )
+    found = by_address.get(lock.address)
+    return found if found is not None else Contended(lock, [], [])
+
+
+def _ownerless(entry: Contended, label: str) -> End:
+    lock = entry.lock
+    name = f"{locks.CLASS_WORDS.get(lock.klass, lock.klass)} {label}"
+    age = max((thread.age for thread, _ in entry.waiters if thread.age is not None), default=None)
+    word = "" if lock.word is None else f"lock word {lock.word:#x}"
+    if lock.state == "unlocked":
+        return End(
+            "lost-wakeup", f"{name} is free, yet {len(entry.waiters)} sleep on it", word, age
+        )
+    if lock.state == "destroyed":
+        return End("lost-wakeup", f"{name} was destroyed under its waiters", word, age)
+    if lock.state == "shared":
+        return End(
+            "unknown",
+            f"{name} is {locks.describe(lock)}; the kernel does not record which threads",
+            word,
+            age,
+        )
+    if lock.state == "exclusive":
+        return End("unknown", f"{name} is owned by what is no thread", word, age)
+    return End("unknown", f"{name}: {locks.describe(lock)}", word, age)
+
+
+class Belongs:
+    """What a lock protects: a vnode or a buffer, with the words for it."""
+
+    def __init__(self, kind: str, address: int, label: str, vnode: Optional[Vnode] = None) -> None:
+        self.kind = kind
+        self.address = address
+        self.label = label
+        self.vnode = vnode
+
+
+def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Belongs]]:
+    """How people call a lock, and the vnode or buffer it lies in."""
+    if lock.klass == locks.LOCKMGR:
+        at = vnode_of_lock(kernel, lock.address)
+        vnode = vnode_at(kernel, at) if at is not None else None
+        if vnode is not None:
+            return f"vnode lock {vnode.label}", Belongs(
+                "vnode", vnode.address, vnode.label, vnode
+            )
+        buf = buf_of_lock(kernel, lock)
+        if buf is not None:
+            return f'buffer lock "{lock.name}" of {buf:#x}', Belongs("buf", buf, f"buf {buf:#x}")
+    return f'"{lock.name}"' if lock.name else f"{lock.address:#x}", None
+
+
+def buf_of_lock(kernel: Kernel, lock: locks.Lock) -> Optional[int]:
+    """The buf whose b_lock this is: a header of the buffer cache, or a pbuf by its name."""
+    from plugin.kernel.buf import is_cached
+
+    try:
+        address = lock.address - kernel.layouts.offsetof("buf", "b_lock")
+        if is_cached(kernel, address):
+            return address
+        if lock.name in ("bufwait", "pbufwait"):
+            kernel.read(address, kernel.layouts.sizeof("buf"))
+            return address
+    except (MemoryFault, LayoutError):
+        pass
+    return None
+
+
+def _contained(b: Builder, node: Node, belongs: Optional[Belongs]) -> None:
+    if belongs is None:
+        return
+    target = b.object(belongs.kind, belongs.address, belongs.label)
+    b.join(node, target, "contained-in", PROVEN, f"b_lock or v_lock of {belongs.address:#x}", False)
+
+
+def _handed_to_io(b: Builder, node: Node, lock: locks.Lock) -> None:
+    """LK_KERNPROC: nobody but the I/O will unlock it."""
+    from plugin.waits.resolvers.io import buf_node
+
+    address = buf_of_lock(b.kernel, lock)
+    if address is not None:
+        target = buf_node(b, address)
+        b.join(node, target, "served-by", PROVEN, f"owner LK_KERNPROC: the I/O of {address:#x}")
+
+

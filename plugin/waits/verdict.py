@@ -1,0 +1,153 @@
+"""The verdict in a sentence or two, out of the ranked causes."""
+
+from __future__ import annotations
+
+import re
+from typing import List, Sequence, Tuple
+
+from plugin.report import count
+from plugin.waits.analysis import Analysis, Cause
+from plugin.waits.graph import Node
+
+_NUMBERS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
+
+
+def in_words(number: int) -> str:
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    if len(words) < 2:
+        return "".join(words)
+    return ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def sentences(analysis: Analysis) -> List[str]:
+    """The verdict: worst first, each a full sentence."""
+    causes = analysis.causes
+    stuck = len(analysis.stuck)
+    if not stuck:
+        return ["No thread is stuck."]
+    found: List[str] = []
+    deadlocks = [cause for cause in causes if cause.kind == "deadlock"]
+    for cause in deadlocks[:3]:
+        found.append(_deadlock(cause))
+    for cause in causes:
+        if cause.kind == "pacing":
+            found.append(_sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} behind it"))
+        elif cause.kind == "lost-wakeup":
+            found.append(
+                _sentence(f"Lost wakeup: {cause.summary} ({count(len(cause.tids), 'thread')})")
+            )
+    devices = [cause for cause in causes if cause.kind == "device"]
+    if devices:
+        found.append(_devices(analysis, devices))
+    for cause in causes:
+        if cause.kind == "memory":
+            found.append(
+                _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} wait for pages")
+            )
+    found.extend(_rest(causes))
+    if not deadlocks:
+        found.append("No deadlock.")
+    return found
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else text + "."
+
+
+def _deadlock(cause: Cause) -> str:
+    sure = "" if cause.certainty == "proven" else f" (by {cause.certainty} edges)"
+    behind = count(len(cause.tids), "thread")
+    return _sentence(f"{cause.summary}{sure}; {behind} in it or behind it")
+
+
+def _devices(analysis: Analysis, causes: List[Cause]) -> str:
+    names = [cause.node.label for cause in causes]
+    swaps = [c.node for c in causes if "swap" in c.node.facts]
+    words = [f"the swap disk {c.node.label}" if c.node in swaps else c.node.label for c in causes]
+    tids = [tid for cause in causes for tid in cause.tids]
+    stuck = len(analysis.stuck)
+    if len(names) == 1:
+        text = f"{words[0]} owes I/O."
+        text = text[:1].upper() + text[1:]
+    else:
+        text = f"{in_words(len(names)).capitalize()} devices owe I/O: {listed(words)}."
+    where = "there" if len(names) > 1 else "at it"
+    share = f"All {stuck}" if len(tids) == stuck else f"{len(tids)} of {stuck}"
+    text += f" {share} stuck threads end {where}"
+    laundry, starved = _memory_behind(analysis, tids)
+    if laundry:
+        text += f", among them {listed(laundry)}"
+        if starved:
+            text += f", so no page can be cleaned and {count(starved, 'thread')} wait for memory"
+    elif starved:
+        text += f", {starved} of them for want of memory"
+    return text + "."
+
+
+def _memory_behind(analysis: Analysis, tids: Sequence[int]) -> Tuple[List[str], int]:
+    """The page daemon's own threads among ``tids``, and how many wait for free pages."""
+    wanted = set(tids)
+    memory = [node for node in analysis.graph.nodes.values() if node.kind == "memory"]
+    servers = {
+        edge.target for node in memory for edge in analysis.graph.out.get(node.id, ())
+    }
+    daemons = []
+    for id in servers:
+        node = analysis.graph.nodes[id]
+        if node.tid in wanted:
+            word = "the laundry thread" if "laundry" in node.label else "the page daemon"
+            if word not in daemons:
+                daemons.append(word)
+    waiting = [
+        edge.source
+        for node in memory
+        for edge in analysis.graph.into.get(node.id, ())
+        if edge.kind == "waits-for"
+    ]
+    starved = len([id for id in waiting if analysis.graph.nodes[id].tid in wanted])
+    return sorted(daemons), starved
+
+
+def _rest(causes: Sequence[Cause]) -> List[str]:
+    found = []
+    for cause in causes:
+        if cause.kind in ("running", "runnable", "external"):
+            verb = "waits" if len(cause.tids) == 1 else "wait"
+            behind = f"{count(len(cause.tids), 'thread')} {verb} behind it"
+            found.append(_sentence(f"{cause.summary}: {behind}"))
+    unknown = [cause for cause in causes if cause.kind == "unknown"]
+    if unknown:
+        tids = sum(len(cause.tids) for cause in unknown)
+        verb = "waits" if tids == 1 else "wait"
+        holders = listed([_who(cause.node) for cause in unknown[:3]])
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        found.append(
+            _sentence(
+                f"{count(tids, 'thread')} {verb} behind {holders}{more}, "
+                "whose own wait is not understood"
+            )
+        )
+    return found
+
+
+def _who(node: Node) -> str:
+    return re.sub(r"\s+", " ", node.label)
