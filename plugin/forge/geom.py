@@ -567,7 +567,9 @@ class Geom:
         if geom.klass == "STRIPE" and self.machine.osreldate < 900000:
             done = "g_std_done"
         return [
-            self.request(consumer, bio.cmd, offset, length, done=done, seconds=bio.age, parent=bio)
+            self.request(
+                consumer, bio.cmd, offset, length, done=done, seconds=bio.age, parent=bio, at=at
+            )
             for consumer, offset, length in pieces
         ]
 

@@ -10,7 +10,7 @@ zone (one, a list from 8.0, one again from 13.0); limits (pages of the keg to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
 
 from plugin.errors import UsageError
 from plugin.forge.builder import Obj
@@ -61,6 +61,7 @@ class Zone:
         self.sleepers = 0
         self.slabs: List[Slab] = []
         self.rsize = self.ppera = self.ipers = self.pgoff = 0
+        self._kept: Set[int] = set()
         #: freed items that lie in per-CPU buckets
         self.cached: List[int] = []
         caches = 1 + m.cpus
@@ -141,7 +142,14 @@ class Zone:
         home._grow()
         return slab_take(home)
 
+    def keep(self, address: int) -> None:
+        """Keep the item at an address for an ``alloc`` that asks for it."""
+        self._kept.add(self._take_at(address))
+
     def _take_at(self, address: int) -> int:
+        if address in self._kept:
+            self._kept.remove(address)
+            return address
         if self.ppera != 1:
             raise UsageError(f"zone {self.name} has slabs of several pages: no item at an address")
         page = address & -PAGE_SIZE

@@ -88,6 +88,8 @@ def _as_printed(m: Machine) -> None:
     for name, (start, pc) in _TEXT.items():
         m.function(name, at=start, size=(pc - start + 0x40) & ~0xF, site=pc - start)
     m.string("g_down", at=0xC08695B3)
+    for bio in (_FIRST, _last_bio(m)):
+        m.zones["bio"].keep(bio)
     m.services.pin(
         "g_down",
         at=_G_DOWN,
@@ -212,8 +214,12 @@ def _send(m: Machine, requests: Sequence[Bio]) -> None:
 
 def _to_da0(m: Machine, bio: Bio, number: int) -> Bio:
     """Clones to the slice and to da0; the first and last of the queue lie where they did."""
-    where = {0: _FIRST, TO_DA0: _LAST - m.locate("bio", "bio_queue").offset}.get(number)
-    return bio.down_to("da0", at=where)
+    return bio.down_to("da0", at={0: _FIRST, TO_DA0: _last_bio(m)}.get(number))
+
+
+def _last_bio(m: Machine) -> int:
+    """tqh_last is the address of the last bio's link, not of the bio."""
+    return _LAST - m.locate("bio", "bio_queue").offset
 
 
 def _mixed(requests: Sequence[Bio]) -> List[Bio]:
