@@ -9,7 +9,18 @@ from commands.bioq import bio_data, show_bios
 from plugin.errors import UsageError
 from plugin.kernel.disk import config as disk_config
 from plugin.kernel.disk import disk_of
-from plugin.kernel.geom import G_PF_ORPHAN, G_PF_WITHER, Geom, Mesh, Provider, mesh, select
+from plugin.kernel.geom import (
+    G_PF_ORPHAN,
+    G_PF_WITHER,
+    Class,
+    Consumer,
+    Geom,
+    Mesh,
+    Provider,
+    consumer_active,
+    mesh,
+    select,
+)
 from plugin.kernel.geom_io import (
     Account,
     OutstandingBio,
@@ -55,7 +66,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     state = health(kernel)
     data: Dict[str, Any] = {
         "providers": [_data(kernel, provider, books[provider.address]) for provider in chosen],
-        "classes": [_class_data(klass.address, klass.name, klass.geoms) for klass in found.classes],
+        "classes": [_class_data(kernel, klass) for klass in found.classes],
         "health": _health_data(state),
     }
     part = None if args.provider is None else _around(chosen)
@@ -306,13 +317,14 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
     if provider.consumers:
         report.heading(f"{count(len(provider.consumers), 'consumer')}:")
         report.table(
-            ["address", "class", "geom", "access", "flags"],
+            ["address", "class", "geom", "access", "active>", "flags"],
             [
                 (
                     address(consumer.address),
                     consumer.geom.klass.name,
                     consumer.geom.name,
                     consumer.access,
+                    _active(kernel, consumer),
                     " ".join(kernel.layouts.flags("g_consumer_flags", consumer.flags)),
                 )
                 for consumer in provider.consumers
@@ -322,6 +334,12 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
     if bios:
         report.heading(f"{count(len(bios), 'bio')} to it:")
         show_bios(kernel, report, bios)
+
+
+def _active(kernel: Kernel, consumer: Consumer) -> Optional[int]:
+    """Requests that the consumer's own class counts as out."""
+    active = consumer_active(kernel, consumer)
+    return active.bios if active else None
 
 
 # JSON
@@ -389,10 +407,10 @@ def _bios_of(kernel: Kernel, provider: Provider) -> Iterator[OutstandingBio]:
             yield each
 
 
-def _class_data(at: int, name: str, geoms: Sequence[Geom]) -> Dict[str, Any]:
+def _class_data(kernel: Kernel, klass: Class) -> Dict[str, Any]:
     return {
-        "name": name,
-        "address": address(at),
+        "name": klass.name,
+        "address": address(klass.address),
         "geoms": [
             {
                 "name": geom.name,
@@ -408,11 +426,12 @@ def _class_data(at: int, name: str, geoms: Sequence[Geom]) -> Dict[str, Any]:
                         "flags": consumer.flags,
                         "nstart": consumer.nstart,
                         "nend": consumer.nend,
+                        "active": _active(kernel, consumer),
                     }
                     for consumer in geom.consumers
                 ],
             }
-            for geom in geoms
+            for geom in klass.geoms
         ],
     }
 

@@ -405,3 +405,38 @@ def select(kernel: Kernel, wanted: str) -> Tuple[List[Provider], Optional[str]]:
         if klass.name.lower() == wanted.lower():
             return [p for g in klass.geoms for p in g.providers], "class"
     return [], None
+
+
+class Active(NamedTuple):
+    """What a consumer's own class counts: ``bios`` asked for and not done with."""
+
+    bios: int
+    #: bio_done of those bios, and the member that counts them
+    done: str
+    source: str
+
+
+#: sc_active of a g_dev_softc has flags above its count from 12.0 on (geom_dev.c)
+_SC_A_ACTIVE = (1 << 30) - 1
+
+
+def consumer_active(kernel: Kernel, consumer: Consumer) -> Optional[Active]:
+    """The requests a consumer's class says it has out; None for classes that do not count.
+
+    File systems (geom_vfs.c, 9.x on), device nodes (geom_dev.c, 9.x on) and the
+    swap pager (g_consumer.index less one, swap_pager.c, 10.x on) do.
+    """
+    name = consumer.geom.klass.name
+    try:
+        if name == "VFS" and consumer.geom.softc and kernel.layouts.get("g_vfs_softc"):
+            count = kernel.view("g_vfs_softc", consumer.geom.softc).sc_active
+            return Active(count, "g_vfs_done", "g_vfs_softc.sc_active")
+        if name == "DEV" and consumer.private and kernel.layouts.get("g_dev_softc"):
+            count = kernel.view("g_dev_softc", consumer.private).sc_active & _SC_A_ACTIVE
+            return Active(count, "g_dev_done", "g_dev_softc.sc_active")
+    except MemoryFault as fault:
+        kernel.warnings.add(f"softc of {consumer.geom.name}", fault.address, fault.reason)
+        return None
+    if name == "SWAP" and consumer.index > 0:
+        return Active(consumer.index - 1, "swapgeom_done", "g_consumer.index - 1")
+    return None

@@ -9,6 +9,7 @@ held against it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
@@ -24,7 +25,14 @@ from plugin.kernel.bio import (
 )
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
 from plugin.kernel.disk import disk_of, disks, is_driver_clone, provider_of_disk
-from plugin.kernel.geom import InFlight, Provider, in_flight, mesh, provider_at
+from plugin.kernel.geom import (
+    InFlight,
+    Provider,
+    consumer_active,
+    in_flight,
+    mesh,
+    provider_at,
+)
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.stack import registers
 from plugin.kernel.tc import uptime
@@ -151,6 +159,11 @@ class Flight:
             self._add(bio, source)
 
     # Where each one is
+
+    def queue_of(self, address: int) -> Optional[str]:
+        """The name of GEOM's own queue that this very bio is on."""
+        on = self._on.get(address)
+        return on[0] if on else None
 
     def place(self, address: int) -> Optional[_Place]:
         """Where a bio is; None for one that has not been asked for (being made, or kept)."""
@@ -415,6 +428,18 @@ def age(kernel: Kernel, bio: Bio) -> Optional[float]:
     return max(0.0, now - bio.t0)
 
 
+def is_delivered(kernel: Kernel, each: OutstandingBio) -> bool:
+    """True once g_io_deliver() has been called for this very bio.
+
+    From then on the counters have it as ended, though g_up may still have to
+    call its bio_done, or its waiter to run.
+    """
+    queue = flight(kernel).queue_of(each.bio.address)
+    if queue is not None:
+        return queue != "g_bio_run_down"
+    return each.bio.is_done or (each.queue == "g_up" and not each.clones)
+
+
 # From a buf to its bios and back
 
 
@@ -519,8 +544,7 @@ def _account(
     whole: bool,
     is_disk: bool,
 ) -> Account:
-    # g_io_deliver() counts a bio as ended before it puts it on g_bio_run_up.
-    flying = [b for b in bios if b.state != COMPLETED or b.queue is None]
+    flying = [b for b in bios if not is_delivered(kernel, b)]
     completed = len([b for b in bios if b.state == COMPLETED])
     queued = len([b for b in flying if b.state == QUEUED])
     lost = len([b for b in flying if b.state == LOST])
@@ -574,32 +598,45 @@ def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
     if whole and counted and not agree:
         what = f"{what}, {found}"
     if account.lost:
-        return "unclear", f"{account.lost} of {account.in_flight} bios are lost; {what}"
+        return "unclear", f"{_bios(account.lost)} lost; {what}"
     if counted and whole and not account.found and not account.driver_found:
         return "unclear", f"{what}, none found"
     if not account.at_device:
-        return "waits", f"all {account.in_flight} bios for it are still queued"
+        return "waits", f"{_bios(account.queued)} for it queued, none with the device"
     if not provider.is_device:
-        return "waits", f"{account.at_device} bios are below it"
+        return "waits", f"{_bios(account.at_device)} below it"
     return "owes", what
 
 
+def _bios(number: int) -> str:
+    return "1 bio is" if number == 1 else f"{number} bios are"
+
+
 def check_accounts(kernel: Kernel) -> None:
-    """A finding for every provider whose counters and bios disagree."""
+    """A finding wherever what the kernel counts and the bios found disagree."""
     if not flight(kernel).whole:
         return
     for account in accounts(kernel).values():
         by_disk = account.source == "devstat of the disk"
-        left = account.driver if by_disk else account.in_flight
-        right = account.driver_found if by_disk else account.found
-        if account.source == "bios found" or left == right:
-            continue
-        kernel.warnings.add(
-            account.provider.name,
-            account.provider.address,
-            f"{account.source} says {left} in flight, {right} found",
-            partial=False,
-        )
+        counted = account.driver if by_disk else account.in_flight
+        found = account.driver_found if by_disk else account.found
+        if account.source != "bios found" and counted != found:
+            kernel.warnings.add(
+                account.provider.name,
+                account.provider.address,
+                f"{account.source} says {counted} in flight, {found} found",
+                partial=False,
+            )
+    asked = Counter((each.bio.from_, done_name(kernel, each.bio)) for each in outstanding(kernel))
+    for at, consumer in mesh(kernel).consumers.items():
+        active = consumer_active(kernel, consumer)
+        if active is not None and active.bios != asked[at, active.done]:
+            kernel.warnings.add(
+                f"{consumer.geom.klass.name} {consumer.geom.name}",
+                at,
+                f"{active.source} says {active.bios} in flight, {asked[at, active.done]} found",
+                partial=False,
+            )
 
 
 def providers_of(kernel: Kernel, bios: Iterable[OutstandingBio]) -> List[Provider]:

@@ -13,7 +13,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.bio import BioQueue, g_bioqs
 from plugin.kernel.geom import Provider, mesh
 from plugin.kernel.locks import Lock, lock_at
-from plugin.kernel.lockwait import Contended, contended, holders
+from plugin.kernel.lockwait import Contended, contended, holders, thread_sleeps
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.stack import backtrace
@@ -151,6 +151,10 @@ def _work(kernel: Kernel, role: str, thread: Thread) -> Tuple[str, str]:
         waiting = _waiting_for(kernel, role)
         if not waiting:
             return "idle", "its queue is empty"
+        sleep = thread_sleeps(kernel).get(thread.address)
+        if sleep is not None and sleep.timed:
+            # To 8.x it looks by itself ten times a second.
+            return "working", f"{waiting}, it looks again when its timed sleep ends"
         return "stuck", f"{waiting}, yet it sleeps until woken: its wakeup was lost"
     if thread.wmesg == "g_down":
         return "pacing", "pauses after an allocation failure"
@@ -170,11 +174,12 @@ def _waiting_for(kernel: Kernel, role: str) -> str:
         return f"{count} events and {left} orphaned providers wait"
     names = ("g_bio_run_down",) if role == "g_down" else ("g_bio_run_up", "g_bio_run_task")
     found = [q for q in g_bioqs(kernel) if q.name in names and (q.bios or q.length)]
-    return ", ".join(f"{_length(queue)} bios are on {queue.name}" for queue in found)
+    return ", ".join(f"{_length(queue)} on {queue.name}" for queue in found)
 
 
-def _length(queue: BioQueue) -> int:
-    return len(queue.bios) or queue.length or 0
+def _length(queue: BioQueue) -> str:
+    number = len(queue.bios) or queue.length or 0
+    return "1 bio is" if number == 1 else f"{number} bios are"
 
 
 class GeomEvent(NamedTuple):

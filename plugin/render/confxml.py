@@ -46,6 +46,8 @@ def _geom(geom: Geom, config: Config, geoms: Optional[Container[int]]) -> Iterat
         yield from _consumer(consumer, geoms)
     for provider in geom.providers:
         yield from _provider(provider, config)
+    for alias in geom.aliases:
+        yield f"      <alias>{_escape(alias)}</alias>"
     yield "    </geom>"
 
 
