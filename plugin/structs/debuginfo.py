@@ -96,7 +96,7 @@ def _belongs(elf: ElfFile, debug: ElfFile) -> bool:
         at += len(chunk)
 
 
-def named_source(elf: ElfFile, kind: str) -> LayoutSource:
+def debug_of_kind(elf: ElfFile, kind: str) -> LayoutSource:
     """The DWARF or the CTF of a file, as asked for; LayoutError where it has none."""
     if kind == "ctf":
         return Ctf(elf)

@@ -237,6 +237,10 @@ class StructsFile:
             ):
                 yield document
 
+    def struct_names(self) -> List[str]:
+        """Every struct and union that any kernel of the file has, sorted."""
+        return sorted({document.name for document in self.struct_documents(None)})
+
     def layout(self, document: Document, typedefs: Typedefs) -> Layout:
         """The layout that a struct document describes."""
         loaded = self.load(document)
