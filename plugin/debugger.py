@@ -155,10 +155,18 @@ class Session:
         info = self._server_info()
         notes: List[str] = []
         self._memory = self._bypass(info, notes)
-        target = self._debugger.target(self._memory)
+        target: Any = self._debugger.target(self._memory)
+        target.truncated = target.truncated or info.get("truncated") is True
         force = info.get("force") is True or os.environ.get(FORCE_VARIABLE) == "yes"
-        notes += _mismatch(target, self._debugger.kernel_file(), force)
-        return open_target(target, structs=_text(info.get("structs")), force=force, notes=notes)
+        file = self._debugger.kernel_file()
+        if file is not None and file == info.get("kernel"):
+            # The server has compared it with the dump already.
+            notes += [note for note in info.get("notes") or [] if isinstance(note, str)]
+        elif file is not None:
+            notes += _mismatch(target, file, force)
+        kernel = open_target(target, structs=_text(info.get("structs")), force=force, notes=notes)
+        kernel.progress = self.progress
+        return kernel
 
     def _server_info(self) -> Dict[str, Any]:
         from plugin.vmcore.rsp import SESSION_PACKET
@@ -186,14 +194,14 @@ class Session:
             return None
 
 
-def _mismatch(target: Target, path: Optional[str], force: bool) -> List[str]:
+def _mismatch(target: Target, path: str, force: bool) -> List[str]:
     """KernelMismatch where the file loaded did not make this memory; a note if forced."""
     from plugin.find_kernel import version_of_file
     from plugin.identify import require_match
     from plugin.targets.image import KernelImage
 
     image = KernelImage.open(path)
-    if image is None or path is None:
+    if image is None:
         return []
     try:
         require_match(target, version_of_file(image.elf), path)

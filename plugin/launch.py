@@ -18,8 +18,9 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tupl
 from plugin.cli import Progress, core_options
 from plugin.debugger import ROOT
 from plugin.errors import EXIT_OK, UsageError, WchanError
+from plugin.find_kernel import open_dump
 from plugin.inferior import KernelInferior
-from plugin.session import Kernel, open_core
+from plugin.session import Kernel, open_target
 from plugin.vmcore.rsp import Server
 
 
@@ -94,20 +95,21 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Optional[arg
 
 def _open(args: argparse.Namespace) -> Tuple[Kernel, KernelInferior]:
     progress = Progress(sys.stderr)
-    kernel = open_core(
+    target, notes = open_dump(
         args.vmcore,
         args.kernel,
         force=args.force,
-        structs=args.structs,
         progress=lambda done, total: progress("decompressing", done, total),
     )
     progress.clear()
-    target: Any = kernel.target
+    kernel = open_target(target, structs=args.structs, force=args.force, notes=notes)
     session: Dict[str, object] = {
         "vmcore": os.path.abspath(target.memory.file_path),
         "kernel": _kernel_file(kernel),
         "structs": os.path.abspath(args.structs) if args.structs else None,
         "force": bool(args.force),
+        "truncated": target.truncated,
+        "notes": notes,
     }
     return kernel, KernelInferior(kernel, session)
 

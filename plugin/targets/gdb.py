@@ -68,6 +68,7 @@ class GdbTarget:
         self.arch = _ARCHES[arch]
         self.description = "gdb"
         self.memory = memory
+        self.truncated = memory is not None and memory.truncated
         self.stable = not _is_live()
         self._inferior = inferior
         self.image = KernelImage.open(gdb.current_progspace().filename)
@@ -89,6 +90,11 @@ class GdbTarget:
             raise MemoryFault(_fault_address(str(error), address, size), "gdb cannot") from None
         except gdb.error as error:
             raise MemoryFault(address, str(error)) from None
+
+    @property
+    def message_buffer(self) -> bytes:
+        """The copy of the message buffer that the dump itself carries, b"" if none."""
+        return self.memory.message_buffer if self.memory is not None else b""
 
     # Symbols
 
@@ -140,7 +146,10 @@ class GdbTarget:
 
     def types(self) -> Optional[LayoutSource]:
         found = GdbTypes(4 if self.arch == "i386" else 8)
-        return found if found.find("thread") is not None else None
+        if found.find("thread") is not None:
+            return found
+        # CTF, or a debug file beside the kernel that only our own readers know.
+        return self.image.types() if self.image else None
 
     def interrupted(self) -> bool:
         # gdb turns Ctrl-C into KeyboardInterrupt.

@@ -7,11 +7,15 @@ for symbols that have none.  The file's symbol table says what is so.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from plugin.errors import WchanError
 from plugin.targets import Symbol
 from plugin.vmcore.elf import SHT_NOBITS, ElfFile
+
+if TYPE_CHECKING:
+    from plugin.structs import LayoutSource
 
 
 class KernelImage:
@@ -53,6 +57,15 @@ class KernelImage:
     def has_code(self) -> bool:
         """False for a kernel file stripped of its code, of which only the symbols are left."""
         return any(s.name == ".text" and s.type != SHT_NOBITS for s in self.elf.sections)
+
+    def types(self) -> Optional[LayoutSource]:
+        """Layouts out of the file's own debug information or one beside it, None if none."""
+        from plugin.structs.debuginfo import open_debug
+
+        with suppress(WchanError):
+            found = open_debug(self.elf)
+            return found.source if found is not None else None
+        return None
 
     def symbols(self, name: str) -> List[Symbol]:
         return [

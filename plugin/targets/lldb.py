@@ -65,6 +65,7 @@ class LldbTarget:
         self.arch = _ARCHES[machine]
         self.description = "lldb"
         self.memory = memory
+        self.truncated = memory is not None and memory.truncated
         self._debugger = debugger
         self._target = target
         self._process = process
@@ -90,6 +91,11 @@ class LldbTarget:
         if data is None or len(data) != size:
             raise MemoryFault(address + len(data or b""), "lldb cannot read it")
         return data
+
+    @property
+    def message_buffer(self) -> bytes:
+        """The copy of the message buffer that the dump itself carries, b"" if none."""
+        return self.memory.message_buffer if self.memory is not None else b""
 
     # Symbols
 
@@ -152,7 +158,10 @@ class LldbTarget:
 
     def types(self) -> Optional[LayoutSource]:
         found = LldbTypes(self._target, 4 if self.arch == "i386" else 8)
-        return found if found.find("thread") is not None else None
+        if found.find("thread") is not None:
+            return found
+        # CTF, or a debug file beside the kernel that only our own readers know.
+        return self.image.types() if self.image else None
 
     def interrupted(self) -> bool:
         return self._interrupted is not None and bool(self._interrupted())
