@@ -234,6 +234,10 @@ class Bufs:
             at=at,
         )
         buf.bio = bio
+        if "g_vfs_softc" in self.machine.layouts:
+            # g_vfs_strategy() counts it until g_vfs_done().
+            softc = self.machine.view("g_vfs_softc", mount.consumer.geom.obj["softc"])
+            softc["sc_active"] = softc["sc_active"] + 1
         if obj["b_iocmd"] == BIO_WRITE:
             obj["b_runningbufspace"] = obj["b_bcount"]
             self.running += obj["b_bcount"]

@@ -112,7 +112,8 @@ class Services:
 
     def _geom(self) -> None:
         m = self.machine
-        untimed = m.osreldate >= 1000000
+        # msleep(..., "-", hz/10) in 8.x, ..., 0) in 9.3 (geom_io.c).
+        untimed = m.osreldate >= 900000
         timeout = None if untimed else 0.1
         for name, procbody, schedule, channel in (
             ("g_event", "g_event_procbody", "g_run_events" if self.modern else "", "g_wait_event"),
