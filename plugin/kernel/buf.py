@@ -17,6 +17,8 @@ B_ASYNC = 0x4
 B_DELWRI = 0x80
 B_DONE = 0x200
 B_INVAL = 0x2000
+#: MAXBCACHEBUF of sys/param.h, for a kernel without the variable (12.0 made it one)
+_MAXBCACHEBUF = 65536
 #: more bufs than any kernel makes: 1 TB of them
 _MAX_BUFS = 1 << 28
 
@@ -122,7 +124,8 @@ def _buf_array(kernel: Kernel) -> Optional[BufArray]:
         stride = kernel.layouts.sizeof("buf")
         pages = kernel.layouts.resolve("buf", "b_pages")
         if pages.offset >= stride:
-            stride += kernel.global_value("maxbcachebuf") // kernel.page_size * kernel.pointer_size
+            largest = kernel.global_value("maxbcachebuf", _MAXBCACHEBUF)
+            stride += largest // kernel.page_size * kernel.pointer_size
     except MemoryFault as fault:
         kernel.warnings.add("buf", fault.address, fault.reason)
         return None

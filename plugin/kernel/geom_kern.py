@@ -60,7 +60,7 @@ class Pacing(NamedTuple):
                 f"GEOM is pacing (pace {self.pace}, {state}), not blocked: after an allocation "
                 f"failure (ENOMEM) g_down pauses {self.pause:g} s before a bio, so at most "
                 f"{1 / self.pause:.0f} bios a second move while allocations fail; the {queued} "
-                f"queued need {queued * self.pause:.0f} s or more."
+                f"queued need {queued * self.pause:g} s or more."
             )
         return (
             f"GEOM is pacing (pace {self.pace}, {state}), not blocked: after an allocation "
