@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-from plugin.errors import DumpError, KernelMismatch
+from plugin.errors import DumpError
 from plugin.vmcore.elf import ElfFile
-from plugin.vmcore.elfdump import open_full_dump
+from plugin.vmcore.elfdump import check_kernel, open_full_dump
 from plugin.vmcore.identify import explain
 from plugin.vmcore.kerneldump import DumpHeader, dump_on_device
 from plugin.vmcore.memory import DumpFile, KernelMemory
@@ -42,11 +42,7 @@ def open_memory(
     try:
         file = DumpFile(opened, 0, opened.seek(0, os.SEEK_END))
         memory = _open(file, name, plain.path, kernel, plain.truncated)
-        if kernel is not None and kernel.arch != memory.arch:
-            raise KernelMismatch(
-                f"{kernel.path} is an {kernel.arch} kernel, but {name} is a dump of an "
-                f"{memory.arch} machine"
-            )
+        check_kernel(kernel, name, memory.arch)
         return memory
     except OSError as error:
         opened.close()
@@ -60,16 +56,13 @@ def _open(
     file: DumpFile, path: str, plain: str, kernel: Optional[ElfFile], truncated: bool
 ) -> KernelMemory:
     found = _by_magic(file, path, plain, kernel, truncated)
-    if found is not None:
-        return found
-    header = dump_on_device(file, path)
+    header = dump_on_device(file, path) if found is None else None
     if header is not None:
         file.start, file.end = header.start, header.start + header.length
         found = _by_magic(file, path, plain, kernel, truncated)
-        if found is not None:
-            return _described(found, header)
-        file.start = 0
-    raise DumpError(explain(file, path))
+    if found is None:
+        raise DumpError(explain(file, path))
+    return _described(found, header) if header is not None else found
 
 
 def _by_magic(

@@ -360,7 +360,8 @@ class ElfFile:
             return None
         with suppress(zlib.error):
             if kind == 1:
-                return zlib.decompressobj().decompress(data[header:], size)
+                plain = zlib.decompressobj().decompress(data[header:], size)
+                return plain if len(plain) == size else None
         return None
 
     def read(self, address: int, size: int) -> Optional[bytes]:

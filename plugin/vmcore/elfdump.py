@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Optional, Set
 
-from plugin.errors import DumpError
+from plugin.errors import DumpError, KernelMismatch
 from plugin.vmcore.arch import BY_NAME
 from plugin.vmcore.elf import ET_CORE, PT_LOAD, PT_NOTE, ElfFile, notes
 from plugin.vmcore.memory import DumpFile, KernelMemory
@@ -29,6 +29,7 @@ def open_full_dump(
         arch = BY_NAME.get(core.arch)
         if arch is None:
             raise DumpError(f"{path} is a full dump of a {core.arch} machine, which cannot be read")
+        check_kernel(kernel, path, core.arch)
         if kernel is None:
             raise DumpError(
                 f"{path} is a full dump: its page tables are found by the kernel's symbols; "
@@ -39,7 +40,7 @@ def open_full_dump(
         ]
     physical = SegmentMemory(segments, file.end)
     if not physical.present:
-        raise DumpError(f"{path} is a full dump without any memory in it: {_length(file)} bytes")
+        raise DumpError(f"{path} is a full dump without any memory in it: truncated?")
 
     def read_physical(pa: int, size: int) -> Optional[bytes]:
         offset, length = physical.extent(pa, size)
@@ -66,8 +67,12 @@ def open_full_dump(
     )
 
 
-def _length(file: DumpFile) -> int:
-    return file.end - file.start
+def check_kernel(kernel: Optional[ElfFile], path: str, arch: str) -> None:
+    """KernelMismatch where ``kernel`` is of another architecture than the dump."""
+    if kernel is not None and kernel.arch != arch:
+        raise KernelMismatch(
+            f"{kernel.path} is a kernel for {kernel.arch}, but {path} is a dump of {arch}"
+        )
 
 
 def _check(core: ElfFile, path: str) -> None:

@@ -115,10 +115,15 @@ def dump_on_device(file: DumpFile, path: str) -> Optional[DumpHeader]:
             f"{path} ends with a kernel dump header of {header.length} bytes of dump, but is too "
             "short for them: copy the whole device"
         )
-    if header.kind == "cleared" and not file.read(start, 8).startswith((b"minidump", b"\x7fELF")):
+    if not file.read(start, 17).startswith((b"minidump FreeBSD/", b"\x7fELF")):
+        if header.kind == "cleared":
+            raise DumpError(
+                f"{path} is a dump device whose dump savecore(8) has saved already: "
+                "look in /var/crash for vmcore.N"
+            )
         raise DumpError(
-            f"{path} is a dump device whose dump savecore(8) has saved already: "
-            "look in /var/crash for vmcore.N"
+            f"{path} ends with a kernel dump header, but the dump that should lie before it has "
+            "been overwritten: has the device been used for swapping since?"
         )
     return header
 

@@ -28,26 +28,36 @@ class DumpFile:
         #: where in the file the dump begins and the file ends
         self.start = start
         self.end = end
+        #: once the dump is open, a failing disk is a gap in memory; this says why
+        self.lenient = False
+        self.trouble: Optional[str] = None
         # Without this, each page read drags its neighbours in from the disk.
         with suppress(AttributeError, OSError):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, size: int) -> bytes:
         """At most ``size`` bytes at a file offset; fewer only at the file's end."""
-        data = os.pread(self.fd, size, offset)
-        if len(data) in (0, size):
-            return data
-        pieces = [data]
-        while True:
-            offset += len(data)
-            size -= len(data)
-            data = os.pread(self.fd, size, offset) if size else b""
-            if not data:
-                return b"".join(pieces)
-            pieces.append(data)
+        try:
+            data = os.pread(self.fd, size, offset)
+            if len(data) in (0, size):
+                return data
+            pieces = []
+            while data:
+                pieces.append(data)
+                offset += len(data)
+                size -= len(data)
+                data = os.pread(self.fd, size, offset) if size else b""
+            return b"".join(pieces)
+        except OSError as error:
+            if not self.lenient:
+                raise
+            self.trouble = error.strerror
+            return b""
 
     def close(self) -> None:
         self._file.close()
+        # The number may soon be another file's.
+        self.fd = -1
 
 
 class KernelMemory:
@@ -80,6 +90,7 @@ class KernelMemory:
         msgbuf: Tuple[int, int] = (0, 0),
     ) -> None:
         self._file = file
+        file.lenient = True
         self.path = path
         self.file_path = file_path
         self.arch = arch
@@ -131,32 +142,29 @@ class KernelMemory:
             raise MemoryFault(address, f"a read of {size} bytes is refused")
         if size > _SMALL:
             return self._read_long(address, size)
-        inside = address & self._mask
-        base = address - inside
-        page = self._pages.get(base)
-        if page is None:
-            page = self._load(base, address)
-        if inside + size <= len(page):
-            return page[inside : inside + size]
-        pieces = [page[inside:]]
-        size -= len(page) - inside
-        while size > 0:
-            base += self.page_size
-            page = self._pages.get(base)
+        pieces: List[bytes] = []
+        at, end = address, address + size
+        while at < end:
+            inside = at & self._mask
+            page = self._pages.get(at - inside)
             if page is None:
-                page = self._load(base, base)
-            pieces.append(page[:size])
-            size -= len(page)
-        return b"".join(pieces)
+                page = self._load(at - inside, at)
+            piece = page[inside : inside + end - at]
+            if not piece:
+                # Only the page that a truncated file ends in is short.
+                raise self._fault(at)
+            pieces.append(piece)
+            at += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _load(self, base: int, address: int) -> bytes:
-        """The page at ``base``; ``address`` in it is the one to blame."""
+        """The page at ``base``, short where the file ends in it; ``address`` is to blame."""
         pa = self.space.translate(base)
         offset = self.physical.offset(pa) if pa >= 0 else -1
         if offset < 0:
             raise self._fault(address)
-        data = self._file.read(offset, self.page_size)
-        if len(data) != self.page_size:
+        data = self._file.read(offset, min(self.page_size, self._file.end - offset))
+        if not data:
             raise self._fault(address)
         pages = self._pages
         if len(pages) >= self._most_pages:
@@ -184,6 +192,8 @@ class KernelMemory:
         pa = self.space.translate(address)
         if pa < 0:
             return MemoryFault(address, "not mapped, or its page tables are not in the dump")
+        if self._file.trouble:
+            return MemoryFault(address, f"the file cannot be read: {self._file.trouble}")
         if self.truncated:
             return MemoryFault(address, "not in the dump, which is truncated")
         return MemoryFault(address)

@@ -39,6 +39,8 @@ def open_minidump(file: DumpFile, path: str, file_path: str, truncated: bool) ->
         )
     header = arch.minidump_header(head)
     page = header.page_size
+    if (header.kernbase | header.dmapbase | header.dmapphys) & (page - 1):
+        raise DumpError(f"{path}: damaged minidump header: its addresses begin no page")
 
     at = file.start + page
 
@@ -85,7 +87,7 @@ def open_minidump(file: DumpFile, path: str, file_path: str, truncated: bool) ->
         page_size=page,
         physical=physical,
         space=arch.minidump_space(header, entries, read_physical),
-        truncated=truncated or physical.stored < physical.pages,
+        truncated=truncated or physical.present < physical.pages * page,
         msgbuf=msgbuf,
     )
 

@@ -11,41 +11,35 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
-#: bytes of bitmap between two entries of the rank index
-_BLOCK = 2048
-_BLOCK_SHIFT = 14
+_HAS_BIT_COUNT = hasattr(int, "bit_count")
+#: bytes of bitmap between two entries of the rank index: few where counting is cheap
+_BLOCK = 512 if _HAS_BIT_COUNT else 4096
+_BLOCK_SHIFT = _BLOCK.bit_length() + 2
 #: pages looked at together when a run is measured
 _WINDOW = 4096
 
-_HAS_BIT_COUNT = hasattr(int, "bit_count")
+#: the number of bits set in each byte
+_BITS = bytes(bin(byte).count("1") for byte in range(256))
+_EVEN_BYTES = int.from_bytes(b"\xff\0" * (_BLOCK // 2), "little")
 
 
-def _lanes(pattern: int, step: int) -> int:
-    """``pattern`` repeated every ``step`` bits over one block."""
-    return int.from_bytes(pattern.to_bytes(step // 8, "little") * (_BLOCK * 8 // step), "little")
+def _count(data: bytes) -> int:
+    """The number of bits set in at most one block."""
+    return int.from_bytes(data, "little").bit_count()  # type: ignore[attr-defined]
 
 
-_1, _2, _4, _8 = _lanes(0x55, 8), _lanes(0x33, 8), _lanes(0x0F, 8), _lanes(0x00FF, 16)
+def _count_by_lanes(data: bytes) -> int:
+    """The same where int.bit_count is missing (Python 3.9).
 
-
-def _add_lanes(value: int) -> int:
-    """Bits set in a block's worth of bits, without int.bit_count (Python < 3.10).
-
-    Neighbouring lanes are added up to 16 bits each; the remainder modulo
-    2**16 - 1 is the sum of the lanes, at most 8 * _BLOCK.
+    The bits of each byte are looked up and neighbouring bytes added to numbers
+    of 16 bits; the remainder modulo 2**16 - 1 is their sum, at most 8 * _BLOCK.
     """
-    value -= value >> 1 & _1
-    value = (value & _2) + (value >> 2 & _2)
-    value = (value + (value >> 4)) & _4
-    return ((value & _8) + (value >> 8 & _8)) % 0xFFFF
+    counts = int.from_bytes(data.translate(_BITS), "little")
+    return ((counts & _EVEN_BYTES) + (counts >> 8 & _EVEN_BYTES)) % 0xFFFF
 
 
-def popcount(data: bytes) -> int:
-    """The number of bits set in at most one block of bitmap."""
-    value = int.from_bytes(data, "little")
-    if _HAS_BIT_COUNT:
-        return value.bit_count()  # type: ignore[attr-defined]
-    return _add_lanes(value)
+if not _HAS_BIT_COUNT:
+    _count = _count_by_lanes
 
 
 class Physical(Protocol):
@@ -92,12 +86,12 @@ class BitmapMemory:
         self._page_size = page_size
         self._shift = page_size.bit_length() - 1
         self._mask = page_size - 1
-        counts = (popcount(bitmap[at : at + _BLOCK]) for at in range(0, len(bitmap), _BLOCK))
+        counts = (_count(bitmap[at : at + _BLOCK]) for at in range(0, len(bitmap), _BLOCK))
         self._ranks: List[int] = list(accumulate(counts, initial=0))
-        #: pages that the bitmap announces, and those that the file still has
+        #: pages that the bitmap announces
         self.pages = self._ranks[-1]
-        self.stored = max(0, min(self.pages, (end - base) >> self._shift))
-        self.present = self.stored << self._shift
+        #: bytes of pages in the file; the last page may have been cut
+        self.present = max(0, min(self.pages << self._shift, end - base))
         self._starts: List[int] = []
         self._ends: List[int] = []
         #: added to a page's number for the number of its bit
@@ -130,22 +124,16 @@ class BitmapMemory:
         here = bitmap[byte]
         if not here >> (bit & 7) & 1:
             return -1
-        rank = self._rank(bit)
-        if rank >= self.stored:
-            return -1
-        return self._base + (rank << self._shift) + (pa & self._mask)
+        place = (self._rank(bit) << self._shift) + (pa & self._mask)
+        return self._base + place if place < self.present else -1
 
     def _rank(self, bit: int) -> int:
         """Pages in the file before the one of ``bit``."""
         block = bit >> _BLOCK_SHIFT
         byte = bit >> 3
-        value = int.from_bytes(self._bitmap[block * _BLOCK : byte], "little")
-        if _HAS_BIT_COUNT:
-            before = value.bit_count()  # type: ignore[attr-defined]
-        else:
-            before = _add_lanes(value)
+        before = _count(self._bitmap[block * _BLOCK : byte])
         last = self._bitmap[byte] & ((1 << (bit & 7)) - 1)
-        return self._ranks[block] + before + bin(last).count("1")
+        return self._ranks[block] + before + _BITS[last]
 
     def extent(self, pa: int, limit: int) -> Tuple[int, int]:
         place = bisect_right(self._starts, pa) - 1
@@ -161,11 +149,10 @@ class BitmapMemory:
         length = min(limit, (same << self._shift) - inside)
         if not found:
             return -1, length
-        rank = self._rank(bit)
-        if rank >= self.stored:
+        offset = (self._rank(bit) << self._shift) + inside
+        if offset >= self.present:
             return -1, length
-        length = min(length, ((self.stored - rank) << self._shift) - inside)
-        return self._base + (rank << self._shift) + inside, length
+        return self._base + offset, min(length, self.present - offset)
 
     def _same(self, bit: int, wanted: int) -> Tuple[bool, int]:
         """(is ``bit`` set, how many bits from it on are like it), at most ``wanted``."""
@@ -189,9 +176,15 @@ class BitmapMemory:
 
 
 class SegmentMemory:
-    """The memory of a full dump: (physical address, size, file offset) of each segment."""
+    """The memory of a full dump: (physical address, size, file offset) of each segment.
 
-    def __init__(self, segments: Iterable[Tuple[int, int, int]], end: int) -> None:
+    Kernels write whole pages; what a segment holds of others is left out.
+    """
+
+    def __init__(
+        self, segments: Iterable[Tuple[int, int, int]], end: int, page_size: int = 4096
+    ) -> None:
+        mask = page_size - 1
         self._starts: List[int] = []
         self._ends: List[int] = []
         self._offsets: List[int] = []
@@ -199,6 +192,9 @@ class SegmentMemory:
         #: bytes that the headers announce
         self.announced = 0
         for pa, size, offset in sorted(segments):
+            skip = -pa & mask
+            pa, offset = pa + skip, offset + skip
+            size = (size - skip) & ~mask
             if size <= 0 or (self._ends and pa < self._ends[-1]):
                 continue
             self.announced += size

@@ -14,6 +14,7 @@ put it, which the variable ``kernphys`` tells that itself is to be found.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import Iterator, Optional
 
 from plugin.errors import DumpError
@@ -44,6 +45,8 @@ _LA57 = (48, 39, 30, 21)
 #: KERNLOAD of the kernels that have no symbol of it and whose kernphys may vary
 _KERNLOAD = 0x200000
 _SUPERPAGE = 1 << _PDRSHIFT
+#: places tried for the kernel: 2 TB of memory
+_MOST_PLACES = 1 << 20
 
 _HEADER = struct.Struct("<24x4I3QI")
 
@@ -118,11 +121,15 @@ def _shifts(
         return
     kernload = kernel.symbol("kernload")
     load = kernload.address if kernload is not None else _KERNLOAD
-    for start, end in physical.ranges():
-        for kernphys in range(-(-start // _SUPERPAGE) * _SUPERPAGE, end, _SUPERPAGE):
-            shift = kernbase + load - kernphys
-            if _value(read, variable.address - shift, 8) == kernphys:
-                yield shift
+    places = (
+        kernphys
+        for start, end in physical.ranges()
+        for kernphys in range(start // _SUPERPAGE * _SUPERPAGE, end, _SUPERPAGE)
+    )
+    for kernphys in islice(places, _MOST_PLACES):
+        shift = kernbase + load - kernphys
+        if _value(read, variable.address - shift, 8) == kernphys:
+            yield shift
 
 
 def _walked(kernel: ElfFile, shift: int, read: ReadPhysical) -> Optional[WalkedSpace]:
