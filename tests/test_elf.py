@@ -8,9 +8,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from build_vmcore import ABS, FILE, FUNC, NOTYPE, SECTION, UNDEF, Sec, Sym, elf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from build_vmcore import ABS, FILE, FUNC, NOTYPE, SECTION, UNDEF, Sec, Sym, elf
 
 from plugin.errors import DumpError
 from plugin.vmcore.elf import ElfFile

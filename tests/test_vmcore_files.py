@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from build_vmcore import (
     LAYOUTS,
     Layout,
@@ -28,6 +26,8 @@ from build_vmcore import (
     minidump,
     page_of,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plugin.errors import DumpError
 from plugin.vmcore import open_memory, spool

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
 import pytest
+from build_vmcore import ABS, LA48, LA57, NOTYPE, Memory, Sym, elf, full_dump, page_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from build_vmcore import ABS, LA48, LA57, NOTYPE, Memory, Sym, elf, full_dump, page_of
 
 from plugin.errors import DumpError, KernelMismatch, MemoryFault
 from plugin.vmcore import ElfFile, KernelMemory, open_memory

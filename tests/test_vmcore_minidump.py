@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import pytest
+from build_vmcore import LAYOUTS, Layout, elf, minidump, page_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from build_vmcore import LAYOUTS, Layout, elf, minidump, page_of
 
 from plugin.errors import DumpError, KernelMismatch, MemoryFault
 from plugin.vmcore import ElfFile, KernelMemory, memory, open_memory, physical

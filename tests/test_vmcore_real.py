@@ -17,8 +17,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import pytest
 import yaml
-from conftest import RealDump
 from build_vmcore import ABS, Sym, elf
+from conftest import RealDump
 
 from plugin.errors import MemoryFault
 from plugin.vmcore import ElfFile, KernelMemory, open_memory
