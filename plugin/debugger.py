@@ -161,7 +161,8 @@ class Session:
         file = self._debugger.kernel_file()
         if file is not None and file == info.get("kernel"):
             # The server has compared it with the dump already.
-            notes += [note for note in info.get("notes") or [] if isinstance(note, str)]
+            told = info.get("notes")
+            notes += map(str, told) if isinstance(told, list) else []
         elif file is not None:
             notes += _mismatch(target, file, force)
         kernel = open_target(target, structs=_text(info.get("structs")), force=force, notes=notes)

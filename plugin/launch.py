@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -73,14 +74,18 @@ def serve_main(argv: Sequence[str]) -> int:
 
 
 def _how_to_connect(address: str, kernel: Kernel) -> str:
-    unix = address.startswith("/")
-    file = _kernel_file(kernel)
-    url = f"unix-connect://{address}" if unix else f"connect://{address}"
+    file = shlex.quote(_kernel_file(kernel))
+    url = f"unix-connect://{address}" if address.startswith("/") else f"connect://{address}"
+    plugin = ROOT / "plugin"
+    lldb = (f'command script import "{plugin}"', f"process connect --plugin gdb-remote {url}")
+    gdb = (f"target remote {address}", f"source {plugin / 'kernel-gdb.py'}")
     return "\n".join(
         (
             f"serving {kernel.target.description} on {address}",
-            f"  lldb {file} -o 'process connect --plugin gdb-remote {url}'",
-            f"  gdb -iex 'set osabi none' {file} -ex 'target remote {address}'",
+            " ".join(("  lldb", file, *(f"-o {shlex.quote(line)}" for line in lldb))),
+            " ".join(
+                ("  gdb -iex 'set osabi none'", file, *(f"-ex {shlex.quote(c)}" for c in gdb))
+            ),
         )
     )
 

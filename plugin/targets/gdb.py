@@ -474,6 +474,7 @@ class _Failures:
         scripted = gdb.parameter("height") is None
         if cls.any and scripted and not getattr(event, "exit_code", 0):
             cls.any = False
+            gdb.execute("set confirm off")
             gdb.execute("quit 1")
 
 
