@@ -19,8 +19,10 @@ NAMES = (
     "bioq",
     "klocks",
     "kmsgbuf",
+    "kprint",
     "kthreads",
     "provider",
+    "structs",
     "why-stuck",
 )
 
