@@ -78,6 +78,7 @@ class Machine(Builder):
         kstack_pages: Optional[int] = None,
         vm_page_array: Optional[int] = None,
         ram_start: Optional[int] = None,
+        bogus_page: Optional[int] = None,
     ) -> None:
         self.variant: FrozenSet[str] = frozenset(variant)
         super().__init__(
@@ -100,15 +101,21 @@ class Machine(Builder):
         self.panic_text: Optional[str] = None
         self.message_text = ""
         self.zones: Dict[str, Any] = {}
+        #: the threads that matter, by the part they play, and what the scenario comes to:
+        #: for tests, which then need not repeat the description
+        self.cast: Dict[str, Thread] = {}
+        self.expected: Dict[str, Any] = {}
         self._late: List[Callable[[], Any]] = []
         self._finished = False
         self._identity(release)
         self.ucred = self._ucred()
         self.locks = Locks(self)
+        if "WITNESS" in self.variant:
+            self.locks.mutex("witness lock", spin=True, symbol="w_mtx", static=True)
         self.pcpus = self._pcpus()
         self._counters = 0
         self.uma = Uma(self)
-        self.vm = Vm(self, array_at=vm_page_array)
+        self.vm = Vm(self, array_at=vm_page_array, bogus_at=bogus_page)
         self.procs = Procs(self)
         self.geom = Geom(self)
         self.bufs = Bufs(self)
@@ -167,13 +174,12 @@ class Machine(Builder):
         if self.arch == "i386":
             self.absolute("kernbase", self.map.kernbase)
         if "INVARIANTS" in self.variant:
-            # Only INVARIANTS makes these functions (sys/vm/vm_page.c, sys/kern/kern_mutex.c).
-            self.function("vm_page_object_lock_assert")
-            self.function("__mtx_assert" if self.osreldate >= 1000000 else "_mtx_assert")
+            # Compiled only with the option (vm/vm_object.c, vm/vm_map.c).
+            self.function("vm_object_zdtor")
+            self.function("vmspace_zdtor")
         if "WITNESS" in self.variant:
-            self.variable("witness_watch", 1, size=4)
-            self.variable("w_data", 0, static=True)
-            self.function("witness_checkorder")
+            # Switched off at run time: it keeps no list of held locks.
+            self.variable("witness_watch", 0, size=4)
 
     def _ucred(self) -> Obj:
         made = self.new("ucred", arena="kva")

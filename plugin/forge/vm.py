@@ -132,7 +132,13 @@ class SwapDevice:
 class Vm:
     """The machine's memory as the VM system sees it."""
 
-    def __init__(self, machine: Machine, *, array_at: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        array_at: Optional[int] = None,
+        bogus_at: Optional[int] = None,
+    ) -> None:
         m = self.machine = machine
         self.stride = m.sizeof("vm_page")
         self.first = m.map.ram[0] >> PAGE_SHIFT
@@ -154,7 +160,7 @@ class Vm:
             else self.kernel_object
         )
         # One global wired page that stands in for valid pages during I/O.
-        self.bogus_page = self.claim()
+        self.bogus_page = self.claim() if bogus_at is None else self.page_at(bogus_at)
         self.bogus_page.wired = 1
         self.bogus_page.valid = 0
         m.variable("bogus_page", self.bogus_page)

@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import List, Sequence, Tuple
 
 from plugin.forge.bufs import BIO_READ, BIO_WRITE, Buf
-from plugin.forge.geom import Bio, Provider
+from plugin.forge.geom import Bio
 from plugin.forge.machine import Machine
 from plugin.forge.procs import Call, Thread
 from plugin.forge.vfs import Mount, Vnode
@@ -80,6 +80,21 @@ def storage_deadlock() -> Machine:
     _g_down(m)
     _starved(m, stress, readers)
     _out_of_memory(m)
+    m.cast.update(pagedaemon=pagedaemon, g_down=m.services["g_down"])
+    m.expected.update(
+        queued=QUEUED,
+        in_flight=NSTART - NEND,
+        queued_for_da0=TO_DA0,
+        in_hand=1,
+        at_device=0,
+        vmwait=WAITERS,
+        pfault=FAULTERS,
+        biord=READERS,
+        ufs=LOCKERS,
+        pool="nsw_wcount_async",
+        pool_limit=4,
+        pool_used=SWAP_WRITES,
+    )
     return m
 
 
@@ -302,8 +317,3 @@ def _bio(buf: Buf) -> Bio:
     if buf.bio is None:
         raise ValueError(f"{buf!r} has no I/O under way")
     return buf.bio
-
-
-def da0(m: Machine) -> Provider:
-    """The provider of the report."""
-    return m.geom.disks[0].provider
