@@ -33,7 +33,7 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
     "gdb": ("plugin.launch", "gdb_main", "open the dump in gdb, threads and commands loaded"),
     "serve": ("plugin.launch", "serve_main", "serve the dump to a debugger (remote protocol)"),
     "structs": ("commands.structs", "main", "list, show, generate, check and compare layouts"),
-    "demo": ("plugin.forge.demo", "main", "explain an embedded storage deadlock"),
+    "demo": ("plugin.demo", "main", "explain an embedded storage deadlock"),
 }
 
 

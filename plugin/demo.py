@@ -1,0 +1,59 @@
+"""``wchan demo``: forge the storage deadlock of a field report, then explain it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import List
+
+from plugin.cachedir import cache_path, writable
+from plugin.forge.demo import make
+from plugin.runner import run_command
+from plugin.session import open_core
+
+_INTRODUCTION = """\
+A FreeBSD 7.0-CURRENT i386 machine under Peter Holm's stress test, 2005: large
+numbers of processes wait on "vmwait", "pfault" and "biord", the page daemon on
+"wswbuf0", g_down on "g_down". Its owner walked the lists in kgdb for days. This
+dump is forged from the figures of that report; three commands explain it.
+"""
+
+_STEPS = (["why-stuck"], ["bioq", "--limit", "8"], ["kthreads", "--limit", "12"])
+
+
+def main(argv: List[str]) -> int:
+    """Run the demo; returns the worst exit status of its commands."""
+    parser = argparse.ArgumentParser(
+        prog="wchan demo", description="Forge the dump of a storage deadlock and explain it."
+    )
+    parser.add_argument(
+        "directory", nargs="?", help="where to leave the dump and its kernel (default: a cache)"
+    )
+    args = parser.parse_args(argv)
+    directory = Path(args.directory) if args.directory else writable(cache_path() / "demo")
+    vmcore, kernel_file = make(directory)
+    print(_INTRODUCTION)
+    kernel = open_core(str(vmcore), str(kernel_file))
+    shown = f"wchan {shlex.quote(str(vmcore))}"
+    worst = 0
+    for words in _STEPS:
+        print(f"$ wchan vmcore {' '.join(words)}")
+        worst = max(
+            worst,
+            run_command(
+                words[0],
+                words[1:],
+                lambda: kernel,
+                sys.stdout.write,
+                lambda text: print(text, file=sys.stderr),
+                width=shutil.get_terminal_size((80, 24)).columns,
+            ),
+        )
+        print()
+    print(f"Go on with it:\n  {shown} why-stuck --help\n  {shown} provider --tree")
+    for debugger in ("lldb", "gdb"):
+        print(f"  wchan {debugger} {shlex.quote(str(vmcore))}")
+    return worst
