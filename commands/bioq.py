@@ -23,6 +23,7 @@ from plugin.kernel.bio import (
 from plugin.kernel.disk import provider_of_disk
 from plugin.kernel.geom import consumer_at, provider_at
 from plugin.kernel.geom_io import (
+    LOST,
     STATES,
     OutstandingBio,
     age,
@@ -134,6 +135,9 @@ def _everything(kernel: Kernel) -> Report:
         _show_groups(report, _groups(kernel, elsewhere))
         report.heading("The oldest first:")
         show_bios(kernel, report, sorted(elsewhere, key=lambda r: -(_age(kernel, r) or 0)))
+    for each in everything:
+        if each.state == LOST or (each.queue in ("g_down", "g_up") and not each.clones):
+            report.text(f"bio {each.bio.address:#x} is {each.state}: {each.why}")
     for buf in orphans:
         waiters = ", ".join(_thread(t) for t in bio_waiters(kernel, buf.address))
         report.text(f"buf {buf.address:#x} is waited for by {waiters}: no bio of it was found")
@@ -156,7 +160,7 @@ _SERVED = {"g_bio_run_down": "g_down", "g_bio_run_up": "g_up", "g_bio_run_task":
 def _server(kernel: Kernel, queue: str) -> str:
     for found in geom_threads(kernel):
         if found.role == _SERVED.get(queue):
-            return f"{found.thread.tid} {found.role}, {found.state}: {found.detail}"
+            return f"{found.thread.tid} {found.role}, {found.state}"
     return ""
 
 

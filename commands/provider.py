@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set
 
 from commands.bioq import bio_data, show_bios
 from plugin.errors import UsageError
+from plugin.kernel.bio import g_bioqs
 from plugin.kernel.disk import config as disk_config
 from plugin.kernel.disk import disk_of
 from plugin.kernel.geom import (
@@ -81,7 +82,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
             _one(kernel, report, provider, books[provider.address])
         return report
     _verdicts(report, books)
-    _health(report, state)
+    _health(report, state, sum(len(q.bios) for q in g_bioqs(kernel) if q.name == "g_bio_run_down"))
     report.heading(f"{count(len(chosen), 'provider')}:")
     _table(report, [books[p.address] for p in chosen])
     report.text("More: provider NAME | provider --tree | bioq")
@@ -185,9 +186,11 @@ def _verdicts(report: Report, books: Dict[int, Account]) -> None:
         )
         report.text(f"{count(len(owing), 'device')} {_owe(len(owing))} I/O: {names}.")
     for account in devices:
-        if account.verdict in ("waits", "unclear"):
+        if account.verdict == "unclear":
             report.text(f"{account.provider.name}: {account.reason}.")
-    clear = [a.provider.name for a in devices if a.verdict == "acquitted"]
+        elif account.verdict == "acquitted" and account.in_flight:
+            report.text(f"{account.provider.name} owes nothing: {account.reason}.")
+    clear = [a.provider.name for a in devices if a.verdict == "acquitted" and not a.in_flight]
     if clear:
         report.text(f"Acquitted, nothing outstanding: {', '.join(sorted(clear))}.")
 
@@ -196,11 +199,11 @@ def _owe(number: int) -> str:
     return "owes" if number == 1 else "owe"
 
 
-def _health(report: Report, state: Health) -> None:
+def _health(report: Report, state: Health, queued: int) -> None:
     if state.pacing and state.pacing.active:
-        report.text(state.pacing.explain(0))
+        report.text(state.pacing.explain(queued))
     for thread in state.threads:
-        if thread.state != "idle":
+        if thread.state not in ("idle", "pacing"):
             report.text(f"{thread.role} ({thread.thread.tid}) is {thread.state}: {thread.detail}.")
     if state.event_stack:
         report.text("g_event's stack: " + " <- ".join(state.event_stack))
@@ -288,28 +291,35 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         f"provider {provider.name} at {provider.address:#x}"
         + (f", geom {geom.name} of class {geom.klass.name}" if geom else ", of no geom")
     )
-    lines = [
-        f"access {provider.access}  flags {' '.join(provider.flag_names) or 'none'}"
-        f"  error {provider.error}",
-        f"media {provider.mediasize} ({size(provider.mediasize)})"
-        f"  sector {provider.sectorsize}  stripe {provider.stripesize}"
-        f" offset {provider.stripeoffset}  index {provider.index}",
-    ]
-    if provider.aliases or (geom and geom.aliases):
-        lines.append(f"aliases {' '.join(provider.aliases or (geom.aliases if geom else []))}")
+    report.text(
+        f"access {provider.access}, error {provider.error}, index {provider.index}, "
+        f"flags {' '.join(provider.flag_names) or 'none'}",
+        indent=2,
+    )
+    report.text(
+        f"media {provider.mediasize} bytes ({size(provider.mediasize)}), "
+        f"sector {provider.sectorsize}, stripe {provider.stripesize} "
+        f"at offset {provider.stripeoffset}",
+        indent=2,
+    )
+    aliases = provider.aliases or (geom.aliases if geom else [])
+    if aliases:
+        report.text(f"aliases {' '.join(aliases)}", indent=2)
     if provider.nstart is not None:
-        lines.append(f"nstart {provider.nstart}  nend {provider.nend}")
+        report.text(f"nstart {provider.nstart}, nend {provider.nend}", indent=2)
     disk = disk_of(kernel, provider)
     if disk is not None:
         gone = ", gone" if disk.gone else ""
-        lines.append(f"disk {disk.name} at {disk.address:#x}, {disk.strategy or 'no driver'}{gone}")
+        report.text(
+            f"disk {disk.name} at {disk.address:#x}, {disk.strategy or 'no driver'}{gone}", indent=2
+        )
     stat = disk.devstat if disk and disk.devstat else provider.devstat
     if stat is not None:
-        lines.append(
-            f"devstat started {stat.start_count}  ended {stat.end_count}"
-            f"  reads {stat.reads}  writes {stat.writes}"
+        report.text(
+            f"devstat: {stat.start_count} started, {stat.end_count} ended; "
+            f"{stat.reads} reads, {stat.writes} writes",
+            indent=2,
         )
-    report.pre("\n".join("  " + line for line in lines))
     report.text(
         f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
         f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."

@@ -15,19 +15,17 @@ from test_provider import _Handle
 IO_WAITS = ("biord", "biowr", "physrd", "physwr")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bioq(dump: Any, *arguments: str) -> Dict[str, Any]:
     status, out, err = shell(dump, "bioq", "--json", *arguments)
     assert status == 0, err
     return json.loads(out)["data"]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sleepers(dump: Any) -> Dict[int, Dict[str, Any]]:
     _, out, _ = shell(dump, "kthreads", "--json")
-    return {
-        t["tid"]: t for t in json.loads(out)["data"]["threads"] if t["wmesg"] in IO_WAITS
-    }
+    return {t["tid"]: t for t in json.loads(out)["data"]["threads"] if t["wmesg"] in IO_WAITS}
 
 
 @pytest.fixture

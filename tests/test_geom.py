@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
@@ -50,7 +51,7 @@ class Forged(NamedTuple):
     bios: Dict[str, List[Bio]]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def machine(osreldate: int, arch: str, variant: Tuple[str, ...]) -> Forged:
     m = Machine(osreldate, arch, variant, ram=64 * MB)
     g = m.geom
@@ -222,3 +223,205 @@ def test_the_commands_say_the_same_in_json(forged: Forged) -> None:
     assert (providers["da0"]["nstart"] is not None) == counted
     if counted:
         assert providers["da0"]["nstart"] - providers["da0"]["nend"] == 7
+
+
+# What can be wrong
+
+
+def fresh(osreldate: int = 1402000) -> Machine:
+    """A machine with one disk, that the test then breaks."""
+    return Machine(osreldate, ram=64 * MB)
+
+
+def opened(m: Machine, folder: Path) -> Kernel:
+    vmcore, elf = m.write(folder)
+    return open_core(str(vmcore), str(elf))
+
+
+def queued(m: Machine, count: int) -> List[Bio]:
+    """``count`` reads of da0 on g_bio_run_down."""
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    m.geom.swap(disk.provider)
+    consumer = m.geom.geoms[-1].consumers[0]
+    return [m.geom.request(consumer, 1, i * 4096, 4096).queued_down() for i in range(count)]
+
+
+def entry(m: Machine, bio: Bio, member: str) -> int:
+    return bio.obj.address + m.locate("bio", f"bio_queue.{member}").offset
+
+
+@pytest.mark.parametrize("osreldate", [700014, 1200086, 1402000])
+@pytest.mark.parametrize("fault", ["loop", "dangling", "wrong prev", "wrong count"])
+def test_a_corrupt_queue_is_reported_and_what_was_read_is_shown(
+    fault: str, osreldate: int, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, "i386" if osreldate == 700014 else "amd64", ram=64 * MB)
+    bios = queued(m, 10)
+    m.finish()
+    nowhere = 0xC0000008 if m.pointer_size == 4 else 0xFFFFF80000000008
+    if fault == "loop":
+        m.write_pointer(entry(m, bios[6], "tqe_next"), bios[2])
+        trouble, walked = entry(m, bios[6], "tqe_next"), 7
+    elif fault == "dangling":
+        m.write_pointer(entry(m, bios[6], "tqe_next"), nowhere)
+        trouble, walked = entry(m, bios[6], "tqe_next"), 7
+    elif fault == "wrong prev":
+        m.write_pointer(entry(m, bios[6], "tqe_prev"), nowhere)
+        trouble, walked = bios[6].obj.address, 10
+    else:
+        m.geom.g_bio_run_down["bio_queue_length"] = 12
+        trouble, walked = m.address_of("g_bio_run_down"), 10
+    vmcore, elf = m.write(tmp_path)
+    status, out, err = wchan("-k", str(elf), str(vmcore), "bioq", "--json")
+    report = json.loads(out)
+    down = report["data"]["queues"][0]
+    assert down["walked"] == len(down["bios"]) == walked, err
+    assert f"{trouble:#x}" in [w["address"] for w in report["warnings"]], report["warnings"]
+    # A bad back pointer or count hides nothing, the other two hide the queue's end.
+    assert report["partial"] == (fault in ("loop", "dangling"))
+    assert status == (3 if report["partial"] else 0)
+    # The bios that the list lost are still found, as items of the g_bio zone.
+    everything = {b["address"]: b for b in report["data"]["outstanding"]}
+    assert everything.keys() == {f"{b.obj.address:#x}" for b in bios}
+    assert {b["state"] for b in everything.values()} == {"queued"}
+
+
+def test_a_bio_marked_queued_that_is_on_no_queue_is_lost(tmp_path: Path) -> None:
+    m = fresh()
+    bios = queued(m, 3)
+    stray = m.geom.request(m.geom.geoms[-1].consumers[0], 1, 0, 512)
+    stray.obj["bio_flags"] = m.constant("BIO_ONQUEUE")
+    kernel = opened(m, tmp_path)
+    known = geom_io.outstanding_by_address(kernel)
+    assert known[stray.obj.address].state == "lost"
+    assert "BIO_ONQUEUE is set" in known[stray.obj.address].why
+    assert [known[b.obj.address].state for b in bios] == ["queued"] * 3
+    ours = next(iter(geom_io.accounts(kernel).values()))
+    assert (ours.verdict, ours.lost, ours.queued, ours.at_device) == ("unclear", 1, 3, 0)
+
+
+def test_a_clone_that_is_nowhere_makes_its_request_lost(tmp_path: Path) -> None:
+    m = fresh()
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    consumer = m.geom.swap(disk.provider)
+    request = m.geom.request(consumer, 1, 0, 4096)
+    request.obj["bio_children"] = 1
+    kernel = opened(m, tmp_path)
+    (only,) = geom_io.outstanding(kernel)
+    assert (only.state, only.certainty) == ("lost", "inferred")
+    assert "1 of its clones are in use nowhere" in only.why
+
+
+def test_a_request_whose_clones_all_came_back_is_not_delivered(tmp_path: Path) -> None:
+    m = fresh()
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    request = m.geom.request(m.geom.swap(disk.provider), 1, 0, 4096)
+    request.obj.set(bio_children=2, bio_inbed=2)
+    kernel = opened(m, tmp_path)
+    (only,) = geom_io.outstanding(kernel)
+    assert only.state == "completed, not delivered"
+    assert "all its clones (2) are back" in only.why
+
+
+def test_counters_without_bios_are_a_finding(tmp_path: Path) -> None:
+    m = Machine(1200086, ram=64 * MB)
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    m.geom.swap(disk.provider)
+    disk.provider.requests = 4
+    disk.provider.finished = 0xFFFFFFFE - (1 << 32)
+    kernel = opened(m, tmp_path)
+    geom_io.check_accounts(kernel)
+    (finding,) = kernel.warnings
+    assert finding.what == "da0"
+    assert finding.detail == "nstart - nend says 4 in flight, 0 found"
+    (ours,) = geom_io.accounts(kernel).values()
+    # The 32-bit counters have wrapped.
+    assert ours.provider.nstart == 2
+    assert ours.in_flight == 4
+    assert ours.verdict == "unclear"
+
+
+def test_free_bios_that_lie_in_the_zone_are_not_outstanding(tmp_path: Path) -> None:
+    m = fresh()
+    bios = queued(m, 4)
+    zone = m.zones["bio"]
+    zone.cache(5)
+    kernel = opened(m, tmp_path)
+    assert {o.bio.address for o in geom_io.outstanding(kernel)} == {b.obj.address for b in bios}
+
+
+def test_events_waiting_for_g_event_are_listed_in_order(tmp_path: Path) -> None:
+    m = fresh()
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    for function in ("g_new_provider_event", "g_spoil_event"):
+        made = m.geom.event(function, disk.provider)
+        m.write_pointer(made.at("ref"), disk.provider)
+    m.services["g_event"].sleeps(m.take(8), "gread")
+    kernel = opened(m, tmp_path)
+    waiting = geom_kern.events(kernel)
+    assert [e.func for e in waiting] == ["g_new_provider_event", "g_spoil_event"]
+    assert [e.refs for e in waiting] == [("provider da0",)] * 2
+    state = geom_kern.health(kernel)
+    (event,) = [t for t in state.threads if t.role == "g_event"]
+    assert (event.state, event.detail) == ("working", 'sleeps in "gread"')
+    assert "g_run_events" in state.event_stack
+
+
+def test_the_topology_lock_names_its_holder_and_waiters(tmp_path: Path) -> None:
+    m = fresh()
+    m.geom.disk("da", 0, mediasize=1 << 30)
+    holder = m.procs.process("kldload").thread(calls=("kern_kldload",))
+    holder.sleeps(m.take(8), "example")
+    waiter = m.procs.process("gpart").thread(calls=("g_ctl_req",))
+    lock = m.geom.topology_lock
+    lock.owned_by(holder)
+    lock.slept_on_by(waiter)
+    kernel = opened(m, tmp_path)
+    topology = geom_kern.topology_lock(kernel)
+    assert topology is not None
+    assert [h.thread.tid for h in topology.holders] == [holder.tid]
+    assert [t.tid for t, _ in topology.waiters] == [waiter.tid]
+
+
+def test_a_provider_in_error_is_marked_in_table_and_graph(tmp_path: Path) -> None:
+    m = fresh()
+    m.geom.disk("da", 0, mediasize=1 << 30).provider.fails(6)
+    vmcore, elf = m.write(tmp_path)
+    _, out, _ = wchan("-k", str(elf), str(vmcore), "provider")
+    assert "acquitted, error 6" in out
+    _, dot, _ = wchan("-k", str(elf), str(vmcore), "provider", "--dot")
+    assert 'err#6\\nsector=512\\nstripe=0\\nerror 6",style=filled' in dot
+
+
+def test_names_out_of_the_core_are_harmless_in_dot_and_xml(tmp_path: Path) -> None:
+    m = fresh()
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    nasty = 'x"];\\<&>\x1b[2J'
+    at = m.take(64)
+    m.space.write(at, nasty.encode() + b"\0")
+    disk.provider.obj["name"] = at
+    vmcore, elf = m.write(tmp_path)
+    _, dot, _ = wchan("-k", str(elf), str(vmcore), "provider", "--dot")
+    assert 'label="x\\"];\\\\<&>?[2J\\nr0w0e0' in dot
+    _, xml, _ = wchan("-k", str(elf), str(vmcore), "provider", "--xml")
+    assert "\x1b" not in dot + xml
+    names = [e.text for e in ElementTree.fromstring(xml).iter("name")]
+    assert 'x"];\\<&>?[2J' in names
+    _, text, _ = wchan("-k", str(elf), str(vmcore), "provider")
+    assert "\x1b" not in text
+
+
+def test_a_mesh_that_loops_is_cut_and_said_to_be(tmp_path: Path) -> None:
+    m = fresh()
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    m.finish()
+    (first, *_rest) = [g for g in m.geom.geoms if g.klass == "DEV"]
+    m.write_pointer(first.obj.at("geom.le_next"), first)
+    vmcore, elf = m.write(tmp_path)
+    status, out, _ = wchan("-k", str(elf), str(vmcore), "provider", "--json")
+    report = json.loads(out)
+    assert status == 3
+    assert report["partial"]
+    assert "geoms of class DEV" in {w["what"] for w in report["warnings"]}
+    assert [p["name"] for p in report["data"]["providers"]] == ["da0"]
+    assert disk.provider.name == "da0"

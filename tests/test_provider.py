@@ -25,7 +25,7 @@ GEOM_FLAGS = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def provider(dump: Any, *arguments: str) -> Dict[str, Any]:
     status, out, err = shell(dump, "provider", "--json", *arguments)
     assert status == 0, err
@@ -191,7 +191,7 @@ def test_the_summary_names_who_owes_and_who_does_not(dump: Any) -> None:
 def xml_of(dump: Any, *arguments: str) -> ElementTree.Element:
     status, out, _ = shell(dump, "provider", "--xml", *arguments)
     assert status == 0
-    return ElementTree.fromstring(out)  # noqa: S314 - the text is wchan's own
+    return ElementTree.fromstring(out)
 
 
 def test_confxml_holds_the_mesh_as_libgeom_reads_it(dump: Any) -> None:
@@ -234,7 +234,7 @@ def test_a_part_of_the_mesh_refers_to_nothing_outside_itself(dump: Any) -> None:
     assert any((name or "").startswith("ufsid/") for name in names)
 
 
-def graph(text: str) -> "tuple[Dict[str, str], Set[tuple[str, str]]]":
+def graph(text: str) -> tuple[Dict[str, str], Set[tuple[str, str]]]:
     """Nodes {name: attributes} and edges of a DOT text, every line of which must be one."""
     lines = text.splitlines()
     assert lines[0] == "digraph geom {"
@@ -285,7 +285,7 @@ def test_svg_is_drawn_by_graphviz_or_says_that_it_is_missing(dump: Any) -> None:
     status, out, err = shell(dump, "provider", "--svg", "vtbd1")
     if shutil.which("dot"):
         assert status == 0
-        drawn = ElementTree.fromstring(out.encode())  # noqa: S314 - graphviz made it
+        drawn = ElementTree.fromstring(out.encode())
         assert drawn.tag.endswith("svg")
         assert "vtbd1" in out
     else:

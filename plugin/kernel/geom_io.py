@@ -500,7 +500,8 @@ class Account(NamedTuple):
     driver_found: Optional[int]
     #: age of the oldest bio at the device, or of the oldest bio in flight
     oldest: Optional[float]
-    #: "acquitted", "owes", "waits" (nothing at the device, bios queued) or "unclear"
+    #: "acquitted" (nothing is with the device), "owes", "unclear", or, for a
+    #: provider that is no device, "waits"
     verdict: str
     reason: str
 
@@ -601,10 +602,10 @@ def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
         return "unclear", f"{_bios(account.lost)} lost; {what}"
     if counted and whole and not account.found and not account.driver_found:
         return "unclear", f"{what}, none found"
-    if not account.at_device:
-        return "waits", f"{_bios(account.queued)} for it queued, none with the device"
     if not provider.is_device:
-        return "waits", f"{_bios(account.at_device)} below it"
+        return "waits", f"{_bios(account.queued)} queued, {account.at_device} below it"
+    if not account.at_device:
+        return "acquitted", f"{_bios(account.queued)} queued for it, none is with the device"
     return "owes", what
 
 
