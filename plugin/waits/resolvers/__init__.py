@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Callable, Dict, Optional
 
 from plugin.waits.build import Case, Standing
-from plugin.waits.resolvers import geom, io, memory, procs
+from plugin.waits.resolvers import geom, io, limits, memory, pages, procs, remote, vfs, zfs
 
 Resolver = Callable[[Case], Optional[Standing]]
 
@@ -34,4 +34,26 @@ RESOLVERS: Dict[str, Resolver] = {
     "laundry_idle": memory.laundry_idle,
     "pacing_memory": memory.pacing_memory,
     "swapper": procs.swapper,
+    "pbuf": limits.pbufs,
+    "uma_limit": limits.uma_limit,
+    "vmem": limits.vmem,
+    "page": pages.page,
+    "object_pip": pages.object_pip,
+    "swap_read": pages.swap_read,
+    "vm_map": pages.vm_map,
+    "mount_suspended": vfs.mount_suspended,
+    "mount_writers": vfs.mount_writers,
+    "mount_busy": vfs.mount_busy,
+    "vnlru": vfs.vnlru,
+    "softdep": vfs.softdep,
+    "file_offset": vfs.file_offset,
+    "file_range": vfs.file_range,
+    "nfs_request": remote.nfs_request,
+    "fuse": remote.fuse,
+    "cam": remote.cam,
+    "zfs_zio": zfs.zio,
+    "zfs_dbuf": zfs.dbuf,
+    "zfs_txg": zfs.txg,
+    "zfs_suspended": zfs.suspended,
+    "zfs_other": zfs.other,
 }

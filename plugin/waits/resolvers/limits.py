@@ -1,0 +1,121 @@
+"""Limits: pager buffers, UMA zones at theirs, and kernel address space."""
+
+from __future__ import annotations
+
+from typing import List, Optional
+
+from plugin.errors import MemoryFault
+from plugin.kernel import pbuf
+from plugin.kernel.buf import iodone_name
+from plugin.kernel.pbuf import Pbuf, Pool
+from plugin.kernel.uma import Zone, zone_of_channel
+from plugin.session import Kernel
+from plugin.waits.build import STUCK, Builder, Case, Standing
+from plugin.waits.graph import PROVEN, End, Node
+from plugin.waits.resolvers.io import buf_node
+
+
+def zone_node(b: Builder, zone: Zone) -> Node:
+    """A zone at its limit: any item given back lets a sleeper go on."""
+    node = b.object("pool", zone.address, f'zone "{zone.name}"')
+    node.any = True
+    if not node.facts:
+        limit = "no limit" if zone.limit is None else f"limit {zone.limit}"
+        node.facts = [f"{zone.items} items, {limit}, {zone.sleepers} asleep"]
+    return node
+
+
+def pool_node(b: Builder, pool: Pool) -> Node:
+    """A pool of pbufs: any one of those in use coming back lets a sleeper go on."""
+    name = pool.symbol or pool.name
+    node = b.node("pool", name, f"pbuf pool {name}", pool.wchan)
+    if node.facts:
+        return node
+    node.any = True
+    limit = "no limit" if pool.limit is None else f"of {pool.limit}"
+    node.facts = [f"{pool.name}: {pool.in_use} {limit} in use"]
+    for each in _of_pool(b.kernel, pool):
+        b.join(node, buf_node(b, each.address), "needs", PROVEN, f"pbuf in use: {each.why}")
+    if pool.free is not None and pool.free > 0 and pool.waiters:
+        node.end = End(
+            "lost-wakeup",
+            f"{node.label} has {pool.free} free, yet {len(pool.waiters)} sleep for one",
+            f"{name} {pool.free}",
+        )
+    elif not b.graph.successors(node.id):
+        node.end = End(
+            "unknown",
+            f"{node.label} is exhausted; its {pool.in_use} pbufs were not found",
+            f"{name}: limit {pool.limit}",
+        )
+    return node
+
+
+def _of_pool(kernel: Kernel, pool: Pool) -> List[Pbuf]:
+    """The pbufs in use that count against a pool."""
+    every = pbuf.bufs(kernel)
+    if pool.kind == "list":
+        return every
+    if pool.symbol == "nsw_wcount_async":
+        # Counted besides, whatever zone the pbuf is from (swap_pager_putpages()).
+        return [
+            each
+            for each in every
+            if each.buf.iocmd == "BIO_WRITE"
+            and iodone_name(kernel, each.buf).startswith("swp_pager_async_iodone")
+        ]
+    return [each for each in every if each.pool == pool.name]
+
+
+def pbufs(case: Case) -> Optional[Standing]:
+    """wswbuf0, wswbuf1, swbufa: a pbuf of this pool has to come back."""
+    pool = pbuf.pool_of_channel(case.kernel, case.address)
+    if pool is None:
+        return None
+    case.waits_for(pool_node(case.b, pool), PROVEN, case.said())
+    return Standing(STUCK, f"waits for a pbuf ({pool.name})", case.row)
+
+
+def uma_limit(case: Case) -> Optional[Standing]:
+    """zonelimit, keglimit: an item of the zone has to be freed."""
+    b = case.b
+    if pbuf.pool_of_channel(case.kernel, case.address) is not None:
+        return pbufs(case)
+    zone = zone_of_channel(case.kernel, case.address)
+    if zone is None:
+        return None
+    node = zone_node(b, zone)
+    case.waits_for(node, PROVEN, case.said())
+    if node.end is None and not b.graph.successors(node.id):
+        if zone.limit is not None and zone.items < zone.limit:
+            node.end = End(
+                "lost-wakeup",
+                f"{node.label} is below its limit ({zone.items} of {zone.limit}), yet "
+                f"{zone.sleepers} sleep at it",
+                f"uma_zone {zone.address:#x}",
+                case.thread.age,
+            )
+        else:
+            node.end = End(
+                "memory",
+                f"{node.label} is exhausted ({zone.items} items, its limit)",
+                f"uma_zone {zone.address:#x}; who holds its items is not recorded",
+                case.thread.age,
+            )
+    return Standing(STUCK, "waits for an item of a zone", case.row)
+
+
+def vmem(case: Case) -> Optional[Standing]:
+    """An arena of kernel address space without room."""
+    layouts = case.kernel.layouts
+    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    what = f'kernel address space ("{case.thread.wmesg}")'
+    facts = ""
+    if "vmem" in layouts and layouts.has("vmem", "vm_inuse"):
+        try:
+            view = case.kernel.view("vmem", case.channel.container("vmem", "vm_cv"))
+            facts = f"vm_inuse {view.vm_inuse} of vm_size {view.vm_size}"
+        except MemoryFault:
+            facts = ""
+    node.end = node.end or End("memory", f"{what} is exhausted", facts, case.thread.age)
+    return Standing(STUCK, f"waits for {what}", case.row)
