@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -23,6 +24,14 @@ from plugin.find_kernel import open_dump
 from plugin.inferior import KernelInferior
 from plugin.session import Kernel, open_target
 from plugin.vmcore.rsp import Server
+
+#: what a gdb built for one kind of machine can debug
+_DEBUGGED_HERE = {
+    "x86_64": ("amd64", "i386"),
+    "amd64": ("amd64", "i386"),
+    "aarch64": ("arm64",),
+    "arm64": ("arm64",),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,8 +158,8 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str, str],
     args = _parse(parser, words)
     if args is None:
         return EXIT_OK
-    program = args.debugger or find_debugger(name)
     kernel, inferior = _open(args)
+    program = args.debugger or find_debugger(name, kernel.arch)
     server = Server(inferior)
     server.start()
     try:
@@ -160,12 +169,16 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str, str],
         server.close()
 
 
-def find_debugger(name: str) -> str:
+def find_debugger(name: str, arch: str) -> str:
     """The debugger installed with wchan, else the newest one on PATH; WchanError if none."""
     own = os.path.join(sys.prefix, "bin", name)
     if os.access(own, os.X_OK):
         return own
-    plain = shutil.which(name)
+    names = [name]
+    if name == "gdb" and arch not in _DEBUGGED_HERE.get(platform.machine(), ()):
+        # A distribution's gdb knows the machine it runs on alone.
+        names.insert(0, "gdb-multiarch")
+    plain = next(filter(None, map(shutil.which, names)), None)
     if plain is not None:
         return plain
     versioned = re.compile(re.escape(name) + r"-?(\d+)$")

@@ -74,6 +74,8 @@ class GdbTarget:
         self.image = KernelImage.open(gdb.current_progspace().filename)
         if self.image is not None:
             self.image.slide = _slide(self.image)
+        #: what gdb can unwind by, in the kernel file or in a separate debug file
+        self.has_frame_information = any(map(_has_frame_information, gdb.objfiles()))
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         if memory is not None:
             self.description = memory.path
@@ -139,7 +141,7 @@ class GdbTarget:
         Without it gdb guesses from code bytes, and the frame pointers that every
         FreeBSD kernel keeps are the better guide: None then.
         """
-        if self.image is None or not self.image.has_frame_information:
+        if not self.has_frame_information:
             return None
         with _Selected(self._inferior, tid) as selected:
             return list(_frames()) if selected else None
@@ -290,6 +292,11 @@ class _Selected:
                 self._frame.select()
 
 
+def _has_frame_information(objfile: Any) -> bool:
+    image = KernelImage.open(objfile.filename)
+    return image is not None and image.has_frame_information
+
+
 def _slide(image: KernelImage) -> int:
     """How far gdb has moved the kernel from where the file says it lies.
 
@@ -390,15 +397,19 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
             return None
         older = self._next[key]
         found = kernel.target.symbolize(pc)
-        image = getattr(kernel.target, "image", None)
-        if image and image.has_frame_information and not (found and stack.is_trap(found[0])):
+        own = getattr(kernel.target, "has_frame_information", False)
+        if own and not (found and stack.is_trap(found[0])):
             return None
         start = pc - found[1] if found else pc
         info = pending.create_unwind_info(_FrameId(older.sp if older else sp + 1, start))
         # A program counter of 0 is how gdb is told that there is no older frame.
-        saved = (older.pc, older.fp, older.sp) if older else (0, fp, sp)
+        saved = (older.pc, older.fp, older.sp) if older else (0, fp, sp + 16)
         for name, value, kind in zip(names, saved, values):
             info.add_saved_register(name, gdb.Value(value).cast(kind.type))
+        if names[0] == "pc":
+            # The unwinder that gdb asks beyond our last frame looks for the link register.
+            link = pending.read_register("x30")
+            info.add_saved_register("x30", gdb.Value(saved[0]).cast(link.type))
         return info
 
     def _current(self) -> Optional[Kernel]:

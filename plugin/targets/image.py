@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from plugin.errors import WchanError
 from plugin.targets import Symbol
-from plugin.vmcore.elf import SHT_NOBITS, ElfFile
+from plugin.vmcore.elf import ElfFile
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -52,11 +52,6 @@ class KernelImage:
     def is_kernel(self) -> bool:
         """True for a FreeBSD kernel, whatever else the debugger may have loaded."""
         return bool(self.elf.symbols("allproc")) and bool(self.elf.symbols("osreldate"))
-
-    @property
-    def has_code(self) -> bool:
-        """False for a kernel file stripped of its code, of which only the symbols are left."""
-        return any(s.name == ".text" and s.type != SHT_NOBITS for s in self.elf.sections)
 
     def types(self) -> Optional[LayoutSource]:
         """Layouts out of the file's own debug information or one beside it, None if none."""

@@ -146,7 +146,7 @@ class LldbTarget:
         FreeBSD kernel keeps are the better guide: None then.
         """
         thread = self._process.GetThreadByID(tid)
-        if self.image is None or not self.image.has_frame_information or not thread.IsValid():
+        if not _has_frame_information(self._target) or not thread.IsValid():
             return None
         frames = []
         for index in range(_MAX_FRAMES):
@@ -312,8 +312,10 @@ class LldbDebugger:
 def frame_provider(session: shared.Session) -> Optional[type]:
     """A class for ``target frame-provider register`` (lldb 22 on), None before that.
 
-    lldb unwinds by call-frame information or by looking at code.  For a kernel file
-    without either this class gives it the frames that the frame pointers lead to.
+    lldb unwinds by call-frame information or, without debug information, by looking
+    at code, which a dump may lack and a trap frame does not follow.  For a kernel
+    without call-frame information this class gives lldb the frames that the frame
+    pointers lead to, which every FreeBSD kernel keeps.
     """
     try:
         from lldb.plugins.scripted_frame_provider import ScriptedFrameProvider
@@ -348,12 +350,13 @@ def frame_provider(session: shared.Session) -> Optional[type]:
 
 def _needs_frames(target: Any) -> bool:
     image = KernelImage.open(target.GetExecutable().fullpath)
-    return (
-        image is not None
-        and image.is_kernel
-        and not image.has_code
-        and not image.has_frame_information
-    )
+    return image is not None and image.is_kernel and not _has_frame_information(target)
+
+
+def _has_frame_information(target: Any) -> bool:
+    """True where lldb has what it can unwind by, in the kernel or in a separate debug file."""
+    section = target.FindModule(target.GetExecutable()).FindSection(".debug_frame")
+    return section.IsValid() and section.GetByteSize() > 0
 
 
 def command_class(name: str, session: shared.Session) -> type:
