@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import DumpError
-from plugin.vmcore import open_memory, spool
+from plugin.vmcore import file, open_memory, spool
 from plugin.vmcore.spool import plain_file
 
 AMD64: Layout = LAYOUTS["amd64-v3"]
@@ -199,10 +199,10 @@ def test_a_bomb_is_unpacked_in_bounded_memory(tmp_path: Path, cache: Path) -> No
     resource = pytest.importorskip("resource")
     path = tmp_path / "vmcore.0.zst"
     packer = pytest.importorskip("zstandard").ZstdCompressor().compressobj()
-    with path.open("wb") as file:
+    with path.open("wb") as packed:
         for _ in range(1024):
-            file.write(packer.compress(bytes(1 << 20)))
-        file.write(packer.flush())
+            packed.write(packer.compress(bytes(1 << 20)))
+        packed.write(packer.flush())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert os.path.getsize(plain_file(path).path) == 1 << 30
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -234,6 +234,17 @@ def test_where_nothing_reads_zstd_the_line_says_what_to_install(
     without_modules(monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DumpError, match="pip install zstandard"):
+        open_memory(path)
+
+
+@pytest.mark.parametrize("kind", ["xz", "bz2"])
+def test_a_python_built_without_a_module_says_what_to_do(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / f"vmcore.0.{kind}"
+    path.write_bytes(PACKERS[kind](DUMP))
+    monkeypatch.setitem(sys.modules, "lzma" if kind == "xz" else "bz2", None)
+    with pytest.raises(DumpError, match="decompress the file with"):
         open_memory(path)
 
 
@@ -341,6 +352,29 @@ def test_a_full_dump_still_on_its_device_needs_the_kernel_like_any(tmp_path: Pat
         open_memory(path)
 
 
+def test_a_character_device_is_read_in_whole_sectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FreeBSD's disks refuse anything else; the device's size is no multiple of 4096 here."""
+    path = tmp_path / "ada0p3"
+    path.write_bytes(dump_device(DUMP, sector=512))
+    size = path.stat().st_size
+    assert size % 4096
+    real = os.pread
+
+    def strict(fd: int, length: int, offset: int) -> bytes:
+        if offset % 512 or length % 512:
+            raise OSError(22, "Invalid argument")
+        return real(fd, length, offset)
+
+    monkeypatch.setattr(file.stat, "S_ISCHR", lambda mode: True)
+    monkeypatch.setattr(spool.stat, "S_ISREG", lambda mode: False)
+    monkeypatch.setattr(os, "pread", strict)
+    same(path)
+    with open_memory(path) as core:
+        assert core.hostname == "stuck.example.org"
+
+
 def test_a_saved_dump_that_is_still_whole_is_read(tmp_path: Path) -> None:
     path = tmp_path / "ada0p3"
     path.write_bytes(dump_device(DUMP, magic=b"Cleared Kernel Dump"))
@@ -432,6 +466,19 @@ def test_a_folder_names_the_dumps_in_it(tmp_path: Path) -> None:
     (tmp_path / "info.0").write_text("")
     with pytest.raises(DumpError, match=r"is a directory: .*\(vmcore.0\)"):
         open_memory(tmp_path)
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "vmcore.0")
+    with pytest.raises(DumpError, match="is a pipe"):
+        open_memory(tmp_path / "vmcore.0")
+
+
+def test_a_file_that_cannot_be_read_is_named() -> None:
+    if not os.access("/proc/self/mem", os.R_OK):
+        pytest.skip("no file here that opens but cannot be read")
+    with pytest.raises(DumpError, match=r"^/proc/self/mem: cannot be read"):
+        open_memory("/proc/self/mem")
 
 
 def test_a_missing_dump_is_named(tmp_path: Path) -> None:

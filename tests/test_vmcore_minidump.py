@@ -251,7 +251,7 @@ def test_a_closed_dump_and_a_failing_disk_are_gaps_in_memory(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(memory.os, "pread", fail)
+        patched.setattr(os, "pread", fail)
         for size in (8, 40000):
             with pytest.raises(MemoryFault, match="Input/output error"):
                 core.read(second, size)

@@ -13,11 +13,12 @@ from typing import Optional
 from plugin.errors import DumpError
 from plugin.vmcore.elf import ElfFile
 from plugin.vmcore.elfdump import check_kernel, open_full_dump
+from plugin.vmcore.file import DumpFile
 from plugin.vmcore.identify import explain
 from plugin.vmcore.kerneldump import DumpHeader, dump_on_device
-from plugin.vmcore.memory import DumpFile, KernelMemory
+from plugin.vmcore.memory import KernelMemory
 from plugin.vmcore.minidump import MAGIC, open_minidump
-from plugin.vmcore.spool import PathLike, Progress, open_input, plain_file
+from plugin.vmcore.spool import PathLike, Progress, plain_file
 
 __all__ = ["ElfFile", "KernelMemory", "open_memory"]
 
@@ -38,17 +39,17 @@ def open_memory(
     """
     name = os.fspath(path)
     plain = plain_file(name, spool_dir=spool_dir, progress=progress)
-    opened = open_input(plain.path)
+    file = DumpFile(plain.path)
     try:
-        file = DumpFile(opened, 0, opened.seek(0, os.SEEK_END))
         memory = _open(file, name, plain.path, kernel, plain.truncated)
         check_kernel(kernel, name, memory.arch)
         return memory
-    except OSError as error:
-        opened.close()
-        raise DumpError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except (OSError, OverflowError) as error:
+        file.close()
+        reason = getattr(error, "strerror", None) or "damaged offsets"
+        raise DumpError(f"{name}: cannot be read: {reason}") from None
     except BaseException:
-        opened.close()
+        file.close()
         raise
 
 

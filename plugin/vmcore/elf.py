@@ -20,7 +20,8 @@ from typing import Dict, FrozenSet, Iterator, List, Literal, NamedTuple, Optiona
 
 from plugin.errors import DumpError
 from plugin.targets import Symbol
-from plugin.vmcore.spool import PathLike, Progress, open_input, plain_file
+from plugin.vmcore.file import DumpFile
+from plugin.vmcore.spool import PathLike, Progress, plain_file
 
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 PT_LOAD, PT_NOTE = 1, 4
@@ -214,10 +215,10 @@ class ElfFile:
         self.path = os.fspath(path)
         plain = plain_file(path, spool_dir=spool_dir, progress=progress)
         self.plain_path = plain.path
-        self._file = open_input(plain.path)
+        self._file = DumpFile(plain.path)
         try:
             self._start = offset
-            self._size = max(0, self._file.seek(0, os.SEEK_END) - offset)
+            self._size = max(0, len(self._file) - offset)
             self._parse(plain.truncated)
         except BaseException:
             self._file.close()
@@ -322,8 +323,7 @@ class ElfFile:
         if offset >= self._size or size <= 0:
             return b""
         try:
-            size = min(size, self._size - offset)
-            return os.pread(self._file.fileno(), size, self._start + offset)
+            return self._file.read(self._start + offset, min(size, self._size - offset))
         except OSError as error:
             raise DumpError(f"{self.path}: cannot be read: {error.strerror}") from None
 

@@ -13,7 +13,8 @@ from typing import Optional, Set
 from plugin.errors import DumpError, KernelMismatch
 from plugin.vmcore.arch import BY_NAME
 from plugin.vmcore.elf import ET_CORE, PT_LOAD, PT_NOTE, ElfFile, notes
-from plugin.vmcore.memory import DumpFile, KernelMemory
+from plugin.vmcore.file import DumpFile
+from plugin.vmcore.memory import KernelMemory
 from plugin.vmcore.physical import SegmentMemory
 
 _TYPES = {1: "an object file or kernel module", 2: "a kernel or program", 3: "a kernel or program"}

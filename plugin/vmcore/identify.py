@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from plugin.vmcore.file import DumpFile
 from plugin.vmcore.kerneldump import parse_header
-from plugin.vmcore.memory import DumpFile
 
 _SIGNATURES = (
     (b"KDUMP   ", "a dump of a Linux kernel (makedumpfile): read it with crash or drgn"),

@@ -12,7 +12,7 @@ import struct
 from typing import NamedTuple, Optional
 
 from plugin.errors import DumpError
-from plugin.vmcore.memory import DumpFile
+from plugin.vmcore.file import DumpFile
 
 _SIZE = 512
 _SECTORS = (512, 4096, 1024, 2048, 8192, 16384, 32768, 65536)

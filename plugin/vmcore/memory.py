@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from itertools import islice
-from typing import BinaryIO, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from plugin.errors import MemoryFault
+from plugin.vmcore.file import DumpFile
 from plugin.vmcore.physical import Physical
 from plugin.vmcore.space import Space
 
@@ -17,47 +16,6 @@ _CACHE = 64 << 20
 _SMALL = 16 << 10
 #: the longest read answered at all: a length out of a corrupt struct must not fill memory
 _MOST = 1 << 30
-
-
-class DumpFile:
-    """The open file: reads that never move a position and never come up short unnoticed."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        self._file = file
-        self.fd = file.fileno()
-        #: where in the file the dump begins and the file ends
-        self.start = start
-        self.end = end
-        #: once the dump is open, a failing disk is a gap in memory; this says why
-        self.lenient = False
-        self.trouble: Optional[str] = None
-        # Without this, each page read drags its neighbours in from the disk.
-        with suppress(AttributeError, OSError):
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """At most ``size`` bytes at a file offset; fewer only at the file's end."""
-        try:
-            data = os.pread(self.fd, size, offset)
-            if len(data) in (0, size):
-                return data
-            pieces = []
-            while data:
-                pieces.append(data)
-                offset += len(data)
-                size -= len(data)
-                data = os.pread(self.fd, size, offset) if size else b""
-            return b"".join(pieces)
-        except OSError as error:
-            if not self.lenient:
-                raise
-            self.trouble = error.strerror
-            return b""
-
-    def close(self) -> None:
-        self._file.close()
-        # The number may soon be another file's.
-        self.fd = -1
 
 
 class KernelMemory:
@@ -91,6 +49,7 @@ class KernelMemory:
     ) -> None:
         self._file = file
         file.lenient = True
+        file.at_random()
         self.path = path
         self.file_path = file_path
         self.arch = arch

@@ -11,7 +11,8 @@ from typing import List, Optional, Tuple
 
 from plugin.errors import DumpError
 from plugin.vmcore.arch import BY_MAGIC
-from plugin.vmcore.memory import DumpFile, KernelMemory
+from plugin.vmcore.file import DumpFile
+from plugin.vmcore.memory import KernelMemory
 from plugin.vmcore.physical import BitmapMemory
 from plugin.vmcore.space import Words
 

@@ -10,13 +10,12 @@ by an atomic rename, so that several openers do not disturb each other.
 from __future__ import annotations
 
 import atexit
-import bz2
 import errno
 import hashlib
 import importlib
-import lzma
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional, Union
 
 from plugin.errors import DumpError
+from plugin.vmcore.file import open_input
 
 PathLike = Union[str, "os.PathLike[str]"]
 #: called with (compressed bytes read, compressed bytes in all)
@@ -41,6 +41,8 @@ _MAGICS = (
     ("xz", b"\xfd7zXZ\x00"),
     ("bz2", b"BZh"),
 )
+#: parts of Python that a build may lack
+_OPTIONAL = {"xz": ("lzma", "LZMADecompressor"), "bz2": ("bz2", "BZ2Decompressor")}
 
 
 class Plain(NamedTuple):
@@ -80,11 +82,16 @@ def plain_file(
     """
     path = os.fspath(path)
     with open_input(path) as file:
-        kind = compression(file.read(8))
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return Plain(path, False, "")
+        try:
+            kind = compression(file.read(8))
+        except OSError as error:
+            raise DumpError(f"{path}: cannot be read: {error.strerror}") from None
         if not kind:
             return Plain(path, False, "")
         file.seek(0)
-        status = os.fstat(file.fileno())
         folder = _spool_folder(spool_dir)
         source = _digest(os.path.realpath(path))
         content = _digest(f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev}")
@@ -95,31 +102,6 @@ def plain_file(
                 return Plain(str(ready), truncated, kind)
         _sweep(folder, source)
         return _spool(file, kind, status.st_size, folder, name, progress, path)
-
-
-def open_input(path: str) -> BinaryIO:
-    """``path`` opened for reading, or DumpError that says why not."""
-    try:
-        if os.path.isdir(path):
-            raise DumpError(f"{path} is a directory: name the file in it{_dumps_in(path)}")
-        return open(path, "rb", buffering=0)  # type: ignore[return-value]
-    except FileNotFoundError:
-        raise DumpError(f"{path}: no such file") from None
-    except PermissionError:
-        raise DumpError(
-            f"{path}: permission denied; dumps belong to root: use sudo, or copy it and chown"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DumpError(f"{path}: cannot be opened: {reason}") from None
-
-
-def _dumps_in(folder: str) -> str:
-    with suppress(OSError):
-        names = sorted(n for n in os.listdir(folder) if n.startswith(("vmcore", "livecore")))
-        if names:
-            return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-    return ""
 
 
 def _suffix(truncated: bool) -> str:
@@ -263,19 +245,26 @@ def _decoder(kind: str) -> Optional[Callable[[], Any]]:
     """Makes an object with decompress(), eof and unused_data; None if only a program can."""
     if kind == "gz":
         return lambda: zlib.decompressobj(wbits=31)
-    if kind == "xz":
-        return lzma.LZMADecompressor
-    if kind == "bz2":
-        return bz2.BZ2Decompressor
+    if kind in _OPTIONAL:
+        name, made = _OPTIONAL[kind]
+        try:
+            return getattr(importlib.import_module(name), made)  # type: ignore[no-any-return]
+        except ImportError:
+            raise DumpError(
+                f"this Python was built without its {name} module: decompress the file with "
+                f"{'xz' if kind == 'xz' else 'bzip2'} -d first"
+            ) from None
     with suppress(ImportError):
         zstandard = importlib.import_module("zstandard")
         window = {"max_window_size": 1 << 31}
         if hasattr(zstandard.ZstdDecompressor().decompressobj(), "unused_data"):
             return lambda: zstandard.ZstdDecompressor(**window).decompressobj()
-    with suppress(ImportError):
-        standard = importlib.import_module("compression.zstd")
-        limit = {standard.DecompressionParameter.window_log_max: 31}
-        return lambda: standard.ZstdDecompressor(options=limit)
+    # Python 3.14 has the one, the other brings it to older ones.
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            module = importlib.import_module(name)
+            limit = {module.DecompressionParameter.window_log_max: 31}
+            return lambda: module.ZstdDecompressor(options=limit)
     return None
 
 
