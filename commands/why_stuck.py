@@ -8,11 +8,12 @@ from typing import Any, Dict, List
 from plugin.errors import UsageError
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.tc import uptime
-from plugin.render import chains as text
+from plugin.render import chains
 from plugin.report import Report, address, count, seconds
 from plugin.runner import number
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, Chain, Group, analyse
+from plugin.waits.build import STUCK
 from plugin.waits.catalogue import with_file
 from plugin.waits.graph import Edge, Node
 from plugin.waits.verdict import sentences
@@ -42,18 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     chosen = _chosen(kernel, args)
     catalogue = with_file(args.catalogue)
-    analysis = analyse(kernel, catalogue, everything=args.all)
+    analysis = analyse(kernel, catalogue, everything=args.all or bool(chosen))
     report = Report(data(analysis))
-    width = args.width
+    drawing = chains.Drawing(analysis, args.width)
     if chosen:
         for thread in chosen:
-            report.pre(text.in_full(analysis, thread, width))
+            report.pre(drawing.in_full(thread))
         return report
     report.text(_heading(analysis))
-    report.text("")
-    report.text(" ".join(sentences(analysis)))
+    report.pre("")
+    for sentence in sentences(analysis):
+        report.text(sentence)
     if analysis.causes:
-        report.heading("")
+        report.pre("")
         report.table(
             ["#>", "cause", "what", "threads>", "since>"],
             [
@@ -61,8 +63,13 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
                 for c in analysis.causes
             ],
         )
-    _chains(report, analysis, args, width)
-    _residue(report, analysis)
+    _chains(report, analysis, args, drawing)
+    if analysis.residue:
+        report.heading("residue")
+        report.pre("\n".join(chains.residue_lines(analysis.residue, args.width)))
+    if args.all:
+        _others(report, analysis)
+    _more(report, analysis)
     return report
 
 
@@ -78,29 +85,45 @@ def _heading(analysis: Analysis) -> str:
     )
 
 
-def _chains(report: Report, analysis: Analysis, args: argparse.Namespace, width: int) -> None:
-    shown = text.maximal(analysis)
+def _chains(
+    report: Report, analysis: Analysis, args: argparse.Namespace, drawing: chains.Drawing
+) -> None:
+    shown = chains.maximal(analysis, fold=not args.all)
     if not shown:
         return
     limit = args.limit if args.limit is not None else (0 if args.all else SHOWN)
     cut = shown[:limit] if limit else shown
     report.heading("chains")
-    for chain, also in cut:
-        report.pre(text.folded(analysis, chain, also, width))
+    for each in cut:
+        report.pre(drawing.chain(each))
     if len(cut) < len(shown):
-        report.text(f"... {len(shown) - len(cut)} more chains; --all shows every one")
+        report.text(f" ... {count(len(shown) - len(cut), 'more chain')}; --all shows every one")
 
 
-def _residue(report: Report, analysis: Analysis) -> None:
-    if not analysis.residue:
-        return
-    report.heading("residue")
-    for group in analysis.residue:
-        where = f" at {group.where}" if group.where else ""
-        report.text(
-            f' {count(len(group.threads), "thread")} in "{group.wmesg}"{where}: '
-            f"{group.why}  ({text.who(group.threads)})"
-        )
+def _others(report: Report, analysis: Analysis) -> None:
+    """Threads that wait and are not stuck: what they were taken for."""
+    rows = []
+    for thread in analysis.threads:
+        standing = analysis.standings.get(thread.address)
+        if standing is not None and standing.status != STUCK:
+            rows.append((thread.tid, thread.label, thread.wmesg, standing.status, standing.why))
+    if rows:
+        report.heading("not stuck")
+        report.table(["tid>", "name", "wmesg", "taken for", "because"], rows)
+
+
+def _more(report: Report, analysis: Analysis) -> None:
+    hints = []
+    if analysis.chains:
+        longest = max(analysis.chains, key=lambda chain: len(chain.path))
+        hints.append(f"why-stuck {longest.tids[0]}")
+        hints.append("why-stuck --html hang.html")
+    devices = [c.node.label for c in analysis.causes if c.node.kind == "provider"]
+    hints += [f"provider {name}" for name in devices[:1]]
+    kinds = {node.kind for node in analysis.graph.nodes.values()}
+    hints += [name for kind, name in (("pool", "pbuf"), ("lock", "klocks")) if kind in kinds]
+    if hints:
+        report.heading("More: " + " | ".join(hints))
 
 
 def _chosen(kernel: Kernel, args: argparse.Namespace) -> List[Thread]:

@@ -5,7 +5,7 @@ Mirrors sys/sys/vnode.h and sys/kern/vfs_subr.c, 6.x to 15.x.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.session import Kernel
@@ -105,7 +105,7 @@ def _path(kernel: Kernel, vnode: int, root: str) -> str:
     dst = layouts.offsetof("vnode", "v_cache_dst")
     fields = layouts.fields("namecache", "nc_dvp", "nc_nlen")
     name_at = layouts.offsetof("namecache", "nc_name")
-    names = []
+    names: List[str] = []
     try:
         for _ in range(64):
             if kernel.unsigned(vnode + vflag.offset, vflag.size) & root_flag:

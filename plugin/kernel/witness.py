@@ -6,7 +6,7 @@ struct lock_list_entry, in every version; empty unless the kernel has WITNESS.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.proc import Thread, threads
@@ -63,7 +63,7 @@ def _chain(kernel: Kernel, address: int) -> Iterator[Held]:
     stride = layouts.sizeof("lock_instance")
     instance = layouts.fields("lock_instance", "li_lock", "li_file", "li_line", "li_flags")
     exclusive = layouts.constant("LI_EXCLUSIVE", _LI_EXCLUSIVE)
-    seen = set()
+    seen: Set[int] = set()
     while address and address not in seen and len(seen) < 64:
         seen.add(address)
         entry = kernel.view("lock_list_entry", address)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from plugin.kernel.proc import Thread
 from plugin.render.text import escape
 from plugin.report import count, seconds
-from plugin.waits.analysis import Analysis, Chain, is_long
+from plugin.waits.analysis import Analysis, Chain, Group, is_long, path_of
 from plugin.waits.graph import Edge, Graph, Node
 
 #: what an edge is called in front of its target
@@ -18,22 +17,33 @@ _VERBS = {
     "owned-by": "held by",
     "served-by": "served by",
     "needs": "needs",
-    "contained-in": "in",
+    "contained-in": "is in",
 }
+_MAX_INDENT = 24
 
 
 def who(threads: Iterable[Thread], limit: int = 6) -> str:
-    """ "reader x4, writer x2, faulter"."""
-    counted = Counter(thread.label for thread in threads)
-    shown = [
-        label + (f" x{number}" if number > 1 else "")
-        for label, number in counted.most_common(limit)
-    ]
-    left = len(counted) - len(shown)
-    return ", ".join(shown) + (f" and {left} more" if left else "")
+    """ "reader x4, writer x2, hangtest x3 (sx-tail0, sx-tail1, sx-tail2)"."""
+    names: Dict[str, List[str]] = {}
+    for thread in threads:
+        names.setdefault(thread.comm, []).append(thread.name)
+    ordered = sorted(names.items(), key=lambda item: -len(item[1]))
+    words = []
+    for comm, own in ordered[:limit]:
+        distinct = list(dict.fromkeys(name for name in own if name not in ("", comm)))
+        text = comm + (f" x{len(own)}" if len(own) > 1 else "")
+        if len(own) == 1 and distinct:
+            text = f"{comm}/{distinct[0]}"
+        elif distinct:
+            shown = ", ".join(distinct[:4])
+            text += f" ({shown}{', ..' if len(distinct) > 4 else ''})"
+        words.append(text)
+    left = len(ordered) - len(words)
+    return ", ".join(words) + (f" and {left} more" if left else "")
 
 
 def edge_between(graph: Graph, source: Node, target: Node) -> Optional[Edge]:
+    """The causal edge from one node to another."""
     return next(
         (
             edge
@@ -44,163 +54,261 @@ def edge_between(graph: Graph, source: Node, target: Node) -> Optional[Edge]:
     )
 
 
-def maximal(analysis: Analysis) -> List[Tuple[Chain, List[int]]]:
-    """The chains that no other shown chain contains, each with the tids folded into it.
+# Which chains are shown
+
+
+class Shown(NamedTuple):
+    """A chain to show: ``alike`` chains that differ from it in their first objects alone."""
+
+    chain: Chain
+    alike: List[Chain]
+
+    @property
+    def tids(self) -> List[int]:
+        return [tid for chain in (self.chain, *self.alike) for tid in chain.tids]
+
+
+def maximal(analysis: Analysis, fold: bool = True) -> List[Shown]:
+    """The chains that no other one contains, those of one shape under one cause together.
 
     The chain of a holder is the tail of its waiters' chain: those are shown once.
     """
-    tails: Dict[str, Chain] = {}
+    own: Dict[str, Chain] = {}
     for chain in analysis.chains:
         for tid in chain.tids:
-            tails[f"thread:{tid}"] = chain
-    inside: Dict[int, List[int]] = {}
-    hidden = set()
-    for chain in analysis.chains:
-        for node in chain.path[1:]:
-            tail = tails.get(node.id) if node.kind == "thread" else None
-            if tail is not None and tail is not chain and len(tail.tids) == 1:
-                hidden.add(id(tail))
-                inside.setdefault(id(chain), []).extend(tail.tids)
-    order = {cause.key: cause.rank for cause in analysis.causes}
-    shown = [
-        (chain, sorted(set(inside.get(id(chain), ()))))
+            own[f"thread:{tid}"] = chain
+    passed: Set[str] = {
+        node.id
         for chain in analysis.chains
-        if id(chain) not in hidden
-    ]
-    rank = len(order) + 1
-    return sorted(
-        shown, key=lambda item: (order.get(item[0].cause, rank), -len(item[0].tids))
-    )
+        for node in chain.path[1:]
+        if node.kind == "thread"
+    }
+    order = {cause.key: cause.rank for cause in analysis.causes}
+    groups: Dict[tuple, List[Chain]] = {}
+    for chain in analysis.chains:
+        if all(f"thread:{tid}" in passed for tid in chain.tids):
+            continue
+        groups.setdefault(_shape(chain) if fold else (id(chain),), []).append(chain)
+    shown = [Shown(chains[0], chains[1:]) for chains in groups.values()]
+    last = len(order) + 1
+    return sorted(shown, key=lambda each: (_rank(order, each.chain, last), -len(each.tids)))
 
 
-def folded(analysis: Analysis, chain: Chain, also: Sequence[int], width: int) -> str:
-    """One chain as a block: its threads, then what they wait for, a line a step."""
-    by_tid = {thread.tid: thread for thread in analysis.threads}
-    threads = [by_tid[tid] for tid in chain.tids]
-    ages = [thread.age for thread in threads if thread.age is not None]
-    head = f"{count(len(threads), 'thread')}  {who(threads)}"
-    if len(threads) == 1:
-        head += f" ({threads[0].tid})"
-    if ages:
-        mark = "!" if any(is_long(thread) for thread in threads) else ""
-        head += f", for {seconds(max(ages))}{mark}"
-    lines = _wrap(head, 1, width)
-    depth = 1
-    steps = list(_steps(analysis.graph, chain.path))
-    for number, (text, edge) in enumerate(steps):
-        depth = min(depth + 1, 12)
-        if number == len(steps) - 1 and edge is not None:
-            text += f"  [{edge.certainty}: {edge.evidence}]"
-        elif edge is not None and edge.certainty != "proven":
-            text += f"  [{edge.certainty}]"
-        lines += _wrap(text, depth * 2 - 1, width)
-    return "\n".join(lines)
+def _rank(order: Dict[str, int], chain: Chain, last: int) -> int:
+    """The rank of the cause that counts the chain: its end's, or its last thread's."""
+    found = order.get(chain.cause)
+    for node in reversed(chain.path):
+        found = found or order.get(node.id)
+    return found or last
 
 
-def _wrap(text: str, indent: int, width: int) -> List[str]:
-    return textwrap.wrap(
-        escape(text),
-        max(width, 40),
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + 4),
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [""]
+def _shape(chain: Chain) -> tuple:
+    """Cause, end and the kinds of things on the way; chains of one shape read alike."""
+    kinds = tuple((node.kind, _words(node)) for node in chain.path[1:-1])
+    return (chain.cause, chain.end.id, chain.certainty, kinds)
 
 
-def _steps(graph: Graph, path: Sequence[Node]) -> Iterable[Tuple[str, Optional[Edge]]]:
+def _words(node: Node) -> str:
+    """What of a node's label is not its own address, name or place."""
+    if node.kind in ("thread", "bio", "buf", "page"):
+        return ""
+    if node.kind == "lock":
+        state = node.facts[1] if len(node.facts) > 1 else ""
+        label = node.label if node.label.startswith("vnode lock") else node.id
+        return f"{label} {state}"
+    return node.id
+
+
+# One chain
+
+
+class Drawing:
+    """Draws chains one after the other; what one has shown the next refers to."""
+
+    def __init__(self, analysis: Analysis, width: int) -> None:
+        self.analysis = analysis
+        self.graph = analysis.graph
+        self.width = max(width, 40)
+        self._by_tid = {thread.tid: thread for thread in analysis.threads}
+        self._seen: Set[str] = set()
+
+    def chain(self, shown: Shown) -> str:
+        """One block: the threads, then what they wait for, a line a step."""
+        chain = shown.chain
+        threads = [self._by_tid[tid] for tid in shown.tids]
+        ages = [thread.age for thread in threads if thread.age is not None]
+        head = f"{count(len(threads), 'thread')}  {who(threads)}"
+        if len(threads) == 1:
+            head = f"1 thread   {threads[0].tid} {threads[0].label}"
+        if ages:
+            mark = " (long)" if any(is_long(thread) for thread in threads) else ""
+            head += f", for {seconds(max(ages))}{mark}"
+        lines = self._wrap(head, 1)
+        if shown.alike:
+            lines += self._wrap(f"{count(1 + len(shown.alike), 'chain')} alike, one of them:", 3)
+        lines += self._steps(chain)
+        self._seen.update(node.id for node in chain.path[1:])
+        return "\n".join(lines)
+
+    def _steps(self, chain: Chain) -> List[str]:
+        lines: List[str] = []
+        steps = list(_steps(self.graph, chain.path))
+        for number, (text, edge, nodes) in enumerate(steps):
+            indent = min(3 + 2 * number, _MAX_INDENT)
+            tag = "" if edge is None or edge.certainty == "proven" else f"  [{edge.certainty}]"
+            if number and nodes[0].id in self._seen and number + 1 < len(steps):
+                lines += self._wrap(f"{text}{tag}: as above", indent)
+                return lines
+            if number + 1 == len(steps) and edge is not None:
+                tag = f"  [{edge.certainty}: {edge.evidence}]"
+                if chain.cause in self.analysis.solution.cycles:
+                    text += ": the cycle closes"
+            lines += self._wrap(text + tag, indent)
+        return lines
+
+    def _wrap(self, text: str, indent: int) -> List[str]:
+        return textwrap.wrap(
+            escape(text),
+            self.width,
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + 4),
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+
+    def in_full(self, thread: Thread) -> str:
+        """The chain of one thread, a step a line, each with the evidence of its edge."""
+        standing = self.analysis.standings.get(thread.address)
+        node = self.analysis.node_of(thread)
+        age = f", for {seconds(thread.age)}" if thread.age is not None else ""
+        taken = f"; {standing.status}: {standing.why}" if standing is not None else ""
+        lines = self._wrap(
+            f"{thread.tid} {thread.label} (pid {thread.pid}), {thread.state}{age}{taken}", 0
+        )
+        if node is None:
+            return "\n".join(lines)
+        path = path_of(self.graph, self.analysis.solution, node.id)
+        for before, after in zip(path, path[1:]):
+            edge = edge_between(self.graph, before, after)
+            if edge is None:
+                continue
+            facts = f" ({', '.join(after.facts)})" if after.kind == "lock" and after.facts else ""
+            lines += self._wrap(f"{_VERBS[edge.kind]:<10} {named(after)}{facts}", 2)
+            lines += self._wrap(f"[{edge.certainty}: {edge.evidence}]", 15)
+            others = [e for e in self.graph.successors(before.id) if e.target != after.id]
+            if others:
+                all_of = "one is enough" if before.any else "all have to"
+                lines += self._wrap(f"and {count(len(others), 'other')}; {all_of}", 15)
+        lines += self._end(path[-1], node, thread)
+        return "\n".join(lines)
+
+    def _end(self, last: Node, first: Node, thread: Thread) -> List[str]:
+        lines: List[str] = []
+        way = self.analysis.solution.ways.get(first.id)
+        cycle = self.analysis.solution.cycles.get(way.cause) if way is not None else None
+        if cycle is not None:
+            what = "a cycle that goes on, slowly" if cycle.paced else "a cycle without a way out"
+            lines += self._wrap(f"end        {what}, of {len(cycle.nodes)} steps", 2)
+        elif last.end is not None:
+            lines += self._wrap(f"end        {last.end.kind}: {last.end.summary}", 2)
+            if last.end.evidence:
+                lines += self._wrap(f"[{last.end.evidence}]", 15)
+        for cause in self.analysis.causes:
+            if thread.tid in cause.tids:
+                lines += self._wrap(f"cause      #{cause.rank} {cause.kind}: {cause.summary}", 2)
+        return lines
+
+
+_Step = Tuple[str, Optional[Edge], List[Node]]
+
+
+def _steps(graph: Graph, path: Sequence[Node]) -> Iterable[_Step]:
     """The lines of a path: a lock with its holder, and a buffer with its bio, in one."""
     number = 1
     while number < len(path):
         node = path[number]
+        nodes = [node]
         edge = edge_between(graph, path[number - 1], node)
         text = named(node)
-        following = path[number + 1] if number + 1 < len(path) else None
-        link = edge_between(graph, node, following) if following is not None else None
-        joined = following is not None and (
-            (node.kind == "lock" and following.kind == "thread")
-            or (node.kind == "buf" and following.kind == "bio")
-        )
-        if joined and following is not None and link is not None:
-            verb = _holding(node) if following.kind == "thread" else ", bio"
-            text += f"{verb} {named(following)}"
-            edge = link if link.certainty != "proven" or following is path[-1] else edge
+        if number + 1 < len(path) and _belong_together(node, path[number + 1]):
+            following = path[number + 1]
+            link = edge_between(graph, node, following)
+            text += f"{_joint(node, following)} {named(following)}"
+            if link is not None and (edge is None or link.certainty != "proven"):
+                edge = link
+            nodes.append(following)
             number += 1
             node = following
-        if node is path[-1] and node.kind == "provider" and node.end is not None:
-            text = f"at {node.label}"
-            if node.end.kind == "device":
-                text = f"at device {node.label}"
-        elif node is path[-1] and node.kind == "thread" and node.end is not None:
-            text += f": {node.end.summary}"
-        elif node is path[-1] and node.end is not None and node.kind == "channel":
-            text = node.end.summary if node.label in node.end.summary else (
-                f"{text}: {node.end.summary}"
-            )
-        yield text, edge
+        if node is path[-1]:
+            text = _last(text, node)
+            edge = edge_between(graph, path[number - 1], node) or edge
+        yield text, edge, nodes
         number += 1
 
 
-def _holding(lock: Node) -> str:
-    state = lock.facts[1] if len(lock.facts) > 1 else ""
-    return f", held {state} by" if state.startswith(("exclusive", "shared")) else ", held by"
+def _belong_together(node: Node, following: Node) -> bool:
+    return (node.kind, following.kind) in (("lock", "thread"), ("buf", "bio"))
+
+
+def _joint(node: Node, following: Node) -> str:
+    if following.kind == "bio":
+        return ", bio"
+    state = node.facts[1] if len(node.facts) > 1 else ""
+    if state.startswith("exclusive"):
+        return ", held exclusively by"
+    return f", {state}, among them" if state.startswith("shared") else ", held by"
+
+
+def _last(text: str, node: Node) -> str:
+    """The line of the end of a chain: with what is the matter there."""
+    if node.end is None:
+        return text
+    if node.kind == "provider":
+        return f"at {'device ' if node.end.kind == 'device' else ''}{node.label}"
+    if node.kind == "thread":
+        doing = node.end.summary
+        return f"{text}, which {doing[len(node.label) + 1 :]}" if doing.startswith(
+            node.label + " "
+        ) else f"{text}: {doing}"
+    if node.label in node.end.summary:
+        return node.end.summary
+    return f"{text}: {node.end.summary}"
 
 
 def named(node: Node) -> str:
-    """A node in words, with its address where it has one worth having."""
+    """A node in words, with its address where that is worth having."""
     if node.kind == "thread":
         return node.label
     at = f" {node.address:#x}" if node.address is not None else ""
     if node.kind == "lock":
         word = node.facts[0] if node.facts else "lock"
-        text = node.label if node.label.startswith(("vnode", "buffer")) else f"{word} {node.label}"
-        return text + at
+        whole = node.label.startswith(("vnode", "buffer", "PI mutex"))
+        return (node.label if whole else f"{word} {node.label}") + (
+            "" if at.strip() in node.label else at
+        )
     if node.kind == "bio":
         return f"{at.strip()} {node.label}"
-    if node.kind == "buf":
-        facts = f" ({', '.join(node.facts)})" if node.facts else ""
-        return f"{node.label}{facts}"
-    if node.kind in ("memory", "pool", "queue", "page", "object"):
-        facts = f" ({', '.join(node.facts)})" if node.facts else ""
-        return f"{node.label}{facts}"
+    if node.kind in ("memory", "pool", "queue", "page", "object", "buf"):
+        return node.label + (f" ({', '.join(node.facts)})" if node.facts else "")
     return node.label
 
 
-def in_full(analysis: Analysis, thread: Thread, width: int) -> str:
-    """The chain of one thread, a step a line, each with the evidence of its edge."""
-    from plugin.waits.analysis import path_of
-
-    standing = analysis.standings.get(thread.address)
-    node = analysis.node_of(thread)
-    age = f", for {seconds(thread.age)}" if thread.age is not None else ""
-    status = standing.status if standing is not None else thread.state
-    why = f": {standing.why}" if standing is not None else ""
-    lines = _wrap(
-        f"{thread.tid} {thread.label} (pid {thread.pid}), {thread.state}{age}; {status}{why}",
-        0,
-        width,
-    )
-    if node is None:
-        return "\n".join(lines)
-    path = path_of(analysis.graph, analysis.solution, node.id)
-    for before, after in zip(path, path[1:]):
-        edge = edge_between(analysis.graph, before, after)
-        if edge is None:
-            continue
-        facts = f" ({', '.join(after.facts)})" if after.facts and after.kind == "lock" else ""
-        lines += _wrap(f"{_VERBS[edge.kind]:<10} {named(after)}{facts}", 2, width)
-        lines += _wrap(f"[{edge.certainty}: {edge.evidence}]", 15, width)
-        others = [e for e in analysis.graph.successors(before.id) if e.target != after.id]
-        if others:
-            lines += _wrap(f"(and {count(len(others), 'other')})", 15, width)
-    last = path[-1]
-    if last.end is not None:
-        lines += _wrap(f"end        {last.end.kind}: {last.end.summary}", 2, width)
-        if last.end.evidence:
-            lines += _wrap(f"[{last.end.evidence}]", 15, width)
-    way = analysis.solution.ways.get(node.id)
-    if way is not None and way.cause in analysis.solution.cycles:
-        lines += _wrap(f"the chain closes: a cycle of {len(analysis.solution.cycles[way.cause].nodes)}", 2, width)
-    for rank in [c.rank for c in analysis.causes if thread.tid in c.tids]:
-        lines += _wrap(f"cause      #{rank}", 2, width)
-    return "\n".join(lines)
+def residue_lines(groups: Sequence[Group], width: int) -> List[str]:
+    """ ' 2 threads in "htstuck" at ht_chan: no known server  (sx-holder0, lk-holder0)'."""
+    merged: Dict[Tuple[str, str, str], List[Thread]] = {}
+    for group in groups:
+        merged.setdefault((group.wmesg, group.where, group.why), []).extend(group.threads)
+    lines: List[str] = []
+    for (wmesg, where, why), threads in merged.items():
+        head = f'{count(len(threads), "thread")} in "{wmesg}"' + (f" at {where}" if where else "")
+        for prefix in (f'"{wmesg}" at {where}: ', f'"{wmesg}" at {where}', f'"{wmesg}" '):
+            why = why[len(prefix) :] if why.startswith(prefix) else why
+        lines += textwrap.wrap(
+            escape(f"{head}: {why}  ({who(threads)})"),
+            max(width, 40),
+            initial_indent=" ",
+            subsequent_indent="     ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return lines

@@ -259,7 +259,7 @@ def _cause(
 def _holder_end(
     builder: Builder, graph: Graph, solution: Solution, node: Node, end: End
 ) -> End:
-    """A thread others wait for: what it holds, and what it does meanwhile."""
+    """A thread others wait for: what it does, and what it holds meanwhile."""
     held = [
         graph.nodes[edge.source]
         for edge in graph.into.get(node.id, ())
@@ -268,16 +268,22 @@ def _holder_end(
     what = ", ".join(_called(each) for each in held[:2])
     if len(held) > 2:
         what += f" and {len(held) - 2} more"
-    beyond = [n for n in path_of(graph, solution, node.id)[1:]]
-    if node.end is None and beyond:
-        last = beyond[-1]
-        kind = last.end.kind if last.end is not None else "unknown"
-        words = last.end.summary if last.end is not None else last.label
-        doing = f"{node.label} holds {what}: {words}" if what else f"{node.label}: {words}"
-        return End(kind, doing, last.end.evidence if last.end else "", end.since)
-    if what:
-        return end._replace(summary=f"{end.summary} and holds {what}")
-    return end
+    holds = f" holds {what}" if what else ""
+    if node.end is not None:
+        return end._replace(summary=f"{end.summary}{' and' if holds else ''}{holds}")
+    beyond = path_of(graph, solution, node.id)[1:]
+    if not beyond:
+        return end
+    last = beyond[-1]
+    found = last.end or End("unknown", last.label)
+    thread = next((t for t in builder.threads if t.tid == node.tid), None)
+    inside = f' in "{thread.wmesg}"' if thread is not None and thread.wmesg else ""
+    return End(
+        found.kind,
+        f"{node.label}{inside}{holds}" if holds else f"{node.label}: {found.summary}",
+        "; ".join(text for text in (found.summary, found.evidence) if text),
+        found.since,
+    )
 
 
 def _called(node: Node) -> str:
@@ -326,5 +332,8 @@ def _groups(
         channel = builder.channel(thread)
         where = "" if channel.is_pause or not channel.address else channel.name
         found.setdefault((thread.wmesg or thread.state, where, why, stack), []).append(thread)
-    groups = [Group(*key, threads=members) for key, members in found.items()]
+    groups = [
+        Group(wmesg, where, why, stack, members)
+        for (wmesg, where, why, stack), members in found.items()
+    ]
     return sorted(groups, key=lambda group: -len(group.threads))

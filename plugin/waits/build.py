@@ -17,7 +17,7 @@ from plugin.kernel.sleepqueue import Sleep
 from plugin.session import Kernel
 from plugin.waits.catalogue import Catalogue, Row
 from plugin.waits.channel import Channel
-from plugin.waits.graph import CATALOGUED, Edge, End, Graph, Node
+from plugin.waits.graph import CATALOGUED, PROVEN, Edge, End, Graph, Node
 
 #: what a thread is taken for; "stuck" ones are those that have to be explained
 STUCK, IDLE, BENIGN, TIMED, RUNNING, OTHER = "stuck", "idle", "benign", "timed", "running", "other"
@@ -29,6 +29,11 @@ class Standing(NamedTuple):
     status: str
     why: str
     row: Optional[Row] = None
+
+
+def short(thread: Thread) -> str:
+    """comm/name, or the thread's own name alone where both are long."""
+    return thread.label if len(thread.label) <= 18 else thread.name
 
 
 class Case:
@@ -102,7 +107,7 @@ class Builder:
         known = self.graph.nodes.get(id)
         if known is None:
             known = self.graph.add(
-                Node(id, "thread", f"{thread.tid} {thread.label}", thread.address, thread.tid)
+                Node(id, "thread", f"{thread.tid} {short(thread)}", thread.address, thread.tid)
             )
             self._pending.append(thread)
         return known
@@ -179,15 +184,16 @@ class Builder:
         return self._explain_state(thread, node)
 
     def _explain_state(self, thread: Thread, node: Node) -> Standing:
-        who = f"{thread.tid} {thread.label}"
+        who = node.label
         if thread.state == "running":
             on = "" if thread.cpu is None else f" on CPU {thread.cpu}"
             node.end = End("running", f"{who} runs{on}", f"td_state TDS_RUNNING{on}")
+            if thread.cpu is not None:
+                cpu = self.node("cpu", str(thread.cpu), f"CPU {thread.cpu}")
+                self.join(node, cpu, "contained-in", PROVEN, f"td_oncpu {thread.cpu}", False)
             return Standing(RUNNING, f"runs{on}")
         if thread.state == "runnable":
-            node.end = End(
-                "runnable", f"{who} is runnable and waits for a CPU", "on a run queue"
-            )
+            node.end = End("runnable", f"{who} is runnable and waits for a CPU", "on a run queue")
             return Standing(RUNNING, "waits for a CPU")
         if thread.state == "locked":
             node.end = End("unknown", f"{who} is blocked on a lock that cannot be read")
@@ -238,5 +244,3 @@ class Builder:
             self.join(node, self.thread(server), "served-by", CATALOGUED, evidence)
         if len(servers) > 1:
             node.any = True
-
-

@@ -170,7 +170,7 @@ def read(path: str) -> List[Row]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         with open(path, encoding="utf-8") as stream:
-            loaded = yaml.load(stream, Loader=loader)  # noqa: S506 - a SafeLoader either way
+            loaded = yaml.load(stream, Loader=loader)
     except OSError as error:
         raise WchanError(f"cannot read the catalogue {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -141,9 +141,7 @@ def _stacks(kernel: Kernel) -> Tuple[List[int], List[_Stack]]:
     return [stack.low for stack in found], found
 
 
-def object_fits(
-    kernel: Kernel, kind: str, address: int, sleep: Optional[Sleep]
-) -> Optional[bool]:
+def object_fits(kernel: Kernel, kind: str, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
     """Whether an object of that kind is at ``address``: True, False, None where unknown."""
     test = _TESTS.get(kind)
     return None if test is None else test(kernel, address, sleep)

@@ -7,7 +7,18 @@ component from which no way leads out.
 
 from __future__ import annotations
 
-from typing import Dict, Hashable, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, TypeVar
+from typing import (
+    Dict,
+    Hashable,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    TypeVar,
+)
 
 PROVEN, CATALOGUED, GUESSED = "proven", "catalogued", "guessed"
 #: the surest first

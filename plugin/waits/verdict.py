@@ -49,7 +49,9 @@ def sentences(analysis: Analysis) -> List[str]:
         found.append(_deadlock(cause))
     for cause in causes:
         if cause.kind == "pacing":
-            found.append(_sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} behind it"))
+            found.append(
+                _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} behind it")
+            )
         elif cause.kind == "lost-wakeup":
             found.append(
                 _sentence(f"Lost wakeup: {cause.summary} ({count(len(cause.tids), 'thread')})")
@@ -107,9 +109,7 @@ def _memory_behind(analysis: Analysis, tids: Sequence[int]) -> Tuple[List[str], 
     """The page daemon's own threads among ``tids``, and how many wait for free pages."""
     wanted = set(tids)
     memory = [node for node in analysis.graph.nodes.values() if node.kind == "memory"]
-    servers = {
-        edge.target for node in memory for edge in analysis.graph.out.get(node.id, ())
-    }
+    servers = {edge.target for node in memory for edge in analysis.graph.out.get(node.id, ())}
     daemons = []
     for id in servers:
         node = analysis.graph.nodes[id]

@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Callable, Dict, Optional
 
 from plugin.waits.build import Case, Standing
-from plugin.waits.resolvers import geom, io, limits, memory, pages, procs, remote, vfs, zfs
+from plugin.waits.resolvers import (
+    common,
+    geom,
+    io,
+    limits,
+    memory,
+    pages,
+    procs,
+    remote,
+    vfs,
+    zfs,
+)
 
 Resolver = Callable[[Case], Optional[Standing]]
 
@@ -34,6 +45,12 @@ RESOLVERS: Dict[str, Resolver] = {
     "laundry_idle": memory.laundry_idle,
     "pacing_memory": memory.pacing_memory,
     "swapper": procs.swapper,
+    "children": procs.children,
+    "pipe": procs.pipe,
+    "socket": procs.socket,
+    "umtx": procs.umtx,
+    "service": procs.service,
+    "lock": common.no_lock,
     "pbuf": limits.pbufs,
     "uma_limit": limits.uma_limit,
     "vmem": limits.vmem,

@@ -71,3 +71,12 @@ def catalogued(case: Case) -> str:
     """The evidence of an edge that rests on the row and not on memory."""
     row = case.row
     return f"catalogue: {row.woken_by}" if row is not None else "catalogue"
+
+
+def no_lock(case: Case) -> Standing:
+    """A row that says "lock" for a sleep at whose channel no lock was found."""
+    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    node.end = node.end or End(
+        "unknown", f"{node.label}: the message is a lock's, but none can be read there"
+    )
+    return Standing(STUCK, "waits for a lock that cannot be read", case.row)

@@ -49,11 +49,10 @@ def pace(case: Case) -> Optional[Standing]:
     if state is None:
         return generic(case, "message")
     rate = f"{1 / state.pause:.0f} bios a second"
-    slow = f"at most {rate}" if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
+    slow = rate if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
     node.end = End(
         "pacing",
-        f"GEOM paces itself after an allocation failure ({slow}); "
-        f"{count(queued, 'bio')} on g_bio_run_down",
+        f"GEOM paces itself for want of memory, {slow}; {count(queued, 'bio')} queued",
         f"pace {state.pace}; {case.said()}; {state.explain(queued)}",
         case.thread.age,
     )
@@ -89,14 +88,16 @@ def events(case: Case) -> Optional[Standing]:
     """g_waitidle, g_waitfor_event: the g_event thread has to run what was posted."""
     b, kernel = case.b, case.kernel
     posted = geom_kern.events(kernel)
-    doorstep = [p for p in geom_kern.health(kernel).doorstep]
+    doorstep = geom_kern.health(kernel).doorstep
     node = case.waits_for(
         b.node("queue", "g_events", "g_events", case.address), PROVEN, case.said()
     )
     node.facts = [count(len(posted), "event")] + ([f"first {posted[0].func}"] if posted else [])
     if not posted and not doorstep:
         node.end = End(
-            "lost-wakeup", "no GEOM event is left, yet threads wait for them", "g_events is empty",
+            "lost-wakeup",
+            "no GEOM event is left, yet threads wait for them",
+            "g_events is empty",
             case.thread.age,
         )
         return Standing(STUCK, "waits for GEOM events", case.row)
@@ -120,8 +121,14 @@ def dev_close(case: Case) -> Optional[Standing]:
     if "g_dev_softc" not in case.kernel.layouts or case.channel.is_pause:
         return None
     softc = case.channel.container("g_dev_softc", "sc_active")
-    geom = next((g for g in mesh(case.kernel).geoms.values() if any(
-        c.private == softc for c in g.consumers) or g.softc == softc), None)
+    geom = next(
+        (
+            g
+            for g in mesh(case.kernel).geoms.values()
+            if any(c.private == softc for c in g.consumers) or g.softc == softc
+        ),
+        None,
+    )
     if geom is None:
         return None
     node = case.waits_for(case.channel_node(f"requests of /dev/{geom.name}"), PROVEN, case.said())

@@ -12,7 +12,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import geom_io
 from plugin.kernel.bio import try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
-from plugin.kernel.geom import Provider, mesh
+from plugin.kernel.geom import Provider
 from plugin.kernel.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
@@ -71,7 +71,9 @@ def _bufless(kernel: Kernel, buf: Optional[Buf], node: Node) -> End:
             f"{vnode.fstype} server of {vnode.on or 'a mount'} has not answered",
             f"buf {buf.address:#x} of a vnode on {vnode.fstype}; no bio stands for it",
         )
-    return End("unknown", f"{node.label}: no bio for it was found", "g_bio zone and queues searched")
+    return End(
+        "unknown", f"{node.label}: no bio for it was found", "g_bio zone and queues searched"
+    )
 
 
 def buf(case: Case) -> Optional[Standing]:
@@ -125,7 +127,7 @@ def _leaves(kernel: Kernel, request: OutstandingBio) -> List[OutstandingBio]:
     """The outstanding clones at the bottom of a request, itself if it has none."""
     by_address = geom_io.outstanding_by_address(kernel)
     found: List[OutstandingBio] = []
-    pending, seen = [request], set()
+    pending, seen = [request], {0}
     while pending:
         each = pending.pop()
         if each.bio.address in seen:
@@ -296,7 +298,7 @@ def _uses(kernel: Kernel, provider: Provider) -> List[str]:
     for mount in mounts(kernel):
         mounted.setdefault(mount.source.replace("/dev/", "", 1), []).append(mount.on)
     found: List[str] = []
-    pending, seen = [provider], set()
+    pending, seen = [provider], {0}
     while pending:
         each = pending.pop(0)
         if each.address in seen or len(seen) > 256:
@@ -381,7 +383,9 @@ def bufobj_output(case: Case) -> Optional[Standing]:
         b.join(node, buf_node(b, found.address), "needs", PROVEN, f"b_bufobj {address:#x}")
     if left == 0:
         node.end = End(
-            "lost-wakeup", f"{node.label}: none is left, yet threads wait", "bo_numoutput 0",
+            "lost-wakeup",
+            f"{node.label}: none is left, yet threads wait",
+            "bo_numoutput 0",
             case.thread.age,
         )
     elif not writing:

@@ -100,9 +100,7 @@ def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Belongs]
         at = vnode_of_lock(kernel, lock.address)
         vnode = vnode_at(kernel, at) if at is not None else None
         if vnode is not None:
-            return f"vnode lock {vnode.label}", Belongs(
-                "vnode", vnode.address, vnode.label, vnode
-            )
+            return f"vnode lock {vnode.label}", Belongs("vnode", vnode.address, vnode.label, vnode)
         buf = buf_of_lock(kernel, lock)
         if buf is not None:
             return f'buffer lock "{lock.name}" of {buf:#x}', Belongs("buf", buf, f"buf {buf:#x}")
@@ -140,5 +138,3 @@ def _handed_to_io(b: Builder, node: Node, lock: locks.Lock) -> None:
     if address is not None:
         target = buf_node(b, address)
         b.join(node, target, "served-by", PROVEN, f"owner LK_KERNPROC: the I/O of {address:#x}")
-
-

@@ -25,7 +25,7 @@ class Domain(NamedTuple):
     (and cached) pages than v_free_min before.
     """
 
-    index: int
+    number: int
     free: int
     free_min: int
     free_target: int
@@ -88,7 +88,7 @@ def shortage(kernel: Kernel) -> str:
     if not short:
         return ""
     return "; ".join(
-        (f"domain {domain.index}: " if len(domains(kernel)) > 1 else "")
+        (f"domain {domain.number}: " if len(domains(kernel)) > 1 else "")
         + f"{domain.free} free pages, the minimum is {domain.free_min}"
         for domain in short
     )
@@ -184,9 +184,10 @@ def pagedaemon_idle(case: Case) -> Optional[Standing]:
     needed = case.kernel.global_value("vm_pages_needed", 0)
     if needed and case.row is not None and case.channel.symbol == "vm_pages_needed":
         node = case.waits_for(case.channel_node(), PROVEN, case.said())
+        short = shortage(case.kernel) or "by now there are enough"
         node.end = End(
             "memory",
-            f"the page daemon has failed to free enough pages ({shortage(case.kernel) or 'now enough'})",
+            f"the page daemon has failed to free enough pages ({short})",
             f"vm_pages_needed {needed}",
             case.thread.age,
         )
@@ -233,5 +234,3 @@ def pacing_memory(case: Case) -> Optional[Standing]:
         )
         case.b.join(node, memory_node(case.b), "needs", CATALOGUED, short)
     return found
-
-

@@ -62,9 +62,7 @@ def page_node(b: Builder, address: int) -> Node:
     if b.graph.successors(node.id):
         return node
     if page.is_bogus:
-        node.end = End(
-            "unknown", f"{node.label}: waiting for bogus_page is always a mistake", word
-        )
+        node.end = End("unknown", f"{node.label}: waiting for bogus_page is always a mistake", word)
     elif page.busy.state not in (EXCLUSIVE, SHARED):
         age = max((t.age for t in waiting if t.age is not None), default=None)
         node.end = End(

@@ -1,12 +1,24 @@
-"""Waits for another process: the swapper, children, peers of pipes and sockets, umtx."""
+"""Waits for other processes: the swapper, children, peers of pipes and sockets, umtx.
+
+Such waits are benign by themselves; they become part of a chain where the
+other side is stuck, or where somebody waits for the waiter.
+"""
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Dict, List, Optional
 
-from plugin.waits.build import STUCK, Case, Standing
-from plugin.waits.graph import CATALOGUED, PROVEN
-from plugin.waits.resolvers.common import idle
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.file import by_data
+from plugin.kernel.proc import Thread, processes
+from plugin.kernel.umtx import blocked_on
+from plugin.session import Kernel
+from plugin.waits.build import BENIGN, STUCK, Builder, Case, Standing
+from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
+from plugin.waits.resolvers.common import idle, lost_wakeup
+
+#: more threads of a peer than this are not looked at
+_MAX_PEERS = 64
 
 
 def swapper(case: Case) -> Optional[Standing]:
@@ -22,3 +34,157 @@ def swapper(case: Case) -> Optional[Standing]:
             )
             break
     return Standing(STUCK, "waits to be swapped in", case.row)
+
+
+def _of_procs(b: Builder) -> Dict[int, List[Thread]]:
+    def compute() -> Dict[int, List[Thread]]:
+        found: Dict[int, List[Thread]] = {}
+        for thread in b.threads:
+            found.setdefault(thread.proc, []).append(thread)
+        return found
+
+    return b.kernel.once("threads by proc", compute)
+
+
+def _children(kernel: Kernel) -> Dict[int, List[int]]:
+    def compute() -> Dict[int, List[int]]:
+        found: Dict[int, List[int]] = {}
+        for proc in processes(kernel):
+            found.setdefault(proc.parent, []).append(proc.address)
+        return found
+
+    return kernel.once("children", compute)
+
+
+def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Standing:
+    """Benign, unless every thread that could end the wait is stuck itself."""
+    b = case.b
+    for peer in peers[:_MAX_PEERS]:
+        b.join(node, b.thread(peer), "served-by", PROVEN, evidence)
+    node.any = True
+    row = case.row
+    stuck = bool(peers) and all(b.standing(peer).status == STUCK for peer in peers[:_MAX_PEERS])
+    why = f"waits for {row.woken_by}" if row is not None else "waits for a peer"
+    if stuck:
+        return Standing(STUCK, f"{why}, which is stuck", row)
+    return Standing(BENIGN, why, row)
+
+
+def children(case: Case) -> Optional[Standing]:
+    """wait4(), vfork(): a child has to exit or exec."""
+    b = case.b
+    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    own = _children(case.kernel).get(case.thread.proc, [])
+    threads = [thread for proc in own for thread in _of_procs(b).get(proc, [])]
+    if not threads:
+        node.end = node.end or End("external", "waits for a child process", case.said())
+        return Standing(BENIGN, "waits for a child process", case.row)
+    found = _served_by_peers(case, node, threads, "p_pptr: a child of it")
+    # A shell that waits for a stuck command is not stuck by any fault of the kernel.
+    return found._replace(status=BENIGN) if case.thread.wmesg == "wait" else found
+
+
+def pipe(case: Case) -> Optional[Standing]:
+    """The process that has the other end of a pipe open."""
+    layouts = case.kernel.layouts
+    if "pipe" not in layouts:
+        return None
+    try:
+        peer = case.kernel.pointer(case.address + layouts.offsetof("pipe", "pipe_peer"))
+    except (MemoryFault, LayoutError):
+        return None
+    return _peers_of(case, peer, f"pipe {case.address:#x}", f"has the other end {peer:#x} open")
+
+
+def socket(case: Case) -> Optional[Standing]:
+    """A local socket's peer; what comes over a network comes from outside."""
+    layouts = case.kernel.layouts
+    if "socket" not in layouts or "unpcb" not in layouts:
+        return None
+    for path in ("so_rcv.sb_acc", "so_snd.sb_acc", "so_rcv.sb_cc", "so_snd.sb_cc", "so_timeo"):
+        if not layouts.has("socket", path):
+            continue
+        address = case.channel.container("socket", path)
+        try:
+            peer = _unix_peer(case.kernel, address)
+        except MemoryFault:
+            continue
+        if peer:
+            what = f"local socket {address:#x}"
+            return _peers_of(case, peer, what, f"has its peer {peer:#x} open")
+    return None
+
+
+def _unix_peer(kernel: Kernel, socket: int) -> int:
+    """The socket that a connected local socket talks to; 0 where it is none."""
+    pcb = kernel.pointer(socket + kernel.layouts.offsetof("socket", "so_pcb"))
+    if not pcb:
+        return 0
+    own = kernel.pointer(pcb + kernel.layouts.offsetof("unpcb", "unp_socket"))
+    if own != socket:
+        return 0
+    connected = kernel.pointer(pcb + kernel.layouts.offsetof("unpcb", "unp_conn"))
+    if not connected:
+        return 0
+    return kernel.pointer(connected + kernel.layouts.offsetof("unpcb", "unp_socket"))
+
+
+def _peers_of(case: Case, data: int, what: str, evidence: str) -> Standing:
+    b = case.b
+    node = case.waits_for(
+        case.channel_node(f'"{case.thread.wmesg}" on {what}'), PROVEN, case.said()
+    )
+    procs = {each.proc for each in by_data(case.kernel).get(data, ())} - {case.thread.proc}
+    threads = [thread for proc in procs for thread in _of_procs(b).get(proc, [])]
+    if not threads:
+        node.end = node.end or End(
+            "external", f"{what}: no other process has its other end open", case.said()
+        )
+        return Standing(BENIGN, "waits for the other end, which nobody else has open", case.row)
+    return _served_by_peers(case, node, threads, evidence)
+
+
+def umtx(case: Case) -> Optional[Standing]:
+    """A userland lock; of a priority-inheritance mutex the kernel knows the owner."""
+    held = blocked_on(case.kernel, case.thread)
+    owner = case.b.thread_node_at(held.owner) if held is not None else None
+    if held is None or owner is None:
+        return None
+    b = case.b
+    node = b.object("lock", held.address, f"PI mutex {held.address:#x}")
+    node.facts = ["umtx", "exclusive"]
+    case.waits_for(node, PROVEN, f"uq_pi_blocked {held.address:#x}")
+    b.join(node, owner, "owned-by", PROVEN, f"pi_owner {held.owner:#x}")
+    from plugin.kernel.proc import thread_at
+
+    thread = thread_at(case.kernel, held.owner)
+    stuck = thread is not None and b.standing(thread).status == STUCK
+    why = f"waits for a PI mutex of {owner.label}"
+    return Standing(STUCK if stuck else BENIGN, why, case.row)
+
+
+def service(case: Case) -> Optional[Standing]:
+    """ "-": a service thread at rest.  A taskqueue's thread only while its queue is empty."""
+    layouts = case.kernel.layouts
+    if not case.b.is_kernel_thread(case.thread):
+        return None
+    if "taskqueue" in layouts and runs_taskqueue(case):
+        try:
+            first = case.kernel.pointer(
+                case.address + layouts.offsetof("taskqueue", "tq_queue.stqh_first")
+            )
+        except (MemoryFault, LayoutError):
+            first = 0
+        if first and case.kernel.is_kernel_address(first):
+            return lost_wakeup(
+                case,
+                f"{case.thread.label} sleeps although its taskqueue has a task {first:#x}",
+                f"tq_queue of {case.address:#x}",
+            )
+    return None
+
+
+def runs_taskqueue(case: Case) -> bool:
+    from plugin.waits.resolvers.stacks import runs
+
+    return runs(case.b, case.thread, ("taskqueue_thread_loop",))

@@ -65,7 +65,9 @@ def fuse(case: Case) -> Optional[Standing]:
         _join_daemon(case, [t for t in b.threads if t.proc in procs], GUESSED, None)
     else:
         node.end = End(
-            "external", "the daemon of a FUSE file system has not answered", case.said(),
+            "external",
+            "the daemon of a FUSE file system has not answered",
+            case.said(),
             case.thread.age,
         )
     return Standing(STUCK, "waits for a FUSE daemon", case.row)

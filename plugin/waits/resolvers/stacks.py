@@ -40,7 +40,9 @@ def runs(b: Builder, thread: Thread, functions: Sequence[str]) -> bool:
     return any(frame.startswith(tuple(functions)) for frame in frames)
 
 
-def threads_running(b: Builder, functions: Sequence[str], kernel_only: bool = False) -> List[Thread]:
+def threads_running(
+    b: Builder, functions: Sequence[str], kernel_only: bool = False
+) -> List[Thread]:
     """Threads with one of ``functions`` on their stack."""
     return [
         thread

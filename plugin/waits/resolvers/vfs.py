@@ -63,9 +63,7 @@ def mount_suspended(case: Case) -> Optional[Standing]:
     return Standing(STUCK, "waits for a suspended file system", case.row)
 
 
-def _by_stack(
-    b: Builder, node: Node, mount: Mount, functions: Sequence[str], case: Case
-) -> bool:
+def _by_stack(b: Builder, node: Node, mount: Mount, functions: Sequence[str], case: Case) -> bool:
     waiting = sleepers_on(b, case.address)
     return bool(guess_holders(b, node, mount.address, functions, waiting, 8))
 
@@ -110,8 +108,9 @@ def mount_busy(case: Case) -> Optional[Standing]:
     if node.end is None and not b.graph.successors(node.id):
         functions = ("dounmount",) if case.thread.wmesg == "vfs_busy" else ()
         if not _by_stack(b, node, mount, functions, case):
-            node.end = End("unknown", f"{node.label} is in use or being unmounted; by whom is "
-                           "not recorded")
+            node.end = End(
+                "unknown", f"{node.label} is in use or being unmounted; by whom is not recorded"
+            )
     return Standing(STUCK, "waits for a mount", case.row)
 
 
@@ -125,7 +124,7 @@ def vnlru(case: Case) -> Optional[Standing]:
         node.facts = [f"{number} of {most}"]
     except MemoryFault:
         pass
-    servers = [t for t in b.named(["vnlru"])]
+    servers = b.named(["vnlru"])
     if not servers:
         return generic(case, "message")
     b.served_by(node, servers, "catalogue: vnlru reclaims vnodes")

@@ -136,8 +136,12 @@ def other(case: Case) -> Optional[Standing]:
     if node.end is None and not b.graph.successors(node.id):
         wmesg = case.thread.wmesg or ""
         if wmesg.startswith("arc_"):
-            for thread in _zfs_threads(b, ("arc_reclaim_thread", "arc_evict", "arc_adjust", "zthr")):
-                b.join(node, b.thread(thread), "served-by", CATALOGUED, "catalogue: the ARC's thread")
+            for thread in _zfs_threads(
+                b, ("arc_reclaim_thread", "arc_evict", "arc_adjust", "zthr")
+            ):
+                b.join(
+                    node, b.thread(thread), "served-by", CATALOGUED, "catalogue: the ARC's thread"
+                )
         elif wmesg.startswith(("zcw", "zilog")):
             case.b.join(
                 node, zio_node(b, case.address), "needs", GUESSED, "a log write is under way"
