@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from plugin.errors import UsageError
 from plugin.kernel.bio import (
@@ -20,6 +20,7 @@ from plugin.kernel.bio import (
     is_queue_head,
     queue_at,
 )
+from plugin.kernel.buf import b_pages, iodone_name, try_buf_at
 from plugin.kernel.disk import provider_of_disk
 from plugin.kernel.geom import consumer_at, provider_at
 from plugin.kernel.geom_io import (
@@ -35,6 +36,7 @@ from plugin.kernel.geom_io import (
 )
 from plugin.kernel.geom_kern import geom_threads, pacing
 from plugin.kernel.proc import Thread
+from plugin.kernel.vnode import vnode_at
 from plugin.report import Report, address, count, seconds
 from plugin.session import Kernel
 
@@ -291,7 +293,7 @@ def behind(kernel: Kernel, origin: Origin) -> str:
     waiters = bio_waiters(kernel, origin.address) if origin.address else []
     who = ", ".join(_thread(t) for t in waiters[:2]) + (" ..." if len(waiters) > 2 else "")
     if origin.kind == "buf":
-        return who or f"buf {origin.address:#x}"
+        return who or _file(kernel, origin) or f"buf {origin.address:#x}"
     if origin.kind == "swap":
         return who or "swap pager"
     if origin.kind in ("physio", "thread"):
@@ -301,6 +303,13 @@ def behind(kernel: Kernel, origin: Origin) -> str:
     if origin.kind == "unknown":
         return origin.evidence
     return f"{origin.kind} {address(origin.address)}"
+
+
+def _file(kernel: Kernel, origin: Origin) -> str:
+    """The file whose buffer it is, "" where the buffer has no vnode."""
+    buf = try_buf_at(kernel, origin.address) if origin.address else None
+    vnode = vnode_at(kernel, buf.vp) if buf and buf.vp else None
+    return vnode.label if vnode else ""
 
 
 # One bio
@@ -342,7 +351,32 @@ def _one(kernel: Kernel, bio: Bio) -> Report:
         report.pre("\n".join("  " * depth + "    " + line for line in details))
     origin = bio_origin(kernel, bio)
     report.text(f"It is for {behind(kernel, origin)} ({origin.evidence}).")
+    for line in _behind_it(kernel, origin):
+        report.text(line)
     return report
+
+
+def _behind_it(kernel: Kernel, origin: Origin) -> Iterator[str]:
+    """What stands behind a request, in full."""
+    if origin.kind not in ("buf", "swap") or not origin.address:
+        return
+    buf = try_buf_at(kernel, origin.address)
+    if buf is None:
+        return
+    what = "buf" if buf.cached else "pbuf"
+    flags = " ".join(kernel.layouts.flags("b_flags", buf.flags)) or "none"
+    done = iodone_name(kernel, buf)
+    yield (
+        f"{what} {buf.address:#x}: {buf.iocmd} of {buf.bcount} bytes, b_blkno {buf.blkno}, "
+        f"b_lblkno {buf.lblkno}, flags {flags}" + (f", b_iodone {done}" if done else "")
+    )
+    vnode = vnode_at(kernel, buf.vp) if buf.vp else None
+    if vnode is not None:
+        yield f"vnode {vnode.address:#x}: {vnode.label}"
+    pages = b_pages(kernel, buf)
+    if pages:
+        shown = ", ".join(f"{page:#x}" for page in pages[:4])
+        yield f"{count(len(pages), 'page')}: {shown}" + (" ..." if len(pages) > 4 else "")
 
 
 def _below(known: Dict[int, OutstandingBio], at: int) -> List[Bio]:
@@ -399,9 +433,27 @@ def bio_data(kernel: Kernel, bio: Bio) -> Dict[str, Any]:
             "detail": address(origin.detail),
             "evidence": origin.evidence,
             "tids": [t.tid for t in bio_waiters(kernel, origin.address or 0)],
+            **_buf_data(kernel, origin),
         },
         "done": done_name(kernel, bio) or None,
         "age": age(kernel, bio),
+    }
+
+
+def _buf_data(kernel: Kernel, origin: Origin) -> Dict[str, Any]:
+    """The buf, pbuf or block of swap behind a request, and whose it is."""
+    if origin.kind not in ("buf", "swap") or not origin.address:
+        return {}
+    buf = try_buf_at(kernel, origin.address)
+    if buf is None:
+        return {}
+    return {
+        "cached": buf.cached,
+        "blkno": buf.blkno,
+        "lblkno": buf.lblkno,
+        "iodone": iodone_name(kernel, buf) or None,
+        "vnode": address(buf.vp or None),
+        "pages": [address(page) for page in b_pages(kernel, buf)],
     }
 
 

@@ -9,9 +9,7 @@ da1 and da2; another has come back and waits on g_bio_run_up.
 
 from __future__ import annotations
 
-import functools
 import json
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
@@ -51,8 +49,7 @@ class Forged(NamedTuple):
     bios: Dict[str, List[Bio]]
 
 
-@functools.cache
-def machine(osreldate: int, arch: str, variant: Tuple[str, ...]) -> Forged:
+def machine(osreldate: int, arch: str, variant: Tuple[str, ...], folder: Path) -> Forged:
     m = Machine(osreldate, arch, variant, ram=64 * MB)
     g = m.geom
     da0 = g.disk("da", 0, mediasize=36703933440)
@@ -91,16 +88,23 @@ def machine(osreldate: int, arch: str, variant: Tuple[str, ...]) -> Forged:
     else:
         down.pauses("g_down", 0.1 if osreldate < 1002500 else 0.001)
     m.write_pointer(local + m.pointer_size, bios["held"][0])
-    folder = Path(tempfile.mkdtemp(prefix="wchan-test-geom-"))
     vmcore, elf = m.write(folder)
     return Forged(open_core(str(vmcore), str(elf)), vmcore, elf, bios)
 
 
-@pytest.fixture(params=KERNELS, ids=lambda k: "-".join([str(k[0]), k[1], *k[2][:1]]))
-def forged(request: pytest.FixtureRequest) -> Forged:
-    made = machine(*request.param)
-    made.kernel.start_command()
-    return made
+@pytest.fixture(
+    scope="module", params=KERNELS, ids=lambda k: "-".join([str(k[0]), k[1], *k[2][:1]])
+)
+def machine_once(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Forged:
+    return machine(*request.param, tmp_path_factory.mktemp("geom"))
+
+
+@pytest.fixture
+def forged(machine_once: Forged) -> Forged:
+    machine_once.kernel.start_command()
+    return machine_once
 
 
 def found(forged: Forged, *names: str) -> List[geom_io.OutstandingBio]:

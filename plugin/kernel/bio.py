@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.errors import MemoryFault
+from plugin.kernel.linker import name_of
 from plugin.kernel.lock_object import lock_object
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.queue import LIMIT, tailq_foreach
@@ -270,8 +271,10 @@ def bio_chain(kernel: Kernel, bio: Bio) -> List[Bio]:
 
 
 def done_name(kernel: Kernel, bio: Bio) -> str:
-    """The function that bio_done points to, "" for NULL."""
-    return kernel.symbolize(bio.done) if bio.done else ""
+    """The function that bio_done points to, or the module it lies in; "" for NULL."""
+    if not bio.done:
+        return ""
+    return kernel.once(("bio_done", bio.done), lambda: name_of(kernel, bio.done))
 
 
 class Origin(NamedTuple):
@@ -314,6 +317,8 @@ _ORIGINS: Dict[str, Tuple[str, Callable[[Bio], Tuple[Optional[int], Optional[int
     "vdev_geom_io_done": ("zfs", _caller1),
     # cam/ctl/ctl_backend_block.c
     "ctl_be_block_biodone": ("ctl", _caller1),
+    # the only one of ZFS's bios that reach GEOM, where its module has no symbols here
+    "zfs.ko": ("zfs", _caller1),
 }
 
 

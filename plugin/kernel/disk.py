@@ -112,11 +112,15 @@ def provider_of_disk(kernel: Kernel, address: int) -> Optional[Provider]:
 
 
 def is_driver_clone(kernel: Kernel, bio: Bio) -> bool:
-    """True for the clone that g_disk_start makes for the driver."""
+    """True for the clone that g_disk_start makes for the driver.
+
+    Its bio_done is g_disk_done; without that symbol, what is left to go by is that
+    it is for a disk and from nobody.
+    """
     if not bio.disk or not bio.done:
         return False
     found = kernel.symbol("g_disk_done")
-    return found is not None and bio.done == found.address
+    return bio.done == found.address if found else bool(bio.parent and not bio.to)
 
 
 #: d_rotation_rate: 0 unknown, 1 no rotating medium, else revolutions a minute (geom_disk.h)

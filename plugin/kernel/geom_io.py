@@ -101,6 +101,7 @@ class Flight:
         self._in_use: Optional[Set[int]] = None
         self._places: Dict[int, Optional[_Place]] = {}
         self._heads: Dict[int, str] = {}
+        self._linked: Dict[int, Optional[int]] = {}
         self._find()
 
     # Finding them
@@ -204,6 +205,8 @@ class Flight:
             return self._childless(bio, to)
         if to is not None:
             return self._given_to(bio, to)
+        if bio.parent in self.bios:
+            return self._unsent(bio)
         if bio.disk or bio.dev:
             return _Place(AT_DEVICE, "given to a driver outside GEOM", INFERRED, None)
         return None
@@ -244,6 +247,12 @@ class Flight:
                 LOST, f"{left} of its clones are in use nowhere in the g_bio zone", INFERRED, to
             )
         return _Place(AT_DEVICE, f"{left} of its clones are out, not found", INFERRED, to)
+
+    def _unsent(self, bio: Bio) -> _Place:
+        """A clone that g_io_request() has not been called for: its class works on it."""
+        by = provider_at(self.kernel, self.bios[bio.parent].to)
+        where = f" by {by.class_name} {by.name}" if by else ""
+        return _Place(QUEUED, f"cloned{where}, not passed on yet", INFERRED, by)
 
     def _given_to(self, bio: Bio, to: Provider) -> _Place:
         """g_io_request() has been called for it, it has no clones and is on no list."""
@@ -287,21 +296,25 @@ class Flight:
         kernel = self.kernel
         offset_next = kernel.layouts.offsetof("bio", "bio_queue.tqe_next")
         offset_prev = kernel.layouts.offsetof("bio", "bio_queue.tqe_prev")
-        address = bio.address
-        seen: Set[int] = set()
-        while address not in seen and len(seen) < 1 << 20:
-            seen.add(address)
+        address, passed = bio.address, set()
+        head: Optional[int] = None
+        while address not in self._linked and address not in passed:
+            passed.add(address)
             try:
                 link = kernel.pointer(address + offset_prev)
                 if not link or kernel.pointer(link) != address:
-                    return None
+                    break
             except MemoryFault:
-                return None
-            before = link - offset_next
-            if before not in self.bios:
-                return link if is_queue_head(kernel, link) else None
-            address = before
-        return None
+                break
+            address = link - offset_next
+            if address not in self.bios:
+                head = link if is_queue_head(kernel, link) else None
+                break
+        else:
+            head = self._linked.get(address)
+        for each in passed:
+            self._linked[each] = head
+        return head
 
     def _owner_of(self, head: int, provider: Optional[Provider]) -> str:
         """A name for a queue by its head: symbol, or the softc that it lies in."""
