@@ -159,6 +159,8 @@ class Builder:
             "kmem": Arena(self.map.kmem, self.map.stacks),
             "kva": Arena(self.map.kva, self.map.kmem),
             "stacks": Arena(self.map.stacks, self.map.stacks + 0x10000000),
+            # Where there is room for what is larger than a small machine.
+            "wide": Arena(self.map.stacks + 0x40000000, self.map.stacks + 0x400000000),
         }
         self.symbols: Dict[str, Symbol] = {}
         self._globals: Mapping[str, str] = getattr(layouts.tables, "globals", {})
@@ -534,11 +536,3 @@ class Builder:
                 pieces.append(elf.Piece(section, start, end, pages))
         entry = pieces[0].start
         elf.write(path, self.arch, pieces, list(self.symbols.values()), entry)
-
-
-def merged(*members: Mapping[str, Any]) -> Dict[str, Any]:
-    """Members of several dicts, later ones over earlier ones."""
-    result: Dict[str, Any] = {}
-    for one in members:
-        result.update(one)
-    return result

@@ -13,6 +13,8 @@ scenario touched, so a full dump has one segment per run of those.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -79,6 +81,8 @@ def _runs(pfns: Sequence[int]) -> Iterator[Tuple[int, int]]:
 
 
 def _write_full(path: Path, space: Space) -> None:
+    if space.bulk:
+        raise UsageError("a page array made in bulk is written to minidumps only")
     runs = list(_runs(sorted(space.pages)))
     wide = space.map.pointer_size == 8
     ehsize, phentsize = (64, 56) if wide else (52, 32)
@@ -175,7 +179,14 @@ def _write_minidump(
             else:
                 out.write(data)
                 out.seek(size - len(data), 1)
-        _write_pages(out, space, sorted(space.pages))
+        pages = sorted(space.pages)
+        for bulk in sorted(space.bulk):
+            before = bisect_left(pages, bulk.first)
+            _write_pages(out, space, pages[:before])
+            for piece in bulk.content():
+                out.write(piece)
+            pages = pages[before:]
+        _write_pages(out, space, pages)
 
 
 def _dump_avail(space: Space) -> List[Tuple[int, int]]:
@@ -205,7 +216,7 @@ def _bitmap(space: Space, avail: List[Tuple[int, int]]) -> bytes:
         total = max(max(space.pages) + 1, space.map.ram[1] // PAGE_SIZE)
         starts = [(0, total, 0)]
     bits = bytearray(-(-total // 64) * 8)
-    for pfn in space.pages:
+    for pfn in chain(space.pages, *(range(b.first, b.first + b.pages) for b in space.bulk)):
         for low, high, base in starts:
             if low <= pfn < high:
                 index = base + pfn - low

@@ -234,6 +234,7 @@ class Geom:
         self.up: List[Bio] = []
         self.task: List[Bio] = []
         self.all: List[Bio] = []
+        self._bcount = m.has("bio", "bio_bcount")
         self.events: List[Obj] = []
         #: failures since g_down last came through: it paces itself while this is not 0
         self.pace = 0
@@ -482,13 +483,21 @@ class Geom:
 
     # Requests
 
-    def bio(self, cmd: int, offset: int, length: int, *, at: Optional[int] = None) -> Bio:
+    def bio(
+        self, cmd: int, offset: int, length: int, *, at: Optional[int] = None, **members: Any
+    ) -> Bio:
         """A struct bio out of the g_bio zone, sent nowhere yet."""
         m = self.machine
-        zone = m.zones["bio"]
-        obj = m.new("bio", at=zone.alloc(at))
-        obj.set(bio_cmd=cmd, bio_offset=offset, bio_length=length)
-        obj.probe(bio_bcount=length)
+        if self._bcount:
+            members["bio_bcount"] = length
+        obj = m.new(
+            "bio",
+            at=m.zones["bio"].alloc(at),
+            bio_cmd=cmd,
+            bio_offset=offset,
+            bio_length=length,
+            **members,
+        )
         made = Bio(self, obj, cmd, offset, length)
         self.all.append(made)
         return made
@@ -513,31 +522,39 @@ class Geom:
         It is in flight and nowhere yet: say where with ``queued_down()``,
         ``passed()`` or ``to_device()``.
         """
-        made = self.bio(cmd, offset, length, at=at)
+        made = self.bio(
+            cmd,
+            offset,
+            length,
+            at=at,
+            bio_from=consumer,
+            bio_to=consumer.provider,
+            bio_done=done or None,
+            bio_caller1=caller1,
+            bio_caller2=caller2,
+            bio_data=data,
+            **self._since(seconds),
+        )
         made.consumer, made.provider, made.age = consumer, consumer.provider, seconds
-        obj = made.obj
-        obj.set(bio_from=consumer, bio_to=consumer.provider)
-        if done:
-            obj["bio_done"] = done
-        if caller1 is not None:
-            obj["bio_caller1"] = caller1
-        if caller2 is not None:
-            obj["bio_caller2"] = caller2
-        if data is not None:
-            obj["bio_data"] = data
         if parent is not None:
             self._child(parent, made)
-        self.stamp(made, seconds)
         consumer.requests += 1
         consumer.provider.requests += 1
         return made
 
+    def _since(self, seconds: float) -> Dict[str, int]:
+        since = self.machine.uptime - seconds
+        whole = int(since)
+        return {
+            "bio_t0.sec": whole,
+            "bio_t0.frac": int((since - whole) * (1 << 64)) & 0xFFFFFFFFFFFFFFFF,
+        }
+
     def stamp(self, bio: Bio, seconds: float) -> None:
         """bio_t0: when it was last requested."""
         bio.age = seconds
-        since = self.machine.uptime - seconds
-        bio.obj["bio_t0.sec"] = int(since)
-        bio.obj["bio_t0.frac"] = int((since - int(since)) * (1 << 64)) & 0xFFFFFFFFFFFFFFFF
+        for member, value in self._since(seconds).items():
+            bio.obj[member] = value
 
     def _child(self, parent: Bio, child: Bio) -> None:
         parent.children.append(child)

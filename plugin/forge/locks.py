@@ -180,7 +180,6 @@ class Rmlock(_TurnstileLock):
             self.inner: Lock = machine.locks.sx(name, at=obj.at(inner))
         else:
             self.inner = machine.locks.mutex(name, at=obj.at(inner))
-        self._functions_shared = ("_rm_rlock_hard",)
 
     def owned_by(self, thread: Optional[Thread]) -> Rmlock:
         self.inner.owned_by(thread)
@@ -188,7 +187,10 @@ class Rmlock(_TurnstileLock):
 
     def block(self, thread: Thread, shared: bool, seconds: float) -> None:
         thread.call("_rm_rlock_hard" if shared else "_rm_wlock")
-        self.inner.block(thread, False, seconds)
+        if isinstance(self.inner, Sx):
+            self.inner.slept_on_by(thread, seconds=seconds)
+        else:
+            self.inner.block(thread, False, seconds)
 
     def _functions(self, shared: bool) -> Sequence[str]:
         return ()

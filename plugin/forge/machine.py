@@ -79,6 +79,8 @@ class Machine(Builder):
         vm_page_array: Optional[int] = None,
         ram_start: Optional[int] = None,
         bogus_page: Optional[int] = None,
+        busy_every: int = 0,
+        nbuf: int = 0,
     ) -> None:
         self.variant: FrozenSet[str] = frozenset(variant)
         super().__init__(
@@ -115,10 +117,10 @@ class Machine(Builder):
         self.pcpus = self._pcpus()
         self._counters = 0
         self.uma = Uma(self)
-        self.vm = Vm(self, array_at=vm_page_array, bogus_at=bogus_page)
+        self.vm = Vm(self, array_at=vm_page_array, bogus_at=bogus_page, busy_every=busy_every)
         self.procs = Procs(self)
         self.geom = Geom(self)
-        self.bufs = Bufs(self)
+        self.bufs = Bufs(self, nbuf)
         self.vfs = Vfs(self)
         self.services = Services(self)
 

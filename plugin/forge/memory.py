@@ -12,7 +12,7 @@ kernel has which is said beside them.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from plugin.errors import MemoryFault, UsageError
 
@@ -148,6 +148,15 @@ def _address_map(arch: str, osreldate: int, ram: int, kstack_pages: Optional[int
     raise UsageError(f"no dumps are forged for {arch}; known: i386, amd64, arm64")
 
 
+class Bulk(NamedTuple):
+    """Contiguous physical pages whose content is made only when it is written to a file."""
+
+    first: int
+    pages: int
+    #: yields the pages' bytes in order, whole pages at a time
+    content: Callable[[], Iterator[bytes]]
+
+
 class Space:
     """Physical pages and the kernel address space over them.
 
@@ -161,6 +170,7 @@ class Space:
         self.pages: Dict[int, Union[bytes, bytearray]] = {}
         #: physical page number by virtual page number, outside image and direct map
         self.kva: Dict[int, int] = {}
+        self.bulk: List[Bulk] = []
         self._by_va: Dict[int, bytearray] = {}
         first, end = map_.ram
         self._next = first >> PAGE_SHIFT
@@ -200,6 +210,14 @@ class Space:
         """Map the virtual page at ``address`` to a physical page."""
         self.kva[address >> PAGE_SHIFT] = pfn
         self._by_va.pop(address >> PAGE_SHIFT, None)
+
+    def map_bulk(self, address: int, count: int, content: Callable[[], Iterator[bytes]]) -> None:
+        """Map ``count`` pages at ``address`` that nothing is read from or written to here."""
+        first = self.claim(count)
+        self.bulk.append(Bulk(first, count, content))
+        base = address >> PAGE_SHIFT
+        for index in range(count):
+            self.kva[base + index] = first + index
 
     # Translation
 

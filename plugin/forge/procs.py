@@ -372,7 +372,7 @@ class Procs:
             storage = m.symbol("thread0_st", size=size, align=32)
             thread = m.view("thread", storage.address)
         else:
-            thread = m.symbol("thread0", "thread")
+            thread = m.symbol("thread0", "thread", align=32)
         self._new_thread(proc, "swapper", thread)
         return proc
 

@@ -61,6 +61,8 @@ class Zone:
         self.sleepers = 0
         self.slabs: List[Slab] = []
         self.rsize = self.ppera = self.ipers = self.pgoff = 0
+        #: slabs that may have free items, the one to take from last
+        self._open: List[Slab] = []
         self._kept: Set[int] = set()
         #: freed items that lie in per-CPU buckets
         self.cached: List[int] = []
@@ -136,11 +138,10 @@ class Zone:
         home = self.primary or self
         if at is not None:
             return home._take_at(at)
-        for slab in reversed(home.slabs):
-            if slab.free:
-                return slab.data + slab.free.pop(0) * home.rsize
-        home._grow()
-        return slab_take(home)
+        while home._open and not home._open[-1].free:
+            home._open.pop()
+        slab = home._open[-1] if home._open else home._grow()
+        return slab.data + slab.free.pop(0) * home.rsize
 
     def keep(self, address: int) -> None:
         """Keep the item at an address for an ``alloc`` that asks for it."""
@@ -174,6 +175,7 @@ class Zone:
         m.space.touch(data, size)
         slab = Slab(m.view("uma_slab", data + self.pgoff), data, self.ipers)
         self.slabs.append(slab)
+        self._open.append(slab)
         return slab
 
     def cache(self, count: int, cpu: int = 0) -> None:
@@ -306,12 +308,6 @@ class Zone:
         )
 
 
-def slab_take(zone: Zone) -> int:
-    """The first free item of the newest slab."""
-    slab = zone.slabs[-1]
-    return slab.data + slab.free.pop(0) * zone.rsize
-
-
 #: zones that every kernel makes, by the struct they hold
 _ZONES: Tuple[Tuple[str, str], ...] = (
     ("g_bio", "bio"),
@@ -342,7 +338,9 @@ class Uma:
             if struct == "thread" and "td_sched" in m.layouts:
                 # The scheduler's part follows struct thread in its item.
                 size += m.sizeof("td_sched")
-            m.zones[struct] = self.zone(name, size)
+            # The lock words keep flags in the low five bits of a thread's address.
+            align = 32 if struct == "thread" else 0
+            m.zones[struct] = self.zone(name, size, align=align)
         m.variable("biozone", m.zones["bio"], static=True)
 
     def zone(self, name: str, size: int, **how: Any) -> Zone:

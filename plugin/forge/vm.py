@@ -12,7 +12,7 @@ asks, so that the kernel's own counters agree with a scan.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from plugin.errors import UsageError
 from plugin.forge.builder import Obj
@@ -138,6 +138,7 @@ class Vm:
         *,
         array_at: Optional[int] = None,
         bogus_at: Optional[int] = None,
+        busy_every: int = 0,
     ) -> None:
         m = self.machine = machine
         self.stride = m.sizeof("vm_page")
@@ -147,6 +148,8 @@ class Vm:
         self.objects: List[VmObject] = []
         self.counts = Counts()
         self.swap_devices: List[SwapDevice] = []
+        #: a page array made by arithmetic, every so many pages busied: for large machines
+        self.busy_every = busy_every
         self.array = self._place_array(array_at)
         wide = m.osreldate >= 900000
         m.variable("vm_page_array", self.array)
@@ -172,6 +175,10 @@ class Vm:
         """vm_page_array: in the direct map up to 12.x, in kernel virtual memory else."""
         m = self.machine
         size = self.count * self.stride
+        if self.busy_every:
+            at = m.arenas["wide"].take(size, PAGE_SIZE)
+            m.space.map_bulk(at, -(-size // PAGE_SIZE), self._arithmetic)
+            return at
         if at is None and m.map.dmap[1] and m.osreldate < 1300000:
             at = m.space.direct(m.space.claim(-(-size // PAGE_SIZE)) << PAGE_SHIFT)
         elif at is None:
@@ -448,6 +455,9 @@ class Vm:
     def finish_pages(self) -> None:
         """Write the page array, once every page in use is known."""
         m = self.machine
+        if self.busy_every:
+            self._arithmetic_counts()
+            return
         states = self._share_out()
         image = bytearray(self.count * self.stride)
         queues = self._encode(image, states)
@@ -455,6 +465,61 @@ class Vm:
         self._link_queues(image, queues)
         m.space.write(self.array, bytes(image))
         self._write_counts(states, queues)
+
+    def _arithmetic(self) -> Iterator[bytes]:
+        """struct vm_page by number: even ones free, odd ones active, some exclusively busied."""
+        numpy = _numpy()
+        m = self.machine
+        wanted = ["phys_addr", "object", "pindex", "busy_lock", "valid"]
+        modern = m.has("vm_page", "ref_count")
+        wanted += ["ref_count", "a.queue"] if modern else ["wire_count", "queue"]
+        wanted += ["plinks.q.tqe_next", "plinks.q.tqe_prev"]
+        members = {name: m.locate("vm_page", name) for name in wanted}
+        record = numpy.dtype(
+            {
+                "names": list(members),
+                "formats": [f"<u{member.size}" for member in members.values()],
+                "offsets": [member.offset for member in members.values()],
+                "itemsize": self.stride,
+            }
+        )
+        step = 512 * 128
+        for first in range(0, self.count, step):
+            number = numpy.arange(first, min(first + step, self.count), dtype="u8")
+            active = number % 2 == 1
+            pages = numpy.zeros(len(number), dtype=record)
+            pages["phys_addr"] = (number + self.first) << PAGE_SHIFT
+            pages["object"] = numpy.where(active, self._filler.obj.address, 0)
+            pages["pindex"] = numpy.where(active, number // 2, 0)
+            pages["valid"] = numpy.where(active, 0xFF, 0)
+            busy = active & (number // 2 % self.busy_every == 0)
+            idle = numpy.where(active, VPB_BIT_SHARED, 0xFFFFFFFE if modern else VPB_BIT_SHARED)
+            pages["busy_lock"] = numpy.where(busy, VPB_BIT_EXCLUSIVE, idle)
+            queue = numpy.where(active, self.heads["active"], 0xFF)
+            pages["a.queue" if modern else "queue"] = queue
+            if modern:
+                pages["ref_count"] = numpy.where(active, VPRC_OBJREF, 0)
+            own = numpy.uint64(self.array) + number * numpy.uint64(self.stride)
+            both = numpy.uint64(2 * self.stride)
+            last = number + 2 >= self.count
+            pages["plinks.q.tqe_next"] = numpy.where(active & ~last, own + both, 0)
+            head = self._head(self.heads["active"]) or 0
+            before = numpy.where(number == 1, numpy.uint64(head), own - both)
+            pages["plinks.q.tqe_prev"] = numpy.where(active, before, 0)
+            yield pages.tobytes()
+
+    def _arithmetic_counts(self) -> None:
+        m = self.machine
+        active = self.count // 2
+        head = self._head(self.heads["active"])
+        if head is not None:
+            m.write_pointer(head, self.array + self.stride)
+            last = self.array + (2 * active - 1) * self.stride
+            m.write_pointer(head + m.pointer_size, last)
+        self._filler.obj["resident_page_count"] = min(active, 0x7FFFFFFF)
+        limits = self.thresholds(self.count // 2)
+        self._write_counters(0, limits)
+        self._domain_counts(self.count - active, {"active": active}, limits)
 
     def _share_out(self) -> Dict[int, Page]:
         """A Page for every page frame of the array."""
@@ -683,11 +748,7 @@ class Vm:
         number = {name: len(pages) for name, pages in queues.items()}
         limits = self.thresholds(self.count // 2)
         cnt = self.cnt
-        for member in list(m.layouts["vmmeter"]):
-            if member.is_pointer:
-                cnt[member.name] = m.counter(wired if member.name == "v_wire_count" else 1000)
-        cnt.set(v_page_size=PAGE_SIZE, v_page_count=self.count)
-        cnt.probe(**{f"v_{name}": value for name, value in limits.items()})
+        self._write_counters(wired, limits)
         plain = {
             "v_free_count": free,
             "v_wire_count": wired,
@@ -711,6 +772,15 @@ class Vm:
             m.assign("vm_min_domains", 1)
             if below < limits["free_severe"]:
                 m.assign("vm_severe_domains", 1)
+
+    def _write_counters(self, wired: int, limits: Dict[str, int]) -> None:
+        """Thresholds, and the event counters where they are counter(9)s."""
+        m, cnt = self.machine, self.cnt
+        for member in list(m.layouts["vmmeter"]):
+            if member.is_pointer:
+                cnt[member.name] = m.counter(wired if member.name == "v_wire_count" else 1000)
+        cnt.set(v_page_size=PAGE_SIZE, v_page_count=self.count)
+        cnt.probe(**{f"v_{name}": value for name, value in limits.items()})
 
     def _old_counts(self) -> None:
         """vm_page_queues[].cnt point at the counters; lcnt is each queue's own (to 7.x)."""
@@ -762,6 +832,14 @@ class Vm:
                 queue["pq_vcnt"] = self.cnt.at(f"v_{name}_count")
 
 
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError:
+        raise UsageError("a page array of this size needs numpy: pip install numpy") from None
+    return numpy
+
+
 class _Writer:
     """Writes members of the n-th struct vm_page into the array's image."""
 
@@ -782,8 +860,3 @@ class _Writer:
 
     def pointer(self, at: int, value: Any) -> None:
         self._word(self.image, at, 0 if value is None else value.__index__())
-
-
-def addresses(pages: Sequence[Page]) -> List[int]:
-    """The vm_page pointers of several pages, as a pager gets them."""
-    return [page.__index__() for page in pages]

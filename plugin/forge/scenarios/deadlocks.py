@@ -6,7 +6,7 @@ docstring, for a test to say as a sentence.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Sequence
 
 from plugin.errors import UsageError
 from plugin.forge.machine import Machine
@@ -225,8 +225,3 @@ def states(*, osreldate: int = 1402000, arch: str = "amd64") -> Machine:
     dead.exits()
     m.expected["zombie"] = "zombie"
     return m
-
-
-def names(m: Machine) -> List[str]:
-    """The names of the cast, in order of appearance."""
-    return list(m.cast)
