@@ -186,6 +186,8 @@ def _members(reader: TypeReader, ref: int, start: int, prefix: str, depth: int) 
         raise LayoutError("debug information: a struct contains itself")
     for field in reader.fields(ref):
         bit = start + field.bit
+        if bit < 0:
+            raise LayoutError("debug information: a member lies before its struct")
         record = _anonymous(reader, field.type)
         name = prefix + field.name
         if field.name:
