@@ -21,8 +21,10 @@ NAMES = (
     "kmsgbuf",
     "kprint",
     "kthreads",
+    "pbuf",
     "provider",
     "structs",
+    "vmstate",
     "why-stuck",
 )
 

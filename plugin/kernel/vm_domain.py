@@ -319,10 +319,10 @@ def _memory_shortage(kernel: Kernel) -> Shortage:
 
     for name, address, wmesgs in _general_channels(kernel):
         if name == "vm_severe_domains":
-            wants = "free pages reach free_severe"
+            wants = "free >= free_severe"
             holds = bool(found) and not any(domain.below_severe for domain in found)
         else:
-            wants = "free pages reach free_min"
+            wants = "free >= free_min"
             holds = bool(found) and not short
         add(name, address, wmesgs, wants, holds)
     if kernel.has_symbol("vm_pageproc_waiters"):
@@ -331,7 +331,7 @@ def _memory_shortage(kernel: Kernel) -> Shortage:
         add("vm_pageproc_waiters", address, ("pageprocwait",), "the next tick", False)
     own = kernel.layouts.has("vm_domain", "vmd_pageout_pages_needed")
     for domain in found:
-        wants = f"free pages reach pageout_free_min ({domain.pageout_free_min})"
+        wants = f"free >= pageout_free_min ({domain.pageout_free_min})"
         holds = domain.available >= domain.pageout_free_min
         if own:
             at = domain.address + kernel.layouts.offsetof("vm_domain", "vmd_pageout_pages_needed")

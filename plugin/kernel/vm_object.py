@@ -178,7 +178,7 @@ def label(kernel: Kernel, found: Object) -> str:
         return f"vnode {vnode.label}"
     anonymous = kernel.layouts.constant("OBJ_ANON", 0)
     if found.type in ("default", "swap") and found.flags & anonymous:
-        return "anonymous memory"
+        return "anonymous"
     return found.type
 
 

@@ -103,31 +103,31 @@ def explain(kernel: Kernel, thread: Thread, role: str, domain: int = 0) -> Tuple
         if wmesg == "-":
             return "idle", False
         if wmesg == "bufspace":
-            return "finds no buffer it can free, tries again every tenth of a second", True
+            return "finds no buffer it can free, tries again", True
     elif wmesg in ("psleep", "sdflush"):
         return "idle", False
     elif wmesg == "qsleep":
         dirty = sum(s.value for s in spaces(kernel) if s.name == "dirty buffers")
-        return f"{dirty} dirty buffers, none that it could flush; tries again", dirty > 0
+        return f"{dirty} dirty buffers, none it could flush", dirty > 0
     return f'sleeps in "{wmesg}"', True
 
 
 def _pool_text(kernel: Kernel, pool: Pool, wmesg: str) -> str:
-    used = f"all {pool.limit} in use" if pool.limit else "none free"
     if pool.symbol == "nsw_wcount_async":
         names = sorted({d.name for d in swap_pager.devices(kernel) if d.writes})
         to = f", to {', '.join(names)}" if names else ""
-        return f"waits for one of its {pool.limit} writes to swap to finish, {used}{to}"
-    return f"waits for a pbuf for {pool.name} ({pool.symbol}), {used}"
+        return f"all {pool.limit} swap writes are in flight{to}"
+    used = f"all {pool.limit} in use" if pool.limit else "none free"
+    return f"no pbuf for {pool.name}: {used}"
 
 
 def _pagedaemon(
     kernel: Kernel, thread: Thread, role: str, place: Optional[Domain], wmesg: str
 ) -> Tuple[str, bool]:
     if wmesg in ("VMWait", "pageprocwait"):
-        return "itself out of pages: it cannot go on before some are freed", True
+        return "is itself out of pages", True
     if wmesg == "pwait":
-        return "has not freed enough; gives the laundry thread a tenth of a second", True
+        return "freed too little, lets the laundry go on", True
     if wmesg == "vmpoid":
         return "waits for its helpers", False
     if wmesg == "swwrt":
@@ -138,8 +138,8 @@ def _pagedaemon(
         if place is None or not place.below_min:
             return "idle", False
         if place.minset is None:
-            return "was asked for pages, found none to free, and backs off half a second", True
-        return "sleeps until it is asked, or for a tenth of a second, though pages are short", True
+            return "found no page to free, backs off half a second", True
+        return "sleeps a tenth of a second, pages are short", True
     return f'sleeps in "{wmesg}"', True
 
 
@@ -148,7 +148,7 @@ def _laundry(place: Optional[Domain], wmesg: str) -> Tuple[str, bool]:
     if wmesg == "launds":
         if request in (None, "idle"):
             return "idle", False
-        return f"asleep although a {request} is requested", True
+        return f"asleep in spite of {request}", True
     if wmesg == "laundp":
         return f"paces itself ({request})" if request else "paces itself", False
     if wmesg == "swwrt":
