@@ -16,7 +16,6 @@ What a scenario does not say is filled in as on an idle machine.
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
@@ -206,21 +205,29 @@ class Machine(Builder):
         """Distance between two CPUs' parts: a page from 12.0, struct pcpu's size before."""
         return PAGE_SIZE if self.osreldate >= 1200000 else self.sizeof("pcpu")
 
-    def counter(self, value: int) -> int:
+    def counter(self, value: int = 0) -> int:
         """A counter(9) that sums to ``value``, as a counter_u64_t holds it."""
         stride = self._zpcpu_stride
         if not self._counters or self._counters % stride > stride - 16:
             self._counters = self.take(stride * self.cpus, "kva", max(stride, PAGE_SIZE)) + 8
         at = self._counters
         self._counters += 8
+        held = at
+        if self.arch == "amd64" and self.osreldate >= 1300000:
+            # zpcpu_base_to_offset()
+            held = at - self.pcpus[0].address & 0xFFFFFFFFFFFFFFFF
+        self.set_counter(held, value)
+        return held
+
+    def set_counter(self, held: int, value: int) -> None:
+        """Give the counter that a counter_u64_t holds another value, spread over the CPUs."""
+        at = held
+        if self.arch == "amd64" and self.osreldate >= 1300000:
+            at = held + self.pcpus[0].address & 0xFFFFFFFFFFFFFFFF
         share = value // self.cpus
         for cpu in range(self.cpus):
             part = value - share * (self.cpus - 1) if cpu == 0 else share
-            self.write_int(at + cpu * stride, part, 8)
-        if self.arch == "amd64" and self.osreldate >= 1300000:
-            # zpcpu_base_to_offset()
-            return at - self.pcpus[0].address & 0xFFFFFFFFFFFFFFFF
-        return at
+            self.write_int(at + cpu * self._zpcpu_stride, part, 8)
 
     # Finishing
 
@@ -318,10 +325,11 @@ class Machine(Builder):
         where.mkdir(parents=True, exist_ok=True)
         form = form or formats.native(self.arch, self.osreldate)
         full = form.kind == "full"
-        roots = self._root_symbols(full, pae, la57)
+        roots = self._root_symbols(pae, la57)
         tables = paging.build(self.space, pae=pae, la57=la57, dmap=full)
-        for symbol, width in roots:
-            self.space.write(symbol, struct.pack("<I" if width == 4 else "<Q", tables.root))
+        for name, root in roots.items():
+            self.assign(name, getattr(tables, root))
+        self.space.frozen = True
         # Last, for the page tables take pages too.
         self.vm.finish_pages()
         for change in self._late:
@@ -331,21 +339,23 @@ class Machine(Builder):
         self.write_kernel(kernel)
         return vmcore, kernel
 
-    def _root_symbols(self, full: bool, pae: bool, la57: bool) -> Iterable[Tuple[int, int]]:
-        """Variables that hold the page tables' root: (address, width)."""
+    def _root_symbols(self, pae: bool, la57: bool) -> Dict[str, str]:
+        """The variables that hold where the page tables are: {name: what of Tables}."""
         if self.arch == "amd64":
-            found = [(self.variable("KPML4phys", size=8).address, 8)]
-            if self.osreldate >= 1300000:
-                self.variable("kernphys", self.map.image_pa, size=8)
-                self.variable("la57", int(la57), size=4)
-                five = self.variable("KPML5phys", size=8).address
-                if la57:
-                    return [(five, 8)]
-            return found
+            self.variable("KPML4phys", size=8)
+            if self.osreldate < 1300000:
+                return {"KPML4phys": "root"}
+            self.variable("kernphys", self.map.image_pa, size=8)
+            self.variable("la57", int(la57), size=4)
+            self.variable("KPML5phys", size=8)
+            return {"KPML5phys" if la57 else "KPML4phys": "root"}
         if self.arch == "i386":
-            names = ["IdlePDPT"] if pae else ["IdlePTD"]
-            return [(self.variable(n, size=4).address, 4) for n in names]
-        return []
+            self.variable("IdlePTD", size=4)
+            if pae:
+                self.variable("IdlePDPT", size=4)
+                return {"IdlePTD": "directory", "IdlePDPT": "root"}
+            return {"IdlePTD": "directory"}
+        return {}
 
 
 def shipped_layouts(osreldate: int, arch: str, variant: FrozenSet[str]) -> Layouts:

@@ -171,6 +171,8 @@ class Space:
         #: physical page number by virtual page number, outside image and direct map
         self.kva: Dict[int, int] = {}
         self.bulk: List[Bulk] = []
+        #: set once page tables describe what is mapped: nothing new may come then
+        self.frozen = False
         self._by_va: Dict[int, bytearray] = {}
         first, end = map_.ram
         self._next = first >> PAGE_SHIFT
@@ -182,6 +184,8 @@ class Space:
 
     def claim(self, count: int = 1, align: int = 1) -> int:
         """Physical page number of ``count`` contiguous pages nobody has; no content."""
+        if self.frozen:
+            raise UsageError("the page tables are made already: no page can be added")
         first = -(-self._next // align) * align
         low, high = self._image_pages
         while True:

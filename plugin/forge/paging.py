@@ -31,6 +31,8 @@ class Tables(NamedTuple):
     width: int
     #: levels from the root to the page
     levels: int
+    #: physical address of the first page directory (i386: what IdlePTD holds)
+    directory: int
 
 
 class _Walk(NamedTuple):
@@ -91,7 +93,9 @@ def build(space: Space, *, pae: bool = False, la57: bool = False, dmap: bool = F
     if arch == "amd64":
         # PML4PML4I, likewise.
         builder.put(builder.root, 0x100, builder.root * PAGE_SIZE | _TABLE)
-    return Tables(builder.root * PAGE_SIZE, walk.width, len(walk.levels))
+    return Tables(
+        builder.root * PAGE_SIZE, walk.width, len(walk.levels), builder.directory * PAGE_SIZE
+    )
 
 
 class _Builder:
@@ -101,6 +105,14 @@ class _Builder:
         self.pack = struct.Struct("<I" if walk.width == 4 else "<Q")
         self._tables: Dict[Tuple[int, int], int] = {}
         self.root = self._new()
+        self.directory = self.root
+        if walk is _PAE:
+            # NPGPTD: the four page directories lie in a row, each has its pointer.
+            self.directory = space.claim(4)
+            for index in range(4):
+                space.page(self.directory + index)
+                self._tables[0, index] = self.directory + index
+                self.put(self.root, index, (self.directory + index) * PAGE_SIZE | PG_V)
 
     def _new(self) -> int:
         pfn = self.space.claim()
@@ -120,8 +132,7 @@ class _Builder:
             found: Optional[int] = self._tables.get(key)
             if found is None:
                 found = self._tables[key] = self._new()
-                flags = PG_V if walk is _PAE and level == 0 else walk.table
-                self.put(table, self._index(address, level), found * PAGE_SIZE | flags)
+                self.put(table, self._index(address, level), found * PAGE_SIZE | walk.table)
             table = found
         flags = walk.leaf | (walk.large if depth < len(walk.levels) else 0)
         self.put(table, self._index(address, depth - 1), pa | flags)

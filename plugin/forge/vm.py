@@ -420,12 +420,22 @@ class Vm:
     # Finishing
 
     def finish(self) -> None:
-        """What does not depend on the pages claimed last."""
+        """What takes memory of its own, or does not depend on the pages claimed last."""
         self._finish_swap()
         m = self.machine
+        # The object that owns the pages nobody asked for: some process's memory.
+        self._filler = self.object("swap", size=self.count)
         m.tailq(
             m.address_of("vm_object_list"), "object_list", [o.obj for o in reversed(self.objects)]
         )
+        for member in list(m.layouts["vmmeter"]):
+            if member.is_pointer:
+                self.cnt[member.name] = m.counter(1000)
+        for name, index in self.heads.items():
+            if m.osreldate >= 1000000 and self._head(index) is not None:
+                queue = m.view("vm_pagequeue", self.domains.at(f"vmd_pagequeues[{index}]"))
+                queue["pq_name"] = f"vm {name} pagequeue"
+                m.locks.initialize(queue.sub("pq_mutex"), "sleep mutex", "vm pagequeue")
         # Named now, for symbols must be complete before the page tables are made.
         if m.osreldate >= 800000:
             self._phys_segs()
@@ -570,19 +580,6 @@ class Vm:
                 page.dirty = 0xFF if kind != "cache" and page.pindex % 3 == 0 else 0
                 filler.pages.append(page)
         return states
-
-    @property
-    def _filler(self) -> VmObject:
-        """The object that owns the pages nobody asked for: some process's memory."""
-        if not hasattr(self, "_filler_object"):
-            self._filler_object = self.object("swap", size=self.count)
-            m = self.machine
-            m.tailq(
-                m.address_of("vm_object_list"),
-                "object_list",
-                [o.obj for o in reversed(self.objects)],
-            )
-        return self._filler_object
 
     def _encode(self, image: bytearray, states: Dict[int, Page]) -> Dict[str, List[Page]]:
         m = self.machine
@@ -776,9 +773,8 @@ class Vm:
     def _write_counters(self, wired: int, limits: Dict[str, int]) -> None:
         """Thresholds, and the event counters where they are counter(9)s."""
         m, cnt = self.machine, self.cnt
-        for member in list(m.layouts["vmmeter"]):
-            if member.is_pointer:
-                cnt[member.name] = m.counter(wired if member.name == "v_wire_count" else 1000)
+        if m.has("vmmeter", "v_wire_count") and m.locate("vmmeter", "v_wire_count").is_pointer:
+            m.set_counter(cnt["v_wire_count"], wired)
         cnt.set(v_page_size=PAGE_SIZE, v_page_count=self.count)
         cnt.probe(**{f"v_{name}": value for name, value in limits.items()})
 
@@ -826,8 +822,7 @@ class Vm:
             if element is None or index >= element[1]:
                 continue
             queue = m.view("vm_pagequeue", domain.at(f"vmd_pagequeues[{index}]"))
-            queue.set(pq_cnt=number.get(name, 0), pq_name=f"vm {name} pagequeue")
-            m.locks.initialize(queue.sub("pq_mutex"), "sleep mutex", "vm pagequeue")
+            queue["pq_cnt"] = number.get(name, 0)
             if queue.has("pq_vcnt"):
                 queue["pq_vcnt"] = self.cnt.at(f"v_{name}_count")
 
