@@ -27,6 +27,7 @@ from plugin.kernel.geom_io import (
     OutstandingBio,
     accounts,
     check_accounts,
+    held_by_driver,
     outstanding,
 )
 from plugin.kernel.geom_kern import Health, health
@@ -324,6 +325,13 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
         f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."
     )
+    held = held_by_driver(kernel, provider)
+    if account.driver_found:
+        first = min(held.values(), default=0)
+        report.text(
+            f"The driver's own memory refers to {len(held)} of the {account.driver_found} clones "
+            "given to it" + (f" (the first at {first:#x})." if held else ".")
+        )
     if provider.consumers:
         report.heading(f"{count(len(provider.consumers), 'consumer')}:")
         report.table(

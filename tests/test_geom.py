@@ -429,3 +429,38 @@ def test_a_mesh_that_loops_is_cut_and_said_to_be(tmp_path: Path) -> None:
     assert "geoms of class DEV" in {w["what"] for w in report["warnings"]}
     assert [p["name"] for p in report["data"]["providers"]] == ["da0"]
     assert disk.provider.name == "da0"
+
+
+@pytest.mark.parametrize("osreldate", [1200086, 1402000])
+def test_without_the_g_bio_zone_the_drivers_memory_is_searched(
+    osreldate: int, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, ram=64 * MB)
+    disk = m.geom.disk("da", 0, mediasize=1 << 30)
+    idle = m.geom.disk("da", 1, mediasize=1 << 30)
+    m.geom.swap(disk.provider)
+    consumer = m.geom.geoms[-1].consumers[0]
+    clones = []
+    for number in range(3):
+        clones += m.geom.request(consumer, 1, number * 4096, 4096).to_device()
+    # As drivers keep them: the softc points to requests, each of which has its bio.
+    softc = disk.queue.address
+    for number, clone in enumerate(clones):
+        request = m.take(64)
+        m.write_pointer(request + 24, clone)
+        m.write_pointer(softc + 512 + number * m.pointer_size, request)
+    m.finish()
+    m.assign("biozone", 0)
+    m.view("uma_zone", m.zones["bio"].__index__())["uz_name"] = m.string("another")
+    kernel = opened(m, tmp_path)
+    assert not geom_io.flight(kernel).whole
+    everything = {o.bio.address: o for o in geom_io.outstanding(kernel)}
+    for clone in clones:
+        assert everything[clone.obj.address].state == "at the device"
+        assert everything[clone.obj.address].certainty == "inferred"
+    owing, clear = (geom.mesh(kernel).providers[d.provider.obj.address] for d in (disk, idle))
+    assert geom_io.accounts(kernel)[owing.address].verdict == "owes"
+    assert geom_io.accounts(kernel)[owing.address].at_device == 3
+    # The counters alone acquit the other.
+    assert geom_io.accounts(kernel)[clear.address].verdict == "acquitted"
+    assert geom_io.held_by_driver(kernel, owing).keys() == {c.obj.address for c in clones}

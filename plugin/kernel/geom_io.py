@@ -25,6 +25,7 @@ from plugin.kernel.bio import (
 )
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
 from plugin.kernel.disk import disk_of, disks, is_driver_clone, provider_of_disk
+from plugin.kernel.driver import references, search
 from plugin.kernel.geom import (
     InFlight,
     Provider,
@@ -130,6 +131,11 @@ class Flight:
         for thread in threads(kernel):
             if thread.wchan and thread.wmesg in _BIO_WMESGS:
                 self._reach(thread.wchan, f"thread {thread.tid} waits for it")
+        if not self.whole:
+            for disk in disks(kernel).values():
+                if disk.owes != 0:
+                    for address in search(kernel, disk):
+                        self._reach(address, f"the driver of {disk.name} refers to it")
         for address in list(self.bios):
             for parent in bio_chain(kernel, self.bios[address])[1:]:
                 self._add(parent, "bio_parent")
@@ -651,6 +657,19 @@ def check_accounts(kernel: Kernel) -> None:
                 f"{active.source} says {active.bios} in flight, {asked[at, active.done]} found",
                 partial=False,
             )
+
+
+def held_by_driver(kernel: Kernel, provider: Provider) -> Dict[int, int]:
+    """The clones at this disk that its driver's memory still refers to: {bio: where}."""
+    disk = disk_of(kernel, provider)
+    if disk is None:
+        return {}
+    bios = {
+        each.bio.address
+        for each in outstanding(kernel)
+        if each.bio.disk == disk.address and is_driver_clone(kernel, each.bio)
+    }
+    return kernel.once(("references", disk.address), lambda: references(kernel, disk, bios))
 
 
 def providers_of(kernel: Kernel, bios: Iterable[OutstandingBio]) -> List[Provider]:
