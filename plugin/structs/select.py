@@ -51,9 +51,19 @@ def choose_layouts(
     ``override`` is a file of the user's, taken before all else.  LayoutError, with
     the kernel's own evidence, where nothing fits and ``force`` is not given.
     """
-    types = target.types() if override is None else None
-    if types is not None:
-        return _with_types(target, types, osreldate)
+    unread = []
+    if override is None:
+        try:
+            types = target.types()
+            if types is not None:
+                return _with_types(target, types, osreldate)
+        except LayoutError as error:
+            unread.append(f"the kernel's debug information is not used: {error}")
+    chosen = _from_yaml(target, osreldate, override, force)
+    return chosen._replace(notes=unread + chosen.notes)
+
+
+def _from_yaml(target: Target, osreldate: int, override: Optional[str], force: bool) -> Selection:
     options = options_of(target)
     first = _attempt(
         target, choose_yaml(osreldate, target.arch, options, override, None, force), options

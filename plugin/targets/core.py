@@ -44,7 +44,11 @@ class CoreTarget:
         return None
 
     def types(self) -> Optional[LayoutSource]:
-        return None
+        """The DWARF or CTF of the kernel file or of its separate debug file."""
+        from plugin.structs.debuginfo import open_debug
+
+        found = open_debug(self.kernel)
+        return found.source if found else None
 
     def interrupted(self) -> bool:
         # A shell delivers Ctrl-C as KeyboardInterrupt.
