@@ -327,8 +327,8 @@ class Machine(Builder):
         full = form.kind == "full"
         roots = self._root_symbols(pae, la57)
         tables = paging.build(self.space, pae=pae, la57=la57, dmap=full)
-        for name, root in roots.items():
-            self.assign(name, getattr(tables, root))
+        for symbol, root in roots.items():
+            self.assign(symbol, getattr(tables, root))
         self.space.frozen = True
         # Last, for the page tables take pages too.
         self.vm.finish_pages()
