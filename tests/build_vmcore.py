@@ -209,7 +209,19 @@ LA57 = (48, 39, 30, 21)
 
 # Minidumps
 
-#: entries that are not valid but still hold addresses
+
+def stale(layout: Layout, pa: int) -> int:
+    """An entry that holds an address but maps no kernel page."""
+    if layout.arch == "arm64":
+        # A block's descriptor, which this level does not have.
+        return pa | 0x401
+    if layout.arch == "riscv64":
+        # Valid, but a pointer to another table.
+        return pa >> 12 << 10 | 1
+    return pa | 0x162
+
+
+#: page-table entries that are not valid but still hold addresses
 STALE = b"".join((0x5000 + n * PAGE).to_bytes(8, "little") for n in range(512))
 
 
@@ -256,9 +268,12 @@ def entry(layout: Layout, pa: int) -> int:
     """The page-table entry of a valid kernel page."""
     if layout.arch == "arm64":
         # AF, inner shareable, UXN and L3_PAGE, as pmap_kenter() makes them.
-        return pa | 1 << 54 | 1 << 10 | 3 << 8 | 3
+        attributes = 1 << 54 | 1 << 10 | 3 << 8
+        # Below a page of 16 KB these bits are no address.
+        return pa | attributes | (0x3000 if layout.page == 16384 else 0) | 3
     if layout.arch == "riscv64":
-        return pa >> 12 << 10 | 0xE7
+        # With Svnapot's and Svpbmt's bits above the page's number.
+        return 1 << 63 | 1 << 61 | pa >> 12 << 10 | 0xE7
     nx = 1 << 63 if layout.width == 8 else 0
     return pa | nx | 0x163
 
@@ -298,7 +313,8 @@ def minidump(
     data = b"".join(memory[pa] for pa in numbers)
     head = _header(layout, len(msgbuf), len(bitmap), len(pmap), len(avail))
     return (
-        pad(head, page)
+        # What lies behind the header's last member means nothing.
+        head.ljust(page, b"\xa5")
         + pad(msgbuf, page)
         + avail
         + pad(bytes(bitmap), page)
@@ -326,6 +342,8 @@ def _pmap(
     assert not superpages
     last = max((va - layout.kernbase for va in mapping), default=0) // layout.page
     table = bytearray(-(-(last + 1) * layout.width // layout.page) * layout.page)
+    held = next(iter(memory))
+    table[:] = stale(layout, held).to_bytes(layout.width, "little") * (len(table) // layout.width)
     for va, pa in mapping.items():
         index = (va - layout.kernbase) // layout.page
         value = entry(layout, pa).to_bytes(layout.width, "little")
@@ -363,14 +381,15 @@ def _header(layout: Layout, msgbuf: int, bitmap: int, pmap: int, avail: int) -> 
     name = {"riscv64": "riscv"}.get(layout.arch, layout.arch)
     magic = f"minidump FreeBSD/{name}".encode().ljust(24, b"\0")
     sizes = struct.pack("<4I", layout.version, msgbuf, bitmap, pmap)
+    last = struct.pack("<I", avail) if avail else b""
     if layout.arch == "i386":
-        return magic + sizes + struct.pack("<3I", layout.kernbase, layout.width == 8, avail)
+        return magic + sizes + struct.pack("<2I", layout.kernbase, layout.width == 8) + last
     if layout.arch == "amd64":
         rest = struct.pack("<3Q", layout.kernbase, layout.dmapbase, layout.dmapend)
     else:
         rest = struct.pack("<4Q", layout.kernbase, layout.dmapphys, layout.dmapbase, layout.dmapend)
     flags = struct.pack("<I", layout.page == 16384) if layout.version >= 3 else b""
-    return magic + sizes + rest + struct.pack("<I", avail) + flags
+    return magic + sizes + rest + last + flags
 
 
 # Dump devices

@@ -81,6 +81,15 @@ def test_names_that_share_the_tail_of_another_are_found(tmp_path: Path) -> None:
     assert kernel.symbols("profhz") == kernel.symbols("z") == []
 
 
+def test_a_name_is_not_mistaken_for_the_bytes_of_two_others(tmp_path: Path) -> None:
+    """The names' offsets 0x100 and 0x200, one after the other, contain the bytes of 1."""
+    path = tmp_path / "kernel"
+    strings = (b"\0hz\0".ljust(0x100, b"\0") + b"first\0").ljust(0x200, b"\0") + b"second\0"
+    symbols = [Sym("first", 0x1000), Sym("second", 0x1008), Sym("hz", 0x1010)]
+    path.write_bytes(elf(symbols=symbols, strings=strings))
+    assert [s.name for s in ElfFile(path).symbols("hz")] == ["hz"]
+
+
 def test_one_name_kept_twice_in_the_string_table_is_found_both_times(tmp_path: Path) -> None:
     path = tmp_path / "kernel"
     made = bytearray(elf(symbols=[Sym("hz", 0x1000), Sym("hz", 0x1008)], strings=b"\0hz\0x\0hz\0"))
@@ -130,6 +139,10 @@ def test_symbolize_prefers_functions_and_objects_to_labels_and_globals_to_static
         )
     )
     assert ElfFile(path).symbolize(0x1004) == ("loud", 4)
+    path.write_bytes(
+        elf(symbols=[Sym("begin", 0x1000, 16, NOTYPE), Sym("quiet", 0x1000, 16, FUNC, True)])
+    )
+    assert ElfFile(path).symbolize(0x1004) == ("quiet", 4)
 
 
 def test_all_symbols_lists_each_defined_one(kernel: ElfFile) -> None:

@@ -232,9 +232,9 @@ def _decompressed(
                 raise _Damaged from error
             if piece:
                 yield piece
+        # Another frame may follow; the kernel pads the last one's block with zeros.
         data = decoder.unused_data + data
-        # The kernel pads the last block of a compressed dump with zeros.
-        while len(data := data.lstrip(b"\0")) < 8:
+        while len(data) < _LONGEST_MAGIC:
             following = more()
             if not following:
                 break
