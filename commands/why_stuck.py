@@ -16,6 +16,7 @@ from plugin.waits.analysis import Analysis, Cause, Chain, Group, analyse
 from plugin.waits.build import STUCK
 from plugin.waits.catalogue import with_file
 from plugin.waits.graph import Edge, Node
+from plugin.waits.panic import Panic, panic
 from plugin.waits.verdict import sentences
 
 HELP = "who waits for whom, to the end of each chain; the ranked root causes"
@@ -52,16 +53,18 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         return report
     report.text(_heading(analysis))
     report.pre("")
+    found = panic(analysis)
+    if found is not None:
+        report.text(f"panic: {found.message}")
+        report.text(found.verdict)
+        report.data["panic"] = _panic(found)
     for sentence in sentences(analysis):
         report.text(sentence)
     if analysis.causes:
         report.pre("")
         report.table(
             ["#>", "cause", "what", "threads>", "since>"],
-            [
-                (c.rank, c.kind, c.summary, len(c.tids), seconds(c.since))
-                for c in analysis.causes
-            ],
+            [(c.rank, c.kind, c.summary, len(c.tids), seconds(c.since)) for c in analysis.causes],
         )
     _chains(report, analysis, args, drawing)
     if analysis.residue:
@@ -209,6 +212,18 @@ def _cause(cause: Cause) -> Dict[str, Any]:
         "certainty": cause.certainty,
         "since": cause.since,
         "cycle": list(cause.cycle.nodes) if cause.cycle is not None else None,
+    }
+
+
+def _panic(found: Panic) -> Dict[str, Any]:
+    return {
+        "message": found.message,
+        "kind": found.kind,
+        "verdict": found.verdict,
+        "tid": found.thread.tid if found.thread is not None else None,
+        "about": found.about.tid if found.about is not None else None,
+        "frames": list(found.frames),
+        "held": list(found.held),
     }
 
 

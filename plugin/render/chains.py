@@ -45,11 +45,7 @@ def who(threads: Iterable[Thread], limit: int = 6) -> str:
 def edge_between(graph: Graph, source: Node, target: Node) -> Optional[Edge]:
     """The causal edge from one node to another."""
     return next(
-        (
-            edge
-            for edge in graph.out.get(source.id, ())
-            if edge.target == target.id and edge.causal
-        ),
+        (edge for edge in graph.out.get(source.id, ()) if edge.target == target.id and edge.causal),
         None,
     )
 
@@ -78,10 +74,7 @@ def maximal(analysis: Analysis, fold: bool = True) -> List[Shown]:
         for tid in chain.tids:
             own[f"thread:{tid}"] = chain
     passed: Set[str] = {
-        node.id
-        for chain in analysis.chains
-        for node in chain.path[1:]
-        if node.kind == "thread"
+        node.id for chain in analysis.chains for node in chain.path[1:] if node.kind == "thread"
     }
     order = {cause.key: cause.rank for cause in analysis.causes}
     groups: Dict[tuple, List[Chain]] = {}
@@ -267,9 +260,11 @@ def _last(text: str, node: Node) -> str:
         return f"at {'device ' if node.end.kind == 'device' else ''}{node.label}"
     if node.kind == "thread":
         doing = node.end.summary
-        return f"{text}, which {doing[len(node.label) + 1 :]}" if doing.startswith(
-            node.label + " "
-        ) else f"{text}: {doing}"
+        return (
+            f"{text}, which {doing[len(node.label) + 1 :]}"
+            if doing.startswith(node.label + " ")
+            else f"{text}: {doing}"
+        )
     if node.label in node.end.summary:
         return node.end.summary
     return f"{text}: {node.end.summary}"
@@ -294,7 +289,7 @@ def named(node: Node) -> str:
 
 
 def residue_lines(groups: Sequence[Group], width: int) -> List[str]:
-    """ ' 2 threads in "htstuck" at ht_chan: no known server  (sx-holder0, lk-holder0)'."""
+    """' 2 threads in "htstuck" at ht_chan: no known server  (sx-holder0, lk-holder0)'."""
     merged: Dict[Tuple[str, str, str], List[Thread]] = {}
     for group in groups:
         merged.setdefault((group.wmesg, group.where, group.why), []).extend(group.threads)

@@ -256,9 +256,7 @@ def _cause(
     )
 
 
-def _holder_end(
-    builder: Builder, graph: Graph, solution: Solution, node: Node, end: End
-) -> End:
+def _holder_end(builder: Builder, graph: Graph, solution: Solution, node: Node, end: End) -> End:
     """A thread others wait for: what it does, and what it holds meanwhile."""
     held = [
         graph.nodes[edge.source]
@@ -304,18 +302,15 @@ def _cycle_cause(
     first = threads[0] if threads else nodes[0]
     if cycle.paced:
         pacer = next(n for n in nodes if n.end is not None and n.end.kind == "pacing")
-        summary = f"{pacer.end.summary}, in a cycle: {_around(nodes)}" if pacer.end else ""
+        end = pacer.end or End("pacing", pacer.label)
+        evidence = f"{end.evidence}; cycle: {evidence}"
         return Cause(
-            0, "pacing", pacer, tids, summary, evidence, since, cycle.certainty, key, cycle
+            0, "pacing", pacer, tids, end.summary, evidence, since, cycle.certainty, key, cycle
         )
     kind = "through resources" if resources else "of locks"
     names = ", ".join(node.label for node in threads)
     summary = f"deadlock {kind}: {names}" if len(threads) > 1 else f"{names} waits for itself"
     return Cause(0, "deadlock", first, tids, summary, evidence, since, cycle.certainty, key, cycle)
-
-
-def _around(nodes: List[Node]) -> str:
-    return " -> ".join(node.label for node in [*nodes, nodes[0]])
 
 
 def _groups(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import List, Sequence, Tuple
 
+from plugin.kernel.geom_io import Account, accounts
 from plugin.report import count
+from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause
 from plugin.waits.graph import Node
 
@@ -49,9 +51,7 @@ def sentences(analysis: Analysis) -> List[str]:
         found.append(_deadlock(cause))
     for cause in causes:
         if cause.kind == "pacing":
-            found.append(
-                _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} behind it")
-            )
+            found += _pacing(analysis, cause)
         elif cause.kind == "lost-wakeup":
             found.append(
                 _sentence(f"Lost wakeup: {cause.summary} ({count(len(cause.tids), 'thread')})")
@@ -79,6 +79,46 @@ def _deadlock(cause: Cause) -> str:
     sure = "" if cause.certainty == "proven" else f" (by {cause.certainty} edges)"
     behind = count(len(cause.tids), "thread")
     return _sentence(f"{cause.summary}{sure}; {behind} in it or behind it")
+
+
+def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
+    """Slow, not dead: what goes round, and whether the disks have a part in it."""
+    behind = count(len(cause.tids), "thread")
+    if cause.cycle is None:
+        return [_sentence(f"{cause.summary}; {behind} behind it")]
+    nodes = [analysis.graph.nodes[id] for id in cause.cycle.nodes]
+    locks = [node for node in nodes if node.kind == "lock"]
+    what = "a cycle" if locks else "a cycle through resources, with no lock in it"
+    found = [
+        _sentence(f"{cause.summary}"),
+        _sentence(
+            f"It is {what}: {around(nodes)}. It goes on, slowly; {behind} are in it or behind it"
+        ),
+    ]
+    for account in accused(analysis.kernel):
+        innocent = account.verdict in ("acquitted", "waits")
+        word = "owes nothing" if innocent else "owes I/O"
+        found.append(f"The disk {account.provider.name} {word}: {account.reason}.")
+    return found
+
+
+def around(nodes: Sequence[Node]) -> str:
+    """A cycle in one line: threads without their tids, no buffers."""
+    shown = [node for node in nodes if node.kind != "buf"]
+    words = [
+        re.sub(r"^\d+ ", "", node.label) if node.kind == "thread" else node.label for node in shown
+    ]
+    words = [re.sub(r" off \d+ len \d+$", "", word) for word in words]
+    return " -> ".join([*words, words[0]]) if words else ""
+
+
+def accused(kernel: Kernel) -> List[Account]:
+    """The devices that requests are under way to, with what their counters say."""
+    return [
+        account
+        for account in accounts(kernel).values()
+        if account.provider.is_device and (account.in_flight or account.found)
+    ]
 
 
 def _devices(analysis: Analysis, causes: List[Cause]) -> str:

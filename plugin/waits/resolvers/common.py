@@ -27,7 +27,7 @@ def generic(case: Case, why: str) -> Standing:
         return Standing(STUCK, f"paces itself: {row.function}", row)
     servers = case.b.named(row.server) if row.server else []
     if servers:
-        case.b.served_by(node, servers, f"catalogue ({why}): {woken}")
+        case.b.served_by(node, servers, f"by {why}: {woken}")
     else:
         node.end = node.end or End("unknown", f'"{case.thread.wmesg}" waits for {woken}', why)
     return Standing(STUCK, f"{row.function}", row)
@@ -70,7 +70,7 @@ def lost_wakeup(case: Case, summary: str, evidence: str) -> Standing:
 def catalogued(case: Case) -> str:
     """The evidence of an edge that rests on the row and not on memory."""
     row = case.row
-    return f"catalogue: {row.woken_by}" if row is not None else "catalogue"
+    return f"{row.woken_by}" if row is not None else "catalogue"
 
 
 def no_lock(case: Case) -> Standing:

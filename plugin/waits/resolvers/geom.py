@@ -52,7 +52,7 @@ def pace(case: Case) -> Optional[Standing]:
     slow = rate if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
     node.end = End(
         "pacing",
-        f"GEOM paces itself for want of memory, {slow}; {count(queued, 'bio')} queued",
+        f"GEOM is pacing, {slow}: {count(queued, 'bio')} on g_bio_run_down",
         f"pace {state.pace}; {case.said()}; {state.explain(queued)}",
         case.thread.age,
     )

@@ -6,7 +6,7 @@ it is and by what that is known.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import geom_io
@@ -16,12 +16,14 @@ from plugin.kernel.geom import Provider
 from plugin.kernel.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
+from plugin.kernel.vfs_bio import Space, runningbufspace, spaces
+from plugin.kernel.vm_pageout import daemons
 from plugin.kernel.vnode import vnode_at
 from plugin.report import count, seconds
 from plugin.session import Kernel
 from plugin.waits.build import STUCK, Builder, Case, Standing
 from plugin.waits.graph import GUESSED, PROVEN, End, Node
-from plugin.waits.resolvers.common import generic, idle
+from plugin.waits.resolvers.common import idle
 
 
 def _certainty(request: OutstandingBio) -> str:
@@ -317,23 +319,36 @@ def _uses(kernel: Kernel, provider: Provider) -> List[str]:
 # Counters of the buffer cache
 
 
-def _variable(kernel: Kernel, name: str) -> Optional[int]:
-    try:
-        return kernel.global_value(name, signed=True) if kernel.has_symbol(name) else None
-    except MemoryFault:
-        return None
+def _space_node(b: Builder, case: Case, space: Optional[Space], name: str) -> Node:
+    """A space of the buffer cache: how full it is, and whether its waiters should wait."""
+    node = b.node("pool", space.symbol if space is not None else name, name, case.address)
+    if space is not None and not node.facts:
+        high = "" if space.high is None else f", the mark is {space.high}"
+        node.facts = [f"{space.value} {space.unit}{high}; wakes when {space.until}"]
+        if space.satisfied and space.waiters:
+            node.end = End(
+                "lost-wakeup",
+                f"{name}: {space.until}, which holds ({space.value} {space.unit}), yet "
+                f"{len(space.waiters)} sleep",
+                f"{space.symbol} {space.value}",
+                case.thread.age,
+            )
+    return node
+
+
+def _space(case: Case, *names: str) -> Optional[Space]:
+    found = [space for space in spaces(case.kernel) if space.name in names]
+    return next((s for s in found if s.wchan == case.address), found[0] if found else None)
 
 
 def running_space(case: Case) -> Optional[Standing]:
     """wdrain: too many bytes of asynchronous writes are under way."""
     b, kernel = case.b, case.kernel
-    running, low = _variable(kernel, "runningbufspace"), _variable(kernel, "lorunningspace")
-    node = b.node("pool", "runningbufspace", "runningbufspace", case.address)
+    node = _space_node(b, case, runningbufspace(kernel), "runningbufspace")
     case.waits_for(node, PROVEN, case.said())
-    if b.graph.successors(node.id) or node.end is not None:
+    if node.end is not None or b.graph.successors(node.id):
         return Standing(STUCK, "waits for writes to finish", case.row)
     node.any = True
-    node.facts = [f"{running} bytes being written, wakes at {low}"]
     writing = [found for found, _ in locked_bufs(kernel) if found.runningbufspace > 0]
     for found in writing:
         b.join(
@@ -343,17 +358,8 @@ def running_space(case: Case) -> Optional[Standing]:
             PROVEN,
             f"b_runningbufspace {found.runningbufspace}",
         )
-    if running is not None and low is not None and running <= low:
-        node.end = End(
-            "lost-wakeup",
-            f"runningbufspace {running} is not above lorunningspace {low}, yet threads wait",
-            "runningbufspace, lorunningspace",
-            case.thread.age,
-        )
-    elif not writing:
-        node.end = End(
-            "unknown", f"runningbufspace is {running}, and no buffer is being written", ""
-        )
+    if not writing:
+        node.end = End("unknown", "runningbufspace is high, and no buffer is being written")
     return Standing(STUCK, "waits for writes to finish", case.row)
 
 
@@ -415,70 +421,40 @@ def _vnode_of_bufobj(kernel: Kernel, address: int) -> str:
     return found.label if found is not None else ""
 
 
-def _dirty(kernel: Kernel) -> Tuple[Optional[int], Optional[int]]:
-    """Dirty buffers, and how many there may be (hidirtybuffers), over all domains."""
-    high = _variable(kernel, "hidirtybuffers")
-    number = _variable(kernel, "numdirtybuffers")
-    if number is None and kernel.has_symbol("bdomain"):
-        number = sum(
-            kernel.view("bufdomain", address).bd_numdirtybuffers for address in domains(kernel)
-        )
-    return number, high
-
-
-def domains(kernel: Kernel) -> List[int]:
-    """The struct bufdomains in use (12.0 on)."""
-    base = kernel.symbol("bdomain")
-    number = _variable(kernel, "buf_domains") or 0
-    if base is None or not 0 < number <= 64:
-        return []
-    stride = kernel.layouts.sizeof("bufdomain")
-    return [base.address + index * stride for index in range(number)]
-
-
-def _bufdaemon(b: Builder) -> List[Thread]:
-    return [t for t in b.named(["bufdaemon"]) if "space" not in t.name]
+def _bufdaemon(b: Builder, *roles: str) -> List[Thread]:
+    return [each.thread for each in daemons(b.kernel) if each.role in roles]
 
 
 def dirty(case: Case) -> Optional[Standing]:
     """flswai: too many dirty buffers; bufdaemon flushes them.  qsleep: it could not."""
     b = case.b
-    number, high = _dirty(case.kernel)
-    if case.thread.comm.startswith("bufdaemon") and case.thread in _bufdaemon(b):
-        if number is not None and high is not None and number < high:
-            return idle(case, f"bufdaemon tries again in a moment; {number} dirty buffers")
+    space = _space(case, "dirty buffers")
+    own = next((d for d in daemons(case.kernel) if d.thread.address == case.thread.address), None)
+    if own is not None:
+        if space is None or space.high is None or space.value < space.high:
+            return idle(case, "bufdaemon tries again in a moment")
         node = case.waits_for(case.channel_node(), PROVEN, case.said())
-        node.end = node.end or End(
-            "pacing", f"bufdaemon could flush none of {number} dirty buffers and tries again", ""
-        )
-        return Standing(STUCK, "could flush nothing", case.row)
-    node = b.node("pool", "dirty buffers", "dirty buffers", case.address)
+        node.end = node.end or End("pacing", f"bufdaemon: {own.doing}", space.symbol)
+        return Standing(STUCK, own.doing, case.row)
+    node = _space_node(b, case, space, "dirty buffers")
     case.waits_for(node, PROVEN, case.said())
-    node.facts = [f"{number} dirty, the limit is {high}"]
-    if number is not None and high is not None and number < high // 2:
-        node.end = End(
-            "lost-wakeup",
-            f"{number} dirty buffers, less than half of hidirtybuffers {high}, yet threads wait",
-            "numdirtybuffers, hidirtybuffers",
-            case.thread.age,
-        )
-    else:
-        b.served_by(node, _bufdaemon(b), "catalogue: bufdaemon writes dirty buffers")
+    if node.end is None and not b.graph.successors(node.id):
+        flushers = _bufdaemon(b, "bufdaemon")
+        b.served_by(node, flushers, "bufdaemon writes dirty buffers")
     return Standing(STUCK, "waits for dirty buffers to be written", case.row)
 
 
 def newbuf(case: Case) -> Optional[Standing]:
     """newbuf: no buffer, or no space for one; the buffer daemons make some."""
     b = case.b
-    node = b.node("pool", "buffers", "free buffers", case.address)
+    own = next((d for d in daemons(case.kernel) if d.thread.address == case.thread.address), None)
+    if own is not None:
+        node = case.waits_for(case.channel_node(), PROVEN, case.said())
+        node.end = node.end or End("pacing", f"{own.role}: {own.doing}", case.said())
+        return Standing(STUCK, own.doing, case.row)
+    node = _space_node(b, case, _space(case, "bufspace", "free buffers"), "buffer space")
     case.waits_for(node, PROVEN, case.said())
-    if case.thread.comm.startswith("bufdaemon"):
-        return Standing(STUCK, "finds no buffer space", case.row)
-    free = _variable(case.kernel, "numfreebuffers")
-    if free is not None:
-        node.facts = [f"{free} free"]
-    daemons = b.named(["bufdaemon", "bufspacedaemon"])
-    if daemons:
-        b.served_by(node, daemons, "catalogue: the buffer daemons free buffers")
-        return Standing(STUCK, "waits for a buffer", case.row)
-    return generic(case, "message")
+    if node.end is None and not b.graph.successors(node.id):
+        makers = _bufdaemon(b, "bufdaemon", "bufspacedaemon")
+        b.served_by(node, makers, "the buffer daemons free buffers")
+    return Standing(STUCK, "waits for a buffer", case.row)

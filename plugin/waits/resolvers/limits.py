@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import List, Optional
 
-from plugin.errors import MemoryFault
 from plugin.kernel import pbuf
 from plugin.kernel.buf import iodone_name
 from plugin.kernel.pbuf import Pbuf, Pool
 from plugin.kernel.uma import Zone, zone_of_channel
+from plugin.kernel.vmem import arenas
 from plugin.session import Kernel
 from plugin.waits.build import STUCK, Builder, Case, Standing
 from plugin.waits.graph import PROVEN, End, Node
@@ -107,15 +107,9 @@ def uma_limit(case: Case) -> Optional[Standing]:
 
 def vmem(case: Case) -> Optional[Standing]:
     """An arena of kernel address space without room."""
-    layouts = case.kernel.layouts
     node = case.waits_for(case.channel_node(), PROVEN, case.said())
     what = f'kernel address space ("{case.thread.wmesg}")'
-    facts = ""
-    if "vmem" in layouts and layouts.has("vmem", "vm_inuse"):
-        try:
-            view = case.kernel.view("vmem", case.channel.container("vmem", "vm_cv"))
-            facts = f"vm_inuse {view.vm_inuse} of vm_size {view.vm_size}"
-        except MemoryFault:
-            facts = ""
+    arena = next((each for each in arenas(case.kernel) if case.thread.tid in each.waiters), None)
+    facts = f"{arena.inuse} of {arena.size} bytes of it in use" if arena is not None else ""
     node.end = node.end or End("memory", f"{what} is exhausted", facts, case.thread.age)
     return Standing(STUCK, f"waits for {what}", case.row)

@@ -1,222 +1,207 @@
 """Free pages: who waits for them, who makes them, and why that one does not.
 
 Mirrors vm_wait*() in sys/vm/vm_page.c and the loops of sys/vm/vm_pageout.c,
-7.0 to 15.x.
+7.0 to 15.x; the counters are read by plugin.kernel.vm_domain.
 """
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import List, Optional
 
-from plugin.errors import MemoryFault
-from plugin.kernel.proc import Thread
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.proc import processes
+from plugin.kernel.vm_domain import Channel, Domain, domains, memory_shortage
+from plugin.kernel.vm_pageout import Daemon, daemons
+from plugin.report import count
 from plugin.session import Kernel
 from plugin.waits.build import IDLE, STUCK, Builder, Case, Standing
 from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
 from plugin.waits.resolvers.common import generic, idle
 
-_MAX_DOMAINS = 64
+
+def is_short(domain: Domain) -> bool:
+    """What vm_wait() waits to end: the mark from 12.0 on, the count before."""
+    return domain.minset if domain.minset is not None else domain.below_min
 
 
-class Domain(NamedTuple):
-    """Free pages of one memory domain against its thresholds (all in pages).
-
-    ``short`` is what vm_wait() waits for: vmd_minset from 12.0 on, fewer free
-    (and cached) pages than v_free_min before.
-    """
-
-    number: int
-    free: int
-    free_min: int
-    free_target: int
-    short: bool
-    severe: bool
-
-
-def domains(kernel: Kernel) -> List[Domain]:
-    """Every memory domain; one for the whole machine before 12.0."""
-    return kernel.once("memory domains", lambda: _domains(kernel))
-
-
-def _domains(kernel: Kernel) -> List[Domain]:
-    try:
-        if kernel.layouts.has("vm_domain", "vmd_minset"):
-            return _per_domain(kernel)
-        return [_whole(kernel)]
-    except MemoryFault as fault:
-        kernel.warnings.add("memory domains", fault.address, fault.reason)
-        return []
-
-
-def _per_domain(kernel: Kernel) -> List[Domain]:
-    base = kernel.address_of("vm_dom")
-    number = max(1, min(kernel.global_value("vm_ndomains", 1), _MAX_DOMAINS))
-    stride = kernel.layouts.sizeof("vm_domain")
-    found = []
-    for index in range(number):
-        view = kernel.view("vm_domain", base + index * stride)
-        found.append(
-            Domain(
-                index,
-                view.vmd_free_count,
-                view.vmd_free_min,
-                view.vmd_free_target,
-                bool(view.vmd_minset),
-                bool(view.vmd_severeset),
-            )
-        )
-    return found
-
-
-def _whole(kernel: Kernel) -> Domain:
-    name = next(name for name in ("vm_cnt", "cnt") if kernel.has_symbol(name))
-    view = kernel.view("vmmeter", kernel.address_of(name))
-    free = view.v_free_count + view.get("v_cache_count", 0)
-    return Domain(
-        0,
-        free,
-        view.v_free_min,
-        view.v_free_target,
-        view.v_free_min > free,
-        view.get("v_free_severe", 0) > free,
+def _figures(found: List[Domain]) -> str:
+    return "; ".join(
+        (f"domain {domain.domain}: " if len(found) > 1 else "")
+        + f"{domain.available} free pages, the minimum is {domain.free_min}"
+        for domain in found
     )
 
 
 def shortage(kernel: Kernel) -> str:
-    """ "416 free pages, fewer than v_free_min 1234", "" where pages are not short."""
-    short = [domain for domain in domains(kernel) if domain.short]
-    if not short:
-        return ""
-    return "; ".join(
-        (f"domain {domain.number}: " if len(domains(kernel)) > 1 else "")
-        + f"{domain.free} free pages, the minimum is {domain.free_min}"
-        for domain in short
-    )
+    """ "416 free pages, the minimum is 832", "" where pages are not short."""
+    short = [domain for domain in domains(kernel) if is_short(domain)]
+    return _figures(short)
 
 
-def _page_daemon(b: Builder) -> List[Thread]:
-    """The threads that free pages: of the page daemon those that are no helpers."""
-    try:
-        pageproc = b.kernel.global_value("pageproc", 0)
-    except MemoryFault:
-        pageproc = 0
-    if pageproc:
-        found = [thread for thread in b.threads if thread.proc == pageproc]
-    else:
-        found = b.named(["pagedaemon"])
-    helpers = ("laundry", "uma", "pagezero", "bufspacedaemon")
-    return [t for t in found if not t.name.startswith(helpers) and "helper" not in t.name]
+def _of_role(b: Builder, *roles: str) -> List[Daemon]:
+    return [each for each in daemons(b.kernel) if each.role in roles]
 
 
-def _laundry(b: Builder) -> List[Thread]:
-    return [t for t in b.threads if t.name.startswith("laundry") and b.is_kernel_thread(t)]
+def _doing(found: List[Daemon]) -> str:
+    return "; ".join(f"{d.thread.tid} {d.thread.label} {d.doing}" for d in found)
 
 
 def memory_node(b: Builder) -> Node:
-    """Free pages, joined to the page daemon that has to make them."""
+    """Free pages, joined to the page daemon and the laundry that have to make them."""
     node = b.node("memory", "free pages", "free pages")
     if node.facts:
         return node
     kernel = b.kernel
-    short = shortage(kernel)
-    node.facts = [
-        short
-        or "; ".join(f"{d.free} free pages, the minimum is {d.free_min}" for d in domains(kernel))
-        or "counters unreadable"
-    ]
-    daemons = _page_daemon(b)
-    washers = _laundry(b)
-    stuck = [t for t in daemons + washers if b.standing(t).status == STUCK]
-    for daemon in stuck:
-        what = "frees pages and wakes those who wait for them"
-        if daemon in washers:
-            what = "writes dirty pages, which can then be freed"
+    node.facts = [shortage(kernel) or _figures(domains(kernel)) or "counters unreadable"]
+    makers = _of_role(b, "pagedaemon", "laundry")
+    stuck = [maker for maker in makers if b.standing(maker.thread).status == STUCK]
+    for maker in stuck:
+        what = "writes dirty pages, which can then be freed"
+        if maker.role == "pagedaemon":
+            what = "frees pages and wakes those who wait for them"
         b.join(
             node,
-            b.thread(daemon),
+            b.thread(maker.thread),
             "served-by",
             CATALOGUED,
-            f"catalogue: {daemon.label} {what}",
+            f"{maker.thread.label} {what}; it {maker.doing}",
         )
-    if not short or not stuck:
-        node.end = _memory_end(b, daemons, short)
+    if not stuck:
+        node.end = _end(b, makers)
     return node
 
 
-def _memory_end(b: Builder, daemons: List[Thread], short: str) -> End:
-    standings = [b.standing(daemon) for daemon in daemons]
-    doing = ", ".join(
-        f"{daemon.tid} {daemon.label} {standing.why}"
-        for daemon, standing in zip(daemons, standings)
-    )
+def _end(b: Builder, makers: List[Daemon]) -> End:
+    short = shortage(b.kernel)
+    doing = _doing(makers) or "no page daemon was found"
     if not short:
-        now = "; ".join(f"{d.free} free, minimum {d.free_min}" for d in domains(b.kernel))
-        if any(b.standing(daemon).status != IDLE for daemon in daemons):
-            return End("running", f"the page daemon has freed pages and still works ({doing})", now)
         return End(
-            "lost-wakeup",
-            "pages are free again, yet threads wait for them: a wakeup was lost",
-            f"{now}; page daemon: {doing or 'not found'}",
+            "running", f"there are enough pages again ({_figures(domains(b.kernel))})", doing
         )
-    if standings and all(standing.status == IDLE for standing in standings):
+    asleep = [m for m in makers if b.standing(m.thread).status == IDLE]
+    if makers and len(asleep) == len(makers):
         return End(
-            "lost-wakeup",
-            f"the page daemon is idle although memory is short ({short})",
-            doing,
+            "lost-wakeup", f"the page daemon is idle although memory is short: {short}", doing
         )
-    return End("memory", f"memory is exhausted: {short}", f"page daemon: {doing or 'not found'}")
+    return End("memory", f"memory is exhausted: {short}", f"{doing}; {_largest(b.kernel)}")
+
+
+def _largest(kernel: Kernel) -> str:
+    """Who holds the memory: the processes with most resident pages."""
+    layouts = kernel.layouts
+    found = []
+    try:
+        vmspace = layouts.offsetof("proc", "p_vmspace")
+        resident = layouts.resolve("vmspace", "vm_pmap.pm_stats.resident_count")
+        for proc in processes(kernel):
+            at = kernel.pointer(proc.address + vmspace)
+            if at:
+                pages = kernel.unsigned(at + resident.offset, resident.size)
+                found.append((pages, proc))
+    except (MemoryFault, LayoutError):
+        pass
+    found.sort(key=lambda item: -item[0])
+    size = kernel.page_size
+    return "largest: " + ", ".join(
+        f"{proc.comm} (pid {proc.pid}) {pages * size >> 20} MB"
+        for pages, proc in found[:3]
+        if pages
+    )
+
+
+def _channel(case: Case) -> Optional[Channel]:
+    return next(
+        (each for each in memory_shortage(case.kernel).channels if each.address == case.address),
+        None,
+    )
+
+
+def _wait(case: Case, what: str) -> Standing:
+    channel = _channel(case)
+    if channel is None or not channel.satisfied:
+        case.waits_for(memory_node(case.b), PROVEN, case.said())
+        return Standing(STUCK, what, case.row)
+    # The condition holds.  A page daemon at work may be about to say so.
+    b = case.b
+    node = b.node("memory", channel.name, f"free pages ({channel.name})", channel.address)
+    case.waits_for(node, PROVEN, case.said())
+    if node.end is None:
+        makers = _of_role(b, "pagedaemon", "laundry")
+        now = _figures(domains(case.kernel))
+        node.facts = [now]
+        busy = [m for m in makers if b.standing(m.thread).status != IDLE]
+        sleepers = count(len(channel.tids), "thread")
+        node.end = End(
+            "lost-wakeup",
+            f"pages are free again, yet {sleepers} sleep for them: a wakeup was lost",
+            f"{channel.wants}: {now}; {_doing(makers) or 'no page daemon was found'}",
+            case.thread.age,
+        )
+        if busy and all(m.thread.state in ("running", "runnable") for m in busy):
+            node.end = End(
+                "running",
+                f"pages are free again, the page daemon is at work and has to wake {sleepers}",
+                node.end.evidence,
+            )
+    return Standing(STUCK, what, case.row)
 
 
 def memory(case: Case) -> Optional[Standing]:
     """vmwait, pfault: the thread waits for free pages."""
-    case.waits_for(memory_node(case.b), PROVEN, case.said())
-    return Standing(STUCK, "waits for free pages", case.row)
+    return _wait(case, "waits for free pages")
 
 
 def pageout_memory(case: Case) -> Optional[Standing]:
     """VMWait: the page daemon itself needs a page to free pages."""
-    case.waits_for(memory_node(case.b), PROVEN, case.said())
-    return Standing(STUCK, "the page daemon itself waits for free pages", case.row)
+    return _wait(case, "the page daemon itself waits for free pages")
+
+
+def _self(case: Case) -> Optional[Daemon]:
+    return next((d for d in daemons(case.kernel) if d.thread.address == case.thread.address), None)
 
 
 def pagedaemon_idle(case: Case) -> Optional[Standing]:
     """psleep of the page daemon; to 10.4 also its pause after it failed to free enough."""
-    needed = case.kernel.global_value("vm_pages_needed", 0)
-    if needed and case.row is not None and case.channel.symbol == "vm_pages_needed":
-        node = case.waits_for(case.channel_node(), PROVEN, case.said())
-        short = shortage(case.kernel) or "by now there are enough"
-        node.end = End(
-            "memory",
-            f"the page daemon has failed to free enough pages ({short})",
-            f"vm_pages_needed {needed}",
-            case.thread.age,
-        )
-        return Standing(STUCK, "pauses after it failed to free enough pages", case.row)
-    return idle(case, "page daemon without work")
+    found = _self(case)
+    if found is None or not found.trouble or found.role != "pagedaemon":
+        return idle(case, "page daemon without work")
+    place = next((d for d in domains(case.kernel) if d.domain == (found.domain or 0)), None)
+    if place is not None and place.minset is None and not place.pageout_wanted:
+        return idle(case, "page daemon that nobody has asked for pages")
+    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    node.end = End(
+        "memory",
+        f"memory is exhausted: the page daemon {found.doing} ({shortage(case.kernel)})",
+        f"{case.said()}; {_largest(case.kernel)}",
+        case.thread.age,
+    )
+    return Standing(STUCK, found.doing, case.row)
 
 
 def pagedaemon_wait(case: Case) -> Optional[Standing]:
     """pwait: the target was not met; pages have to be laundered before more can be freed."""
     b = case.b
+    short = shortage(case.kernel)
+    if not short:
+        return idle(case, "a pause of the page daemon, with enough pages free")
     node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    washers = [t for t in _laundry(b) if b.standing(t).status == STUCK]
-    if not washers:
-        short = shortage(case.kernel)
-        if not short:
-            node.end = End("external", "a pause of the page daemon, with enough pages free")
-            return Standing(IDLE, "pauses; pages are not short", case.row)
-        node.end = End(
-            "memory",
-            f"memory is exhausted: {short}; the page daemon finds nothing to free",
-            "; ".join(f"{t.tid} {t.label}: {b.standing(t).why}" for t in _laundry(b)),
-            case.thread.age,
-        )
-        return Standing(STUCK, "finds nothing to free", case.row)
-    b.served_by(node, washers, "catalogue: dirty pages are freed once the laundry wrote them")
-    return Standing(STUCK, "waits for the laundry", case.row)
+    washers = [
+        each.thread for each in _of_role(b, "laundry") if b.standing(each.thread).status == STUCK
+    ]
+    if washers:
+        b.served_by(node, washers, "dirty pages are freed once the laundry wrote them")
+        return Standing(STUCK, "waits for the laundry", case.row)
+    node.end = End(
+        "memory",
+        f"memory is exhausted: {short}; the page daemon finds nothing to free",
+        f"{_doing(_of_role(b, 'laundry'))}; {_largest(case.kernel)}",
+        case.thread.age,
+    )
+    return Standing(STUCK, "finds nothing to free", case.row)
 
 
 def laundry_idle(case: Case) -> Optional[Standing]:
+    """launds: without a request; with one its wakeup is lost."""
     return idle(case, "laundry without work")
 
 
@@ -228,7 +213,7 @@ def pacing_memory(case: Case) -> Optional[Standing]:
         node = case.node
         node.end = End(
             "pacing",
-            f'{case.thread.tid} {case.thread.label} tries again ("{case.thread.wmesg}")',
+            f'{node.label} tries again and again ("{case.thread.wmesg}")',
             case.said(),
             case.thread.age,
         )

@@ -29,9 +29,7 @@ def swapper(case: Case) -> Optional[Standing]:
     node = case.waits_for(case.channel_node(), PROVEN, case.said())
     for thread in b.threads:
         if thread.pid == 0 and thread.name in ("swapper", "kernel", thread.comm):
-            b.join(
-                node, b.thread(thread), "served-by", CATALOGUED, "catalogue: the swapper (proc0)"
-            )
+            b.join(node, b.thread(thread), "served-by", CATALOGUED, "the swapper (proc0)")
             break
     return Standing(STUCK, "waits to be swapped in", case.row)
 

@@ -127,7 +127,7 @@ def vnlru(case: Case) -> Optional[Standing]:
     servers = b.named(["vnlru"])
     if not servers:
         return generic(case, "message")
-    b.served_by(node, servers, "catalogue: vnlru reclaims vnodes")
+    b.served_by(node, servers, "vnlru reclaims vnodes")
     return Standing(STUCK, "waits for a vnode to be reclaimed", case.row)
 
 
@@ -144,9 +144,7 @@ def softdep(case: Case) -> Optional[Standing]:
     node = case.waits_for(case.channel_node(), PROVEN, case.said())
     busy = [t for t in flushers if b.standing(t).status == STUCK]
     for thread in busy:
-        b.join(
-            node, b.thread(thread), "served-by", CATALOGUED, "catalogue: the soft updates flusher"
-        )
+        b.join(node, b.thread(thread), "served-by", CATALOGUED, "the soft updates flusher")
     if not busy:
         node.end = node.end or End(
             "unknown",

@@ -110,7 +110,7 @@ def txg(case: Case) -> Optional[Standing]:
                 b.thread(thread),
                 "served-by",
                 CATALOGUED,
-                f"catalogue: {function}() is on its stack and ends these waits",
+                f"{function}() is on its stack and ends these waits",
             )
     if not b.graph.successors(node.id):
         node.end = End("unknown", f'"{wmesg}": a transaction group; its server was not found')
@@ -139,9 +139,7 @@ def other(case: Case) -> Optional[Standing]:
             for thread in _zfs_threads(
                 b, ("arc_reclaim_thread", "arc_evict", "arc_adjust", "zthr")
             ):
-                b.join(
-                    node, b.thread(thread), "served-by", CATALOGUED, "catalogue: the ARC's thread"
-                )
+                b.join(node, b.thread(thread), "served-by", CATALOGUED, "the ARC's thread")
         elif wmesg.startswith(("zcw", "zilog")):
             case.b.join(
                 node, zio_node(b, case.address), "needs", GUESSED, "a log write is under way"
