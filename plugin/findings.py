@@ -7,7 +7,7 @@ hides data is marked partial.
 
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 
 class Finding(NamedTuple):
@@ -24,6 +24,8 @@ class Findings:
     def __init__(self) -> None:
         self._list: List[Finding] = []
         self._seen: Set[Tuple[str, Optional[int], str]] = set()
+        #: what was taken over whole, by identity: a cached result is used many times
+        self._taken: Dict[int, Findings] = {}
         self.partial = False
 
     def add(
@@ -37,9 +39,13 @@ class Findings:
             self._list.append(finding)
 
     def extend(self, other: Findings) -> None:
+        """Take over what another list, now complete, has found; once, however often asked."""
+        self.partial = self.partial or other.partial
+        if not other._list or self._taken.get(id(other)) is other:
+            return
+        self._taken[id(other)] = other
         for finding in other:
             self.add(*finding, partial=False)
-        self.partial = self.partial or other.partial
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self._list)
