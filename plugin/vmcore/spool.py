@@ -33,6 +33,8 @@ Progress = Callable[[int, int], None]
 
 _CHUNK = 1 << 20
 _FEED = 1 << 12
+#: bytes that compression() needs to see
+_HEAD = 8
 _HOLE = 1 << 16
 _ABANDONED = 24 * 3600
 _MAGICS = (
@@ -86,7 +88,7 @@ def plain_file(
         if not stat.S_ISREG(status.st_mode):
             return Plain(path, False, "")
         try:
-            kind = compression(file.read(8))
+            kind = compression(file.read(_HEAD))
         except OSError as error:
             raise DumpError(f"{path}: cannot be read: {error.strerror}") from None
         if not kind:
@@ -234,7 +236,7 @@ def _decompressed(
                 yield piece
         # Another frame may follow; the kernel pads the last one's block with zeros.
         data = decoder.unused_data + data
-        while len(data) < _LONGEST_MAGIC:
+        while len(data) < _HEAD:
             following = more()
             if not following:
                 break
