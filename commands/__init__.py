@@ -24,6 +24,7 @@ NAMES = (
     "pbuf",
     "provider",
     "structs",
+    "vmpage",
     "vmstate",
     "why-stuck",
 )

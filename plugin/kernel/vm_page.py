@@ -146,7 +146,7 @@ class _Decoder:
             hold_count,
             refs if self.refs else None,
             act_count,
-            order if order < self.nfree else None,
+            order if order < self.nfree and (phys_addr or word) else None,
             address == self.bogus,
             bool(flags & self.fictitious_flag),
             owner if slab else 0,

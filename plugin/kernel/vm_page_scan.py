@@ -15,7 +15,16 @@ from itertools import compress
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.errors import MemoryFault, UsageError
-from plugin.kernel.vm_object import label, object_at, page_addresses, try_object_at
+from plugin.kernel.vm_domain import domains
+from plugin.kernel.vm_object import (
+    Object,
+    label,
+    named_objects,
+    object_at,
+    objects,
+    page_addresses,
+    try_object_at,
+)
 from plugin.kernel.vm_page import (
     EXCLUSIVE,
     FREED,
@@ -34,6 +43,7 @@ from plugin.kernel.vm_phys import (
     nfreeorder,
     page_array,
     phys_to_vm_page,
+    reserved_unused,
     segments,
 )
 from plugin.session import Kernel
@@ -573,8 +583,9 @@ class _Scanner:
     def _count(self, totals: _Totals, part: Any) -> None:
         m = self.members
         owned = part.everything
-        if m.slab:
-            owned = part.without(owned, part.any_bits(m.flags, m.slab))
+        if m.slab or m.cached:
+            # A page of a zone points to its slab; a cached one is resident no more.
+            owned = part.without(owned, part.any_bits(m.flags, m.slab | m.cached))
         for address, count in part.counts(m.object, owned).items():
             self.objects[address] += count
         queued = part.everything
@@ -738,6 +749,97 @@ def pages_of_object(kernel: Kernel, owner: int) -> List[int]:
     """Addresses of the pages whose object is ``owner``, found by a scan."""
     found = scan(kernel, Predicates(object=owner), keep=1 << 24, counts=False)
     return [page.address for page in found.pages]
+
+
+# Held against the kernel's own counters
+
+
+class Check(NamedTuple):
+    """A count of the scan beside the kernel's own."""
+
+    what: str
+    scanned: int
+    counted: int
+
+    @property
+    def agrees(self) -> bool:
+        return self.scanned == self.counted
+
+
+def checks(kernel: Kernel, found: Scan) -> List[Check]:
+    """Free pages and queues of each domain, pages of each type of object.
+
+    Nothing where pages are missing: the scan is then the smaller for it.
+    """
+    if found.missing:
+        return []
+    return [*_domain_checks(kernel, found), *_object_checks(kernel, found)]
+
+
+def _domain_checks(kernel: Kernel, found: Scan) -> Iterator[Check]:
+    scanned = {each.domain: each for each in found.domains if each.domain is not None}
+    kept = domains(kernel)
+    held = reserved_unused(kernel) or 0
+    several = len(kept) > 1
+    free = 0
+    for domain in kept:
+        mine = scanned.get(domain.domain)
+        if mine is None:
+            return
+        where = f"domain {domain.domain} " if several else ""
+        for name in ("active", "inactive", "laundry", "unswappable"):
+            counted = getattr(domain, name)
+            if counted is not None and domain.cache is None:
+                yield Check(f"{where}{name}", mine.queues.get(name, 0), counted)
+        if mine.free is None:
+            # Before 8.0 free and cached pages are on queues of their own.
+            yield Check("free", mine.queues.get("free", 0), domain.free)
+            yield Check("cache", mine.queues.get("cache", 0), domain.cache or 0)
+        free += mine.free or 0
+    if kept and kept[0].cache is not None:
+        # To 11.x the lengths of the queues are counted for all domains together.
+        queues = found.queues
+        for name in ("active", "inactive"):
+            number = queues.get(name, 0)
+            if name == "active":
+                number += queues.get("hold", 0)
+            yield Check(name, number, sum(getattr(domain, name) for domain in kept))
+    if all(each.free is not None for each in scanned.values()):
+        yield Check("free", free + held, sum(domain.free for domain in kept))
+
+
+#: pages of these are not in vm_page_array, or not all
+_ELSEWHERE = ("device", "mgtdevice", "sg", "dead")
+
+
+def _object_checks(kernel: Kernel, found: Scan) -> Iterator[Check]:
+    scanned, counted = objects_by_type(kernel, found)
+    for kind in sorted({*scanned, *counted}):
+        if kind and kind not in _ELSEWHERE:
+            yield Check(f"{kind} objects", scanned.get(kind, 0), counted.get(kind, 0))
+
+
+def objects_by_type(kernel: Kernel, found: Scan) -> Tuple[Dict[str, int], Dict[str, int]]:
+    """({type: pages scanned}, {type: resident_page_count}); "" for pages of no object."""
+    known: Dict[int, Object] = {each.address: each for each in objects(kernel)}
+    for address in named_objects(kernel):
+        each = try_object_at(kernel, address)
+        if each is not None:
+            known[address] = each
+    counted: Counter = Counter()
+    for each in known.values():
+        counted[each.type] += each.resident_page_count
+    scanned: Counter = Counter()
+    for address, number in found.objects.items():
+        if not address:
+            scanned[""] += number
+            continue
+        of = known.get(address)
+        scanned[of.type if of is not None else "unknown"] += number
+    return dict(scanned), dict(counted)
+
+
+# Pages by name
 
 
 _OBJECT_INDEX = re.compile(r"^(0[xX][0-9a-fA-F]+|\d+):(0[xX][0-9a-fA-F]+|\d+)$")
