@@ -102,7 +102,7 @@ def plain_file(
             ready = folder / (name + _suffix(truncated))
             if ready.is_file():
                 return Plain(str(ready), truncated, kind)
-        _sweep(folder, source)
+        _sweep(folder, source, name)
         return _spool(file, kind, status.st_size, folder, name, progress, path)
 
 
@@ -132,12 +132,18 @@ def _spool_folder(wanted: Optional[PathLike]) -> Path:
     return fallback
 
 
-def _sweep(folder: Path, source: str) -> None:
-    """Remove older copies of the same file, and what a killed run left behind."""
+def _sweep(folder: Path, source: str, current: str) -> None:
+    """Remove copies of what the same file was before, and what a killed run left behind.
+
+    A copy of the file as it is now may just have been finished by someone else.
+    """
     for entry in folder.glob("*-*.*"):
         with suppress(OSError):
-            abandoned = entry.suffix == ".part" and entry.stat().st_mtime < time.time() - _ABANDONED
-            if abandoned or (entry.name.startswith(source + "-") and entry.suffix != ".part"):
+            if entry.suffix == ".part":
+                stale = entry.stat().st_mtime < time.time() - _ABANDONED
+            else:
+                stale = entry.name.startswith(f"{source}-") and entry.stem != current
+            if stale:
                 entry.unlink()
 
 
