@@ -12,7 +12,6 @@ from plugin.kernel.bio import (
     BioQueue,
     Origin,
     bio_chain,
-    bio_origin,
     bio_waiters,
     done_name,
     flag_names,
@@ -30,6 +29,7 @@ from plugin.kernel.geom_io import (
     age,
     bufs_without_bio,
     check_accounts,
+    flight,
     outstanding,
     outstanding_by_address,
     top_requests,
@@ -256,7 +256,7 @@ def show_bios(kernel: Kernel, report: Report, bios: Sequence[OutstandingBio]) ->
                 each.bio.offset,
                 each.bio.length,
                 seconds(_age(kernel, each)),
-                behind(kernel, bio_origin(kernel, each.bio)),
+                behind(kernel, flight(kernel).origin(each.bio)),
             )
             for each in bios
         ],
@@ -296,8 +296,10 @@ def behind(kernel: Kernel, origin: Origin) -> str:
         return who or _file(kernel, origin) or f"buf {origin.address:#x}"
     if origin.kind == "swap":
         return who or "swap pager"
-    if origin.kind in ("physio", "thread"):
-        return who or origin.kind
+    if origin.kind == "physio":
+        return who or "a raw device"
+    if origin.kind == "thread":
+        return who or "nobody waits"
     if origin.kind == "class":
         return done_name(kernel, origin.top)
     if origin.kind == "unknown":
@@ -349,7 +351,7 @@ def _one(kernel: Kernel, bio: Bio) -> Report:
         if each is not None:
             details.append(f"{each.state}: {each.why} [{each.certainty}]")
         report.pre("\n".join("  " * depth + "    " + line for line in details))
-    origin = bio_origin(kernel, bio)
+    origin = flight(kernel).origin(bio)
     report.text(f"It is for {behind(kernel, origin)} ({origin.evidence}).")
     for line in _behind_it(kernel, origin):
         report.text(line)
@@ -411,7 +413,7 @@ def _queue_data(kernel: Kernel, queue: BioQueue) -> Dict[str, Any]:
 
 def bio_data(kernel: Kernel, bio: Bio) -> Dict[str, Any]:
     """One bio as the contract has it, and what is behind it."""
-    origin = bio_origin(kernel, bio)
+    origin = flight(kernel).origin(bio)
     provider = provider_at(kernel, bio.to) or provider_of_disk(kernel, bio.disk)
     return {
         "address": address(bio.address),

@@ -144,7 +144,7 @@ def _marks(kernel: Kernel, found: Mesh) -> Dict[int, Mark]:
             marks[at] = Mark(OWES, note)
             if provider.geom is not None:
                 marks[provider.geom.address] = Mark(OWES)
-        elif account.verdict == "waits":
+        elif account.in_flight:
             marks[at] = Mark(WAITS, note)
     return marks
 
@@ -326,11 +326,10 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."
     )
     held = held_by_driver(kernel, provider)
-    if account.driver_found:
-        first = min(held.values(), default=0)
+    if held:
         report.text(
-            f"The driver's own memory refers to {len(held)} of the {account.driver_found} clones "
-            "given to it" + (f" (the first at {first:#x})." if held else ".")
+            f"The driver's own memory still refers to {len(held)} of them, for instance at "
+            f"{min(held.values()):#x}."
         )
     if provider.consumers:
         report.heading(f"{count(len(provider.consumers), 'consumer')}:")

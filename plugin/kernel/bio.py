@@ -7,7 +7,7 @@ stands behind that request (a buf, a page of swap, a read of a raw device).
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.kernel.linker import name_of
@@ -251,8 +251,12 @@ def is_queue_head(kernel: Kernel, address: int) -> bool:
 # The chain and its top
 
 
-def bio_chain(kernel: Kernel, bio: Bio) -> List[Bio]:
-    """The bio and its parents, up to the request that nobody cloned."""
+def bio_chain(kernel: Kernel, bio: Bio, known: Optional[Mapping[int, Bio]] = None) -> List[Bio]:
+    """The bio and its parents, up to the request that nobody cloned.
+
+    Parents that are in ``known`` are not read again.
+    """
+    known = known or {}
     chain = [bio]
     seen = {bio.address}
     while chain[-1].parent:
@@ -262,7 +266,7 @@ def bio_chain(kernel: Kernel, bio: Bio) -> List[Bio]:
                 "bio_parent", chain[-1].address, f"loops back to {address:#x}", partial=False
             )
             break
-        parent = try_bio_at(kernel, address, "bio_parent")
+        parent = known.get(address) or try_bio_at(kernel, address, "bio_parent")
         if parent is None:
             break
         seen.add(address)
@@ -322,15 +326,17 @@ _ORIGINS: Dict[str, Tuple[str, Callable[[Bio], Tuple[Optional[int], Optional[int
 }
 
 
-def bio_origin(kernel: Kernel, bio: Bio) -> Origin:
-    """What is behind a bio, told by bio_done at the top of its chain."""
-    chain = bio_chain(kernel, bio)
-    top = chain[-1]
+def bio_origin(kernel: Kernel, bio: Bio, known: Optional[Mapping[int, Bio]] = None) -> Origin:
+    """What is behind a bio, told by bio_done at the top of its chain.
+
+    ``known`` as in bio_chain().
+    """
+    top = bio_chain(kernel, bio, known)[-1]
     name = done_name(kernel, top)
     base = name.split("+")[0]
-    known = _ORIGINS.get(base)
-    if known is not None:
-        kind, where = known
+    maker = _ORIGINS.get(base)
+    if maker is not None:
+        kind, where = maker
         address, detail = where(top)
         return Origin(kind, address, detail, top, f"bio_done is {name}")
     if not top.done:

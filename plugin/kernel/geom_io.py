@@ -15,6 +15,7 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tu
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.bio import (
     Bio,
+    Origin,
     bio_chain,
     bio_origin,
     bio_waiters,
@@ -137,7 +138,7 @@ class Flight:
                     for address in search(kernel, disk):
                         self._reach(address, f"the driver of {disk.name} refers to it")
         for address in list(self.bios):
-            for parent in bio_chain(kernel, self.bios[address])[1:]:
+            for parent in bio_chain(kernel, self.bios[address], self.bios)[1:]:
                 self._add(parent, "bio_parent")
         for bio in self.bios.values():
             if bio.parent:
@@ -164,6 +165,10 @@ class Flight:
         bio = try_bio_at(self.kernel, address, source)
         if bio is not None and bio.cmd in self.kernel.layouts.table("bio_cmd").values():
             self._add(bio, source)
+
+    def origin(self, bio: Bio) -> Origin:
+        """bio_origin(), without reading again what was found."""
+        return bio_origin(self.kernel, bio, self.bios)
 
     # Where each one is
 
@@ -464,7 +469,7 @@ def is_delivered(kernel: Kernel, each: OutstandingBio) -> bool:
 
 def buf_of(kernel: Kernel, bio: Bio) -> Optional[Buf]:
     """The buf that a bio, or the request it is a clone of, is the I/O of."""
-    origin = bio_origin(kernel, bio)
+    origin = flight(kernel).origin(bio)
     if origin.kind not in ("buf", "swap") or not origin.address:
         return None
     return try_buf_at(kernel, origin.address)
@@ -473,7 +478,7 @@ def buf_of(kernel: Kernel, bio: Bio) -> Optional[Buf]:
 def _bios_by_buf(kernel: Kernel) -> Dict[int, List[OutstandingBio]]:
     found: Dict[int, List[OutstandingBio]] = {}
     for request in top_requests(kernel):
-        origin = bio_origin(kernel, request.bio)
+        origin = flight(kernel).origin(request.bio)
         if origin.kind in ("buf", "swap") and origin.address:
             found.setdefault(origin.address, []).append(request)
     return found
@@ -660,14 +665,19 @@ def check_accounts(kernel: Kernel) -> None:
 
 
 def held_by_driver(kernel: Kernel, provider: Provider) -> Dict[int, int]:
-    """The clones at this disk that its driver's memory still refers to: {bio: where}."""
+    """The clones at this disk that its driver's memory still refers to: {bio: where}.
+
+    Those on the driver's own queue are left out: the queue says that it has them.
+    """
     disk = disk_of(kernel, provider)
     if disk is None:
         return {}
     bios = {
         each.bio.address
         for each in outstanding(kernel)
-        if each.bio.disk == disk.address and is_driver_clone(kernel, each.bio)
+        if each.state == AT_DEVICE
+        and each.bio.disk == disk.address
+        and is_driver_clone(kernel, each.bio)
     }
     return kernel.once(("references", disk.address), lambda: references(kernel, disk, bios))
 
