@@ -227,8 +227,9 @@ class Corpus:
             ordered = sorted(
                 values.items(),
                 key=lambda item: (
-                    min(int(v, 0) for v in item[1]),
+                    # of two names for a value a reader of the file takes the first
                     item[0] not in rule.first.split(),
+                    min(int(v, 0) for v in item[1]),
                     item[0],
                 ),
             )

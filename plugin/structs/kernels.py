@@ -79,17 +79,14 @@ class Spans:
         if not 1 <= len(words) <= 2:
             raise LayoutError(f"span {item!r}: expected ARCH[/VARIANT] [FROM..TO]")
         arch, _, variant = words[0].partition("/")
-        if arch not in ("all", row.arch) or (variant and variant != row.variant):
-            return False
-        if len(words) == 1:
-            return True
-        first, dots, last = words[1].partition("..")
-        at = self._index[row.version]
-        if not dots:
-            return at == self._at(first, item)
-        return (not first or self._at(first, item) <= at) and (
-            not last or at <= self._at(last, item)
-        )
+        inside = True
+        if len(words) == 2:
+            first, dots, last = words[1].partition("..")
+            at = self._index[row.version]
+            low = self._at(first, item) if first or not dots else 0
+            high = self._at(last, item) if last else len(self.versions) if dots else low
+            inside = low <= at <= high
+        return inside and arch in ("all", row.arch) and variant in ("", row.variant)
 
     def _at(self, version: str, item: str) -> int:
         try:
