@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
-from plugin.errors import UsageError
+from plugin.errors import UsageError, WchanError
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.tc import uptime
-from plugin.render import chains
+from plugin.render import chains, dot, html, svg
+from plugin.render.picture import picture
 from plugin.report import Report, address, count, seconds
 from plugin.runner import number
 from plugin.session import Kernel
@@ -36,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="every chain, those of idle and benign sleepers too"
     )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--dot", action="store_true", help="the graph, for graphviz")
+    shape.add_argument("--svg", action="store_true", help="the graph drawn by graphviz")
+    shape.add_argument(
+        "--html", metavar="FILE", help="everything as one page that a bug report can carry"
+    )
     parser.add_argument(
         "--catalogue", metavar="FILE", help="wait messages of your own, over the shipped ones"
     )
@@ -46,6 +53,17 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     catalogue = with_file(args.catalogue)
     analysis = analyse(kernel, catalogue, everything=args.all or bool(chosen))
     report = Report(data(analysis))
+    found = panic(analysis)
+    if found is not None:
+        report.data["panic"] = _panic(found)
+    if args.dot or args.svg:
+        graph = dot.dot(picture(analysis))
+        report.raw = svg.svg(graph) if args.svg else graph
+        return report
+    if args.html:
+        _page(analysis, found, args.html)
+        report.text(f"written to {args.html}")
+        return report
     drawing = chains.Drawing(analysis, args.width)
     if chosen:
         for thread in chosen:
@@ -53,11 +71,9 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         return report
     report.text(_heading(analysis))
     report.pre("")
-    found = panic(analysis)
     if found is not None:
         report.text(f"panic: {found.message}")
         report.text(found.verdict)
-        report.data["panic"] = _panic(found)
     for sentence in sentences(analysis):
         report.text(sentence)
     if analysis.causes:
@@ -74,6 +90,16 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         _others(report, analysis)
     _more(report, analysis)
     return report
+
+
+def _page(analysis: Analysis, found: Optional[Panic], path: str) -> None:
+    lines = (f"panic: {found.message}", found.verdict) if found is not None else ()
+    page = html.html(analysis, f"why-stuck: {_heading(analysis)}", lines)
+    try:
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(page)
+    except OSError as error:
+        raise WchanError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _heading(analysis: Analysis) -> str:

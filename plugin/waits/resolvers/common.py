@@ -67,12 +67,6 @@ def lost_wakeup(case: Case, summary: str, evidence: str) -> Standing:
     return Standing(STUCK, summary, case.row)
 
 
-def catalogued(case: Case) -> str:
-    """The evidence of an edge that rests on the row and not on memory."""
-    row = case.row
-    return f"{row.woken_by}" if row is not None else "catalogue"
-
-
 def no_lock(case: Case) -> Standing:
     """A row that says "lock" for a sleep at whose channel no lock was found."""
     node = case.waits_for(case.channel_node(), PROVEN, case.said())

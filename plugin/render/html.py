@@ -1,0 +1,442 @@
+"""The whole answer of why-stuck as one page that a bug report can carry.
+
+The page needs no network and no script to be read: the graph is drawn here, the
+tables are plain.  One short script adds the search.  A Content-Security-Policy
+admits that script and the style by their hashes and nothing else, and every
+text from the core is escaped, so that a hostile core cannot speak through it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape as html_escape
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from plugin.render.dot import FILLS
+from plugin.render.picture import Box, Line, Picture, picture, step
+from plugin.render.text import escape
+from plugin.report import seconds
+from plugin.waits.analysis import LONG_ASLEEP, LONG_BLOCKED, Analysis, is_long
+from plugin.waits.verdict import sentences
+
+_BOX_WIDTH, _LINE_HEIGHT, _PAD = 250, 15, 8
+_GAP_X, _GAP_Y = 70, 12
+_CHARACTERS = 38
+_DASHES = {"proven": "", "catalogued": "6 3", "guessed": "2 3"}
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #c8c8c8; --soft: #777; --back: #fff; --text: #1a1a1a; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #444; --soft: #9a9a9a; --back: #16181a; --text: #e4e4e4; }
+}
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0; background: var(--back);
+  color: var(--text); }
+header, section { padding: 0 1.5rem; max-width: 100rem; }
+header { position: sticky; top: 0; background: var(--back); padding-top: .6rem;
+  padding-bottom: .6rem; border-bottom: 1px solid var(--line); z-index: 1; }
+h1 { font-size: 1.1rem; margin: 0 0 .3rem; }
+h2 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
+p { margin: .2rem 0; max-width: 60rem; }
+input { font: inherit; width: 22rem; max-width: 90%; padding: .25rem .5rem; }
+.soft { color: var(--soft); }
+table { border-collapse: collapse; font-size: .86rem; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .7rem .2rem 0;
+  border-bottom: 1px solid var(--line); }
+td.n, th.n { text-align: right; }
+td.m { font-family: ui-monospace, monospace; font-size: .8rem; overflow-wrap: anywhere; }
+tr.long td { background: rgba(220, 60, 60, .13); }
+.kind { display: inline-block; padding: 0 .45rem; border-radius: .6rem; color: #111; }
+.scroll { overflow: auto; max-height: 85vh; border: 1px solid var(--line); }
+svg { display: block; background: #fff; }
+svg text { font: 11px system-ui, sans-serif; fill: #111; }
+svg .off { opacity: .12; }
+.hidden { display: none; }
+"""
+_STYLE += "".join(f".k-{kind} {{ background: {fill}; }}\n" for kind, fill in FILLS.items())
+
+_SCRIPT = """
+"use strict";
+(function () {
+  var input = document.getElementById("search");
+  var state = document.getElementById("found");
+  var rows = document.querySelectorAll("tbody tr");
+  var boxes = document.querySelectorAll("svg g.box");
+  function search() {
+    var words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    function fits(element) {
+      var text = element.textContent.toLowerCase();
+      return words.every(function (word) { return text.indexOf(word) >= 0; });
+    }
+    var shown = 0;
+    rows.forEach(function (row) {
+      var fit = fits(row);
+      row.classList.toggle("hidden", !fit);
+      if (fit) { shown += 1; }
+    });
+    boxes.forEach(function (box) {
+      box.classList.toggle("off", words.length > 0 && !fits(box));
+    });
+    state.textContent = words.length ? shown + " rows" : "";
+  }
+  input.addEventListener("input", search);
+  boxes.forEach(function (box) {
+    box.addEventListener("click", function () {
+      input.value = box.getAttribute("data-search") || "";
+      search();
+    });
+  });
+  search();
+}());
+"""
+
+
+def html(analysis: Analysis, title: str, panic: Sequence[str] = ()) -> str:
+    """The page.  ``title`` names the kernel, ``panic`` are lines about its panic."""
+    drawn = picture(analysis)
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
+        '<meta name="viewport" content="width=device-width">',
+        f"<title>{text(title)}</title>",
+        f"<style>{_STYLE}</style>",
+        "</head>",
+        "<body>",
+        "<header>",
+        f"<h1>{text(title)}</h1>",
+        '<input id="search" type="search" placeholder="search: a tid, a name, a lock, an address"'
+        ' aria-label="search"> <span id="found" class="soft"></span>',
+        "</header>",
+        "<section>",
+        *[f"<p>{text(line)}</p>" for line in (*panic, *sentences(analysis))],
+        "</section>",
+        _causes(analysis),
+        _graph(analysis, drawn),
+        _threads(analysis),
+        _residue(analysis),
+        _nodes(analysis),
+        _edges(analysis),
+        f"<script>{_SCRIPT}</script>",
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def text(value: object) -> str:
+    """Any text for HTML: control characters shown, markup escaped."""
+    return html_escape(escape(str(value)), quote=True)
+
+
+def _policy() -> str:
+    def hashed(content: str) -> str:
+        digest = hashlib.sha256(content.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {hashed(_SCRIPT)}; style-src {hashed(_STYLE)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _kind(kind: str) -> str:
+    return f'<span class="kind k-{text(kind)}">{text(kind)}</span>'
+
+
+# Tables
+
+_Row = Tuple[Sequence[str], bool]
+
+
+def _table(title: str, headers: Sequence[str], rows: Iterable[_Row]) -> str:
+    """A table; a header that ends in ">" is a column of numbers, in "#" of fixed width.
+
+    Cells are HTML already.  A row marked long stands out.
+    """
+    classes = ["n" if h.endswith(">") else "m" if h.endswith("#") else "" for h in headers]
+    names = [h.rstrip(">#") for h in headers]
+    body: List[str] = []
+    for cells, long in rows:
+        columns = "".join(
+            f'<td class="{klass}">{cell}</td>' if klass else f"<td>{cell}</td>"
+            for klass, cell in zip(classes, cells)
+        )
+        body.append(f'<tr class="long">{columns}</tr>' if long else f"<tr>{columns}</tr>")
+    if not body:
+        return ""
+    head = "".join(
+        f'<th class="{klass}">{text(name)}</th>' if klass == "n" else f"<th>{text(name)}</th>"
+        for klass, name in zip(classes, names)
+    )
+    return (
+        f"<section><h2>{text(title)}</h2><table><thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(body)
+        + "\n</tbody></table></section>"
+    )
+
+
+def _causes(analysis: Analysis) -> str:
+    rows = [
+        (
+            (
+                text(cause.rank),
+                _kind(cause.kind),
+                text(cause.summary),
+                text(len(cause.tids)),
+                text(seconds(cause.since)),
+                text(cause.certainty),
+                text(cause.evidence),
+            ),
+            False,
+        )
+        for cause in analysis.causes
+    ]
+    headers = ["#>", "cause", "what", "threads>", "since>", "certainty", "evidence"]
+    return _table("Causes", headers, rows)
+
+
+def _threads(analysis: Analysis) -> str:
+    ranks = {tid: cause.rank for cause in analysis.causes for tid in cause.tids}
+    rows = []
+    for thread in analysis.threads:
+        standing = analysis.standings.get(thread.address)
+        status = standing.status if standing is not None else thread.state
+        rank = ranks.get(thread.tid)
+        rows.append(
+            (
+                (
+                    text(thread.tid),
+                    text(thread.pid),
+                    text(thread.label),
+                    text(thread.state),
+                    text(thread.wmesg or ""),
+                    text(f"{thread.wchan:#x}" if thread.wchan else ""),
+                    text(seconds(thread.age)),
+                    text(status),
+                    text(rank if rank is not None else ""),
+                    text(standing.why if standing is not None else ""),
+                ),
+                status == "stuck" and is_long(thread),
+            )
+        )
+    rows.sort(key=lambda row: row[0][7] != "stuck")
+    headers = ["tid>", "pid>", "name", "state", "wmesg", "wchan#", "age>", "taken for", "cause>"]
+    note = f"marked: blocked for {LONG_BLOCKED:.0f} s, asleep for {LONG_ASLEEP:.0f} s or more"
+    return _table(f"Threads ({note})", [*headers, "because"], rows)
+
+
+def _residue(analysis: Analysis) -> str:
+    rows = [
+        (
+            (
+                text(len(group.threads)),
+                text(group.wmesg),
+                text(group.where),
+                text(group.why),
+                text(", ".join(f"{t.tid} {t.label}" for t in group.threads)),
+                text(" <- ".join(group.stack)),
+            ),
+            False,
+        )
+        for group in analysis.residue
+    ]
+    headers = ["threads>", "wmesg", "channel", "why", "who", "stack"]
+    return _table("Residue: waits that are not understood", headers, rows)
+
+
+def _nodes(analysis: Analysis) -> str:
+    rows = [
+        (
+            (
+                text(node.kind),
+                text(node.label),
+                text(f"{node.address:#x}" if node.address is not None else ""),
+                text(", ".join(node.facts)),
+                text(f"{node.end.kind}: {node.end.summary}" if node.end is not None else ""),
+            ),
+            False,
+        )
+        for node in analysis.graph.nodes.values()
+        if node.kind != "thread"
+    ]
+    return _table("Things waited for", ["kind", "what", "address#", "state", "end"], rows)
+
+
+def _edges(analysis: Analysis) -> str:
+    nodes = analysis.graph.nodes
+    rows = [
+        (
+            (
+                text(nodes[edge.source].label),
+                text(edge.kind),
+                text(nodes[edge.target].label),
+                text(edge.certainty),
+                text(edge.evidence),
+            ),
+            False,
+        )
+        for edge in analysis.graph.edges
+    ]
+    return _table("Edges and their evidence", ["from", "edge", "to", "certainty", "evidence"], rows)
+
+
+# The graph
+
+
+class _Place(NamedTuple):
+    x: float
+    y: float
+    height: float
+
+
+def _height(box: Box) -> float:
+    return len(box.lines[:3]) * _LINE_HEIGHT + 2 * _PAD
+
+
+def _places(analysis: Analysis, drawn: Picture) -> Dict[str, _Place]:
+    """Columns by the distance to the end of the chain, ends on the right.
+
+    Every box has one box that its chain goes to, so the boxes are a forest: each
+    tree takes rows of its own, a box the middle of those that lead to it.
+    """
+    boxes = {box.id: box for box in drawn.boxes}
+    parent: Dict[str, Optional[str]] = {}
+    for box in drawn.boxes:
+        to = step(analysis, box.id)
+        parent[box.id] = to if to in boxes and to != box.id else None
+    _cut_cycles(parent)
+    children: Dict[Optional[str], List[str]] = {}
+    for id, to in parent.items():
+        children.setdefault(to, []).append(id)
+    places: Dict[str, _Place] = {}
+    columns: Dict[str, int] = {}
+    bottom = float(_GAP_Y)
+    for root in children.get(None, []):
+        order: List[str] = [root]
+        columns[root] = 0
+        for id in order:
+            for child in children.get(id, ()):
+                columns[child] = columns[id] + 1
+                order.append(child)
+        bottom = _place_tree(root, children, boxes, places, bottom) + _GAP_Y
+    last = max(columns.values(), default=0)
+    return {
+        id: place._replace(x=(last - columns[id]) * (_BOX_WIDTH + _GAP_X) + _GAP_X / 2)
+        for id, place in places.items()
+    }
+
+
+def _cut_cycles(parent: Dict[str, Optional[str]]) -> None:
+    """Make a forest of it: of each cycle one box becomes a root."""
+    done: Dict[str, int] = {}
+    for number, start in enumerate(parent):
+        at: Optional[str] = start
+        while at is not None and at not in done:
+            done[at] = number
+            at = parent[at]
+        if at is not None and done[at] == number:
+            parent[at] = None
+
+
+def _place_tree(
+    root: str,
+    children: Dict[Optional[str], List[str]],
+    boxes: Dict[str, Box],
+    places: Dict[str, _Place],
+    top: float,
+) -> float:
+    """Rows for one tree from ``top`` down; returns where it ends.
+
+    Without recursion: chains are long.
+    """
+    stack: List[Tuple[str, bool]] = [(root, False)]
+    while stack:
+        id, after = stack.pop()
+        height = _height(boxes[id])
+        below = children.get(id, [])
+        if not below:
+            places[id] = _Place(0, top, height)
+            top += height + _GAP_Y
+        elif after:
+            first, last = places[below[0]], places[below[-1]]
+            middle = (first.y + last.y + last.height) / 2
+            places[id] = _Place(0, middle - height / 2, height)
+            top = max(top, middle + height / 2 + _GAP_Y)
+        else:
+            stack.append((id, True))
+            stack.extend((child, False) for child in reversed(below))
+    return top
+
+
+def _graph(analysis: Analysis, drawn: Picture) -> str:
+    if not drawn.boxes:
+        return ""
+    places = _places(analysis, drawn)
+    width = max(place.x for place in places.values()) + _BOX_WIDTH + _GAP_X / 2
+    height = max(place.y + place.height for place in places.values()) + _GAP_Y
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="wait-for graph">',
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#666"/></marker></defs>',
+    ]
+    parts += [_drawn_line(line, places) for line in drawn.lines]
+    parts += [_drawn_box(box, places[box.id]) for box in drawn.boxes]
+    parts.append("</svg>")
+    more = f" {drawn.left_out} more boxes are in the tables only." if drawn.left_out else ""
+    return (
+        '<section><h2>Who waits for whom</h2><p class="soft">Solid lines are proven by memory, '
+        f"dashed ones from the catalogue, dotted ones guessed. A box clicked is searched for.{more}"
+        '</p><div class="scroll">' + "\n".join(parts) + "</div></section>"
+    )
+
+
+def _drawn_box(box: Box, place: _Place) -> str:
+    fill = FILLS.get(box.cause, "#f7f7f4" if box.kind == "thread" else "#eef3f8")
+    lines = []
+    for number, line in enumerate(box.lines[:3]):
+        short = line if len(line) <= _CHARACTERS else line[: _CHARACTERS - 2] + ".."
+        y = place.y + _PAD + 11 + number * _LINE_HEIGHT
+        lines.append(f'<text x="{place.x + _PAD:.0f}" y="{y:.1f}">{text(short)}</text>')
+    radius = 3 if box.kind == "thread" else 9
+    wanted = str(box.tids[0]) if len(box.tids) == 1 else box.lines[-1 if box.tids else 0]
+    tids = " ".join(map(str, box.tids))
+    return (
+        f'<g class="box" data-search="{text(wanted)}"><title>{text_lines(box.tip)}\n{tids}</title>'
+        f'<rect x="{place.x:.0f}" y="{place.y:.1f}" width="{_BOX_WIDTH}" '
+        f'height="{place.height:.0f}" rx="{radius}" fill="{fill}" stroke="#555"/>'
+        + "".join(lines)
+        + "</g>"
+    )
+
+
+def text_lines(value: str) -> str:
+    """Several lines for HTML, each escaped."""
+    return "\n".join(text(line) for line in value.split("\n"))
+
+
+def _drawn_line(line: Line, places: Dict[str, _Place]) -> str:
+    start, end = places[line.source], places[line.target]
+    y1, y2 = start.y + start.height / 2, end.y + end.height / 2
+    if start.x < end.x:
+        x1, x2 = start.x + _BOX_WIDTH, end.x
+        bend = max(20.0, (x2 - x1) / 2)
+        path = f"M{x1:.0f} {y1:.1f} C{x1 + bend:.0f} {y1:.1f} {x2 - bend:.0f} {y2:.1f} "
+        path += f"{x2:.0f} {y2:.1f}"
+    else:
+        # Back to an earlier column: where a cycle closes.
+        x1, x2 = start.x + _BOX_WIDTH / 2, end.x + _BOX_WIDTH / 2
+        y1, y2 = start.y + start.height, end.y + end.height
+        dip = max(y1, y2) + 24
+        path = f"M{x1:.0f} {y1:.1f} C{x1:.0f} {dip:.1f} {x2:.0f} {dip:.1f} {x2:.0f} {y2:.1f}"
+    dashes = _DASHES.get(line.certainty, "")
+    dash = f' stroke-dasharray="{dashes}"' if dashes else ""
+    weight = "1.6" if line.main else "0.8"
+    return (
+        f'<path d="{path}" fill="none" stroke="#666" stroke-width="{weight}"{dash} '
+        f'marker-end="url(#arrow)"><title>{text(line.kind)} [{text(line.certainty)}: '
+        f"{text(line.evidence)}]</title></path>"
+    )

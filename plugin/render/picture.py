@@ -1,0 +1,149 @@
+"""The wait-for graph made ready to be drawn: waiters of one thing folded into one box.
+
+Boxes and lines only; ``plugin.render.dot`` and ``plugin.render.html`` draw them.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Set
+
+from plugin.render.chains import named, who
+from plugin.report import count, seconds
+from plugin.waits.analysis import Analysis
+from plugin.waits.graph import Edge, Node
+
+#: more boxes than this are no picture any more
+MAX_BOXES = 600
+
+
+class Box(NamedTuple):
+    """``lines`` are its text, ``tip`` what is said on a second look; ``cause`` is the kind
+    of the cause that ends here, "" for a box on the way.  ``tids`` of the threads in it."""
+
+    id: str
+    kind: str
+    lines: List[str]
+    tip: str
+    cause: str
+    tids: List[int]
+
+
+class Line(NamedTuple):
+    """``main``: the way that the chains go; other lines are drawn thinner."""
+
+    source: str
+    target: str
+    kind: str
+    certainty: str
+    evidence: str
+    main: bool
+
+
+class Picture(NamedTuple):
+    """``left_out``: boxes beyond the limit, which are in the tables only."""
+
+    boxes: List[Box]
+    lines: List[Line]
+    left_out: int
+
+
+def picture(analysis: Analysis, limit: int = MAX_BOXES) -> Picture:
+    """What the stuck threads wait for, from the ends backwards, at most ``limit`` boxes."""
+    shown = _shown(analysis)
+    steps = {id: step(analysis, id) for id in shown}
+    folded = _fold(analysis, shown, steps)
+    ends = {cause.node.id: cause.kind for cause in analysis.causes}
+    boxes: List[Box] = []
+    where: Dict[str, str] = {}
+    for members in folded:
+        box = _box(analysis, members, ends)
+        boxes.append(box)
+        for node in members:
+            where[node.id] = box.id
+    kept = {box.id for box in boxes[:limit]}
+    lines: Dict[tuple, Line] = {}
+    for edge in analysis.graph.edges:
+        source, target = where.get(edge.source), where.get(edge.target)
+        if source in kept and target in kept and edge.causal and source != target:
+            line = _line(edge, str(source), str(target), steps.get(edge.source) == edge.target)
+            key = (line.source, line.target)
+            if key not in lines or (line.main and not lines[key].main):
+                lines[key] = line
+    return Picture(boxes[:limit], list(lines.values()), max(0, len(boxes) - limit))
+
+
+def step(analysis: Analysis, id: str) -> Optional[str]:
+    """The node that the chain goes to from ``id``, round its cycle if it is in one."""
+    way = analysis.solution.ways.get(id)
+    if way is None:
+        return None
+    cycle = analysis.solution.cycles.get(way.cause)
+    if way.next is not None or cycle is None:
+        return way.next
+    if id in cycle.nodes:
+        place = cycle.nodes.index(id)
+        return cycle.nodes[(place + 1) % len(cycle.nodes)]
+    members = {each for each, other in analysis.solution.ways.items() if other.cause == way.cause}
+    following = [edge.target for edge in analysis.graph.successors(id) if edge.target in members]
+    return next((t for t in following if t in cycle.nodes), following[0] if following else None)
+
+
+def _shown(analysis: Analysis) -> Dict[str, Node]:
+    """The nodes reached from stuck threads, ends and long chains first."""
+    graph = analysis.graph
+    pending = [
+        f"thread:{thread.tid}" for thread in analysis.stuck if analysis.node_of(thread) is not None
+    ]
+    seen: Set[str] = set(pending)
+    for id in pending:
+        for edge in graph.successors(id):
+            if edge.target not in seen:
+                seen.add(edge.target)
+                pending.append(edge.target)
+    return {id: graph.nodes[id] for id in reversed(pending)}
+
+
+def _fold(
+    analysis: Analysis, shown: Dict[str, Node], steps: Dict[str, Optional[str]]
+) -> List[List[Node]]:
+    """Threads nobody waits for, by what they step to; everything else by itself, first."""
+    awaited = {edge.target for id in shown for edge in analysis.graph.successors(id)}
+    single: List[List[Node]] = []
+    groups: Dict[Optional[str], List[Node]] = {}
+    for id, node in shown.items():
+        if node.kind == "thread" and id not in awaited:
+            groups.setdefault(steps[id], []).append(node)
+        else:
+            single.append([node])
+    crowds = sorted(groups.values(), key=lambda members: -len(members))
+    return single + crowds
+
+
+def _box(analysis: Analysis, members: List[Node], ends: Dict[str, str]) -> Box:
+    node = members[0]
+    by_tid = {thread.tid: thread for thread in analysis.threads}
+    threads = [by_tid[each.tid] for each in members if each.tid in by_tid]
+    ages = [thread.age for thread in threads if thread.age is not None]
+    since = f"for {seconds(max(ages))}" if ages else ""
+    tids = [each.tid for each in members if each.tid is not None]
+    if len(members) > 1:
+        lines = [count(len(members), "thread"), who(threads, 3)]
+        tip = "\n".join(f"{t.tid} {t.label} (pid {t.pid}) {t.wmesg or t.state}" for t in threads)
+    elif threads:
+        wait = f'"{threads[0].wmesg}"' if threads[0].wmesg else threads[0].state
+        lines = [node.label, wait]
+        tip = f"{node.label} (pid {threads[0].pid})"
+    else:
+        lines = [named(node) if node.kind in ("bio", "lock") else node.label, *node.facts[:2]]
+        tip = "\n".join([named(node), *node.facts])
+    if since:
+        lines.append(since)
+    cause = ends.get(node.id, "") if len(members) == 1 else ""
+    if node.end is not None and (cause or not analysis.graph.successors(node.id)):
+        cause = cause or node.end.kind
+        tip += f"\n{node.end.summary}\n{node.end.evidence}"
+    return Box(node.id, node.kind, [line for line in lines if line], tip.strip(), cause, tids)
+
+
+def _line(edge: Edge, source: str, target: str, main: bool) -> Line:
+    return Line(source, target, edge.kind, edge.certainty, edge.evidence, main)
