@@ -234,6 +234,38 @@ def test_an_absurd_length_is_refused_before_memory_is_taken(tmp_path: Path) -> N
             core.read(LAYOUTS["amd64-v3"].dmapbase, size)
 
 
+def test_a_machine_with_a_terabyte_of_memory(tmp_path: Path) -> None:
+    """A bitmap of 32 MB and pages 100 GB into the file, sparse on the disk."""
+    bits = bytearray(1 << 25)
+    # Every page of the second 100 GB, and a few beyond.
+    bits[100 << 15 : 200 << 15] = b"\xff" * (100 << 15)
+    beyond = (0x7000000, 0x9ABCDEF, 0xFFFFFFF)
+    for number in beyond:
+        bits[number >> 3] |= 1 << (number & 7)
+    layout = LAYOUTS["amd64-v2"]
+    path = tmp_path / "vmcore.0"
+    head = minidump(layout, {0: bytes(4096)}, {}, msgbuf=b"")
+    with path.open("wb") as file:
+        made = bytearray(head[:4096])
+        made[32:36] = len(bits).to_bytes(4, "little")
+        file.write(made + bits + bytes(4096))
+        start = file.tell()
+        pages = (100 << 15) * 8
+        for number, rank in [(0, 0), (0, pages - 1), *enumerate(range(pages, pages + 3), 1)]:
+            file.seek(start + rank * 4096)
+            file.write(page_of(number + rank))
+    with open_memory(path) as core:
+        assert core.physical_bytes == (pages + 3) * 4096
+        assert not core.truncated
+        assert core.read(layout.dmapbase + (100 << 30), 4096) == page_of(0)
+        assert core.read(layout.dmapbase + (200 << 30) - 4096, 4096) == page_of(pages - 1)
+        for number, page in enumerate(beyond):
+            assert core.read_physical(page << 12, 4096) == page_of(number + 1 + pages + number)
+        assert [length for *_, length in core.runs(layout.dmapbase, 1 << 40)] == [
+            100 << 30, 4096, 4096, 4096
+        ]  # fmt: skip
+
+
 def test_nothing_is_read_at_an_address_without_memory(tmp_path: Path) -> None:
     core = open_memory(Model(tmp_path / "vmcore.0", LAYOUTS["amd64-v3"], 2).path)
     assert core.read(0, 0) == b""
