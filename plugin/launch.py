@@ -206,6 +206,8 @@ def _gdb_arguments(address: str, arch: str, kernel: str) -> List[str]:
         # gdb would look for a dynamic linker in the kernel, and gdb 13 takes the
         # FreeBSD kernel for a 32-bit one.
         *("-iex", "set osabi none"),
+        # sys__umtx_op is no mangled name.
+        *("-iex", "set print demangle off"),
         kernel,
         *("-ex", f"target remote {address}"),
         *("-x", str(ROOT / "plugin" / "kernel-gdb.py")),
@@ -238,11 +240,20 @@ def _run(command: List[str]) -> int:
         raise WchanError(f"cannot run {command[0]}: {error.strerror}") from None
     except _Left as left:
         if child is not None:
-            child.terminate()
-            child.wait()
+            _end(child)
         return 128 + left.number
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(2)
+    except subprocess.TimeoutExpired:
+        # gdb hears no signal while a command of its user's runs in a shell.
+        child.kill()
+        child.wait()
 
 
 class _Left(BaseException):

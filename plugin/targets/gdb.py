@@ -364,7 +364,8 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
         self._busy = False
         self._state: Hashable = None
         self._kernel: Optional[Kernel] = None
-        self._next: Dict[Tuple[int, int, int], Optional[stack.Frame]] = {}
+        #: by pc, fp and sp: the frame that called, and what this one is told apart by
+        self._links: Dict[Tuple[int, int, int], Tuple[Optional[stack.Frame], int]] = {}
 
     def __call__(self, pending: Any) -> Any:
         names = _UNWOUND.get(_ARCHES.get(pending.architecture().name(), ""))
@@ -389,21 +390,19 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
         mask = (1 << 8 * kernel.pointer_size) - 1
         pc, fp, sp = (int(value) & mask for value in values)
         key = (pc, fp, sp)
-        if key not in self._next:
-            frames = list(stack.walk(kernel, pc, fp, sp))
-            for frame, older in zip(frames, [*frames[1:], None]):
-                self._next[frame.pc, frame.fp, frame.sp] = older
-        if key not in self._next:
+        if key not in self._links:
+            self._follow(stack.walk(kernel, pc, fp, sp))
+        if key not in self._links:
             return None
-        older = self._next[key]
+        older, identity = self._links[key]
         found = kernel.target.symbolize(pc)
         own = getattr(kernel.target, "has_frame_information", False)
         if own and not (found and stack.is_trap(found[0])):
             return None
         start = pc - found[1] if found else pc
-        info = pending.create_unwind_info(_FrameId(older.sp if older else sp + 1, start))
+        info = pending.create_unwind_info(_FrameId(identity, start))
         # A program counter of 0 is how gdb is told that there is no older frame.
-        saved = (older.pc, older.fp, older.sp) if older else (0, fp, sp + 16)
+        saved = (older.pc, older.fp, older.sp) if older else (0, fp, identity + 16)
         for name, value, kind in zip(names, saved, values):
             info.add_saved_register(name, gdb.Value(value).cast(kind.type))
         if names[0] == "pc":
@@ -412,11 +411,20 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
             info.add_saved_register("x30", gdb.Value(saved[0]).cast(link.type))
         return info
 
+    def _follow(self, walked: Iterator[stack.Frame]) -> None:
+        frames = list(walked)
+        identity = 0
+        for frame, older in zip(frames, [*frames[1:], None]):
+            # gdb stops where a caller's stack address is lower, as it is where an NMI
+            # switched stacks; it compares, but never uses these.
+            identity = max(older.sp if older else frame.sp, identity + 1)
+            self._links[frame.pc, frame.fp, frame.sp] = older, identity
+
     def _current(self) -> Optional[Kernel]:
         state = self._debugger.state()
         if state != self._state:
             self._state, self._kernel = state, None
-            self._next.clear()
+            self._links.clear()
             image = KernelImage.open(self._debugger.kernel_file())
             if image is not None and image.is_kernel:
                 with suppress(WchanError):
