@@ -364,6 +364,9 @@ class Bufs:
                 page.sharers = max(page.sharers, 1)
             else:
                 page.sharers += 1
+        if m.osreldate >= 1000000:
+            # swapgeom_acquire(): requests under way, and one for being in use.
+            device.consumer.obj["index"] = max(device.consumer.obj["index"], 1) + 1
         made.bio = m.geom.request(
             device.consumer,
             BIO_WRITE,

@@ -296,16 +296,15 @@ class Thread:
         self._save()
         return self
 
-    def swapped_out(self, wchan: Any, wmesg: str) -> Thread:
-        """Asleep and its kernel stack swapped out (up to 14)."""
-        m = self.machine
-        self._state("swapped", TDS_INHIBITED, TDI_SLEEPING | TDI_SWAPPED)
-        self.call(
-            "sched_switch", "mi_switch", "sleepq_switch", "sleepq_wait", *m.procs.sleep_name()
-        )
-        self.obj.set(td_wchan=wchan.__index__(), td_wmesg=wmesg)
+    def swapped_out(self) -> Thread:
+        """Woken while its kernel stack was out (up to 14.x): it waits for faultin().
+
+        A thread still asleep whose stack is out counts as asleep, as DDB's ps has it.
+        """
+        self._state("swapped", TDS_INHIBITED, TDI_SWAPPED)
+        through = ("sleepq_wait", *self.machine.procs.sleep_name())
+        self.call("sched_switch", "mi_switch", "sleepq_switch", *through)
         self.obj["td_flags"] = self.obj["td_flags"] & ~TDF_INMEM
-        m.procs.sleepers.setdefault(wchan.__index__(), []).append((self, SLEEPQ_SLEEP, 0))
         self._save()
         return self
 
@@ -654,7 +653,7 @@ class Procs:
             m.list(chain.at("sc_queues"), "sq_hash", chains.get(slot, []))
         for proc in self.all:
             for thread in proc.threads:
-                if thread.state != "sleeping" and thread.state != "swapped":
+                if thread.state != "sleeping":
                     thread.obj["td_sleepqueue"] = m.allocate("sleepqueue")
 
     def _cpus(self) -> None:
