@@ -83,7 +83,10 @@ def verdict(kernel: Kernel, pool: Pool, used: List[Pbuf]) -> str:
         sentence += f", {_who(kernel, pool)} wait{'s' if len(pool.waiters) == 1 else ''}"
     if holders and names:
         flying = len([buf for buf in holders if buf.io])
-        sentence += f"; {flying} of them {'is' if flying == 1 else 'are'} I/O to {', '.join(names)}"
+        if flying == pool.in_use:
+            sentence += f"; {'it is' if flying == 1 else 'all are'} I/O to {', '.join(names)}"
+        else:
+            sentence += f"; {flying} pbufs found are I/O to {', '.join(names)}"
         ages = [buf.age for buf in holders if buf.age is not None]
         if ages:
             sentence += f", the oldest for {seconds(max(ages))}"

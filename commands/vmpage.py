@@ -198,7 +198,8 @@ def _show(kernel: Kernel, report: Report, page: Page) -> None:
     """One page in full."""
     waiting = sleepers(kernel).get(page.address, [])
     name = " (bogus_page)" if page.is_bogus else " (fictitious)" if page.fictitious else ""
-    report.heading(f"vm_page {page.address:#x}{name}: {verdict(kernel, page, waiting)}")
+    report.heading(f"vm_page {page.address:#x}{name}")
+    report.text(verdict(kernel, page, waiting) + ".", 2)
     lines = [
         f"  object {page.object:#x}, pindex {page.pindex:#x}, phys_addr {page.phys_addr:#x}"
         + ("" if domain_of(kernel, page) is None else f", domain {domain_of(kernel, page)}")
@@ -248,7 +249,8 @@ def _busy_lines(kernel: Kernel, page: Page) -> List[str]:
     notes = _call_outs(kernel, page)
     for place, note in notes:
         column = len(head) + (width - 1 - place) + (width - 1 - place) // 8
-        lines.append(" " * column + "^ " + note)
+        # To the left of the arrow, where there is room for it.
+        lines.append(f"{note} ^".rjust(column + 1))
     return lines
 
 
@@ -280,7 +282,7 @@ def _call_outs(kernel: Kernel, page: Page) -> List[Tuple[int, str]]:
     if word & way.exclusive and busy.owner_bits:
         tids = owners_by_bits(kernel).get(busy.owner_bits, ())
         who = f"thread {', '.join(map(str, tids))}" if tids else "no thread there now"
-        notes.append((3, f"low half of the owner's struct thread: ...{busy.owner_bits:08x}, {who}"))
+        notes.append((3, f"owner ...{busy.owner_bits:08x}: {who}"))
     elif word & way.shared and busy.sharers:
         notes.append((3, f"{count(busy.sharers, 'sharer')}"))
     return notes

@@ -206,7 +206,7 @@ def _vm_dom(kernel: Kernel) -> List[Domain]:
             # To 11.x the free pages of all domains are counted together.
             free = meter.v_free_count if count == 1 else view.vmd_free_count
             cache = meter.get("v_cache_count") if index == 0 else 0
-        needed = view.at("vmd_pageout_pages_needed") if own else 0
+        needed = view.at("vmd_pageout_pages_needed") if own else _daemon_channel(kernel, index)
         request = view.get("vmd_laundry_request")
         found.append(
             Domain(
@@ -270,8 +270,14 @@ def _global(kernel: Kernel) -> Domain:
         _flag(kernel, "vm_pageout_pages_needed"),
         None,
         False,
-        (),
+        tuple(t.tid for t in sleepers(kernel).get(_daemon_channel(kernel, 0), ())),
     )
+
+
+def _daemon_channel(kernel: Kernel, domain: int) -> int:
+    """Where the page daemon itself waits for pages, to 11.x; 0 if nowhere."""
+    symbol = kernel.symbol("vm_pageout_pages_needed")
+    return symbol.address if symbol and domain == 0 else 0
 
 
 def _flag(kernel: Kernel, name: str) -> bool:
@@ -331,7 +337,7 @@ def _memory_shortage(kernel: Kernel) -> Shortage:
         add("vm_pageproc_waiters", address, ("pageprocwait",), "the next tick", False)
     own = kernel.layouts.has("vm_domain", "vmd_pageout_pages_needed")
     for domain in found:
-        wants = f"free >= pageout_free_min ({domain.pageout_free_min})"
+        wants = "free >= pageout_free_min"
         holds = domain.available >= domain.pageout_free_min
         if own:
             at = domain.address + kernel.layouts.offsetof("vm_domain", "vmd_pageout_pages_needed")

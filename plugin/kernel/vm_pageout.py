@@ -12,6 +12,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.kernel import swap_pager
+from plugin.kernel.geom_io import AT_DEVICE, QUEUED
 from plugin.kernel.pbuf import Pool, pool_of_channel
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.vfs_bio import spaces
@@ -114,9 +115,14 @@ def explain(kernel: Kernel, thread: Thread, role: str, domain: int = 0) -> Tuple
 
 def _pool_text(kernel: Kernel, pool: Pool, wmesg: str) -> str:
     if pool.symbol == "nsw_wcount_async":
-        names = sorted({d.name for d in swap_pager.devices(kernel) if d.writes})
-        to = f", to {', '.join(names)}" if names else ""
-        return f"all {pool.limit} swap writes are in flight{to}"
+        names = ", ".join(sorted({d.name for d in swap_pager.devices(kernel) if d.writes}))
+        states = {write.io.state for write in swap_pager.writes(kernel) if write.io}
+        where = f"in flight to {names}" if names else "in flight"
+        if names and states == {AT_DEVICE}:
+            where = f"at {names}"
+        elif names and states == {QUEUED}:
+            where = f"queued for {names}"
+        return f"all {pool.limit} swap writes are {where}"
     used = f"all {pool.limit} in use" if pool.limit else "none free"
     return f"no pbuf for {pool.name}: {used}"
 

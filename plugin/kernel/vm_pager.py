@@ -259,8 +259,9 @@ def _candidates(kernel: Kernel, start: int, words: List[int], page: int) -> Iter
 def _run_length(kernel: Kernel, address: int, page: int) -> int:
     """Pages of one object with consecutive indexes from ``address`` on, bogus_page among them.
 
-    bogus_page neither begins nor ends an array (sendfile_swapin() trims there).  0
-    where ``page`` is not in it, or is alone in it: one pointer is no array.
+    bogus_page neither begins nor ends an array, nor does a page that is not busied
+    end it: sendfile_swapin() trims there, while the request that the array is part of
+    goes on.  0 where ``page`` is not in it, or is alone: one pointer is no array.
     """
     owner: Optional[int] = None
     base = npages = 0
@@ -277,7 +278,8 @@ def _run_length(kernel: Kernel, address: int, page: int) -> int:
             owner, base = found.object, found.pindex - place
         elif (found.object, found.pindex - place) != (owner, base):
             break
-        npages = place + 1
+        if found.busy.state == EXCLUSIVE or pointer == page or not npages:
+            npages = place + 1
     return npages if npages > 1 and page in pointers[:npages] else 0
 
 
@@ -453,14 +455,16 @@ def _is_sendfile(frames: Tuple[str, ...], found: Optional[FoundArray]) -> bool:
 
 
 def _indexes(indexes: List[int]) -> str:
-    """ "index 3", "indexes 1 and 3", "indexes 1 to 5 and 9"."""
+    """ "index 3", "indexes 1, 2 and 4", "indexes 1 to 5 and 9"."""
     runs: List[List[int]] = []
     for index in indexes:
         if runs and runs[-1][1] == index - 1:
             runs[-1][1] = index
         else:
             runs.append([index, index])
-    texts = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+    texts: List[str] = []
+    for first, last in runs:
+        texts += [f"{first} to {last}"] if last > first + 1 else map(str, range(first, last + 1))
     joined = " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
     return ("indexes " if len(indexes) > 1 else "index ") + joined
 
