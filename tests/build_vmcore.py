@@ -132,12 +132,14 @@ def elf(
     return head + programs + body + headers
 
 
-def full_dump(machine: str, memory: Dict[int, bytes], *, note: bytes = b"") -> bytes:
+def full_dump(machine: str, memory: Dict[int, bytes], *, notes: Sequence[bytes] = ()) -> bytes:
     """A full dump of pages at physical addresses: one segment for each contiguous stretch."""
     segments: List[Tuple[int, int, int, bytes]] = []
-    if note:
+    raw = b""
+    for note in notes:
         owner = note + b"\0"
-        raw = struct.pack("<III", len(owner), 0, 1) + owner + bytes(-len(owner) % 4)
+        raw += struct.pack("<III", len(owner), 2, 1) + owner + bytes(-len(owner) % 4) + bytes(4)
+    if raw:
         segments.append((4, 0, 0, raw))
     for pa in sorted(memory):
         if segments and segments[-1][0] == 1 and segments[-1][2] + len(segments[-1][3]) == pa:

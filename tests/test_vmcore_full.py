@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
 import pytest
-from build_vmcore import ABS, LA48, LA57, NOTYPE, Memory, Sym, elf, full_dump, page_of
+from build_vmcore import ABS, LA48, LA57, NOTYPE, Memory, Sym, dump_device, elf, full_dump, page_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,11 +26,11 @@ def opened(
     machine: str,
     symbols: List[Sym],
     memory: Dict[int, bytes],
-    note: bytes = b"",
+    *notes: bytes,
 ) -> KernelMemory:
     kernel, dump = tmp_path / "kernel", tmp_path / "vmcore.0"
     kernel.write_bytes(elf(machine, symbols))
-    dump.write_bytes(full_dump(machine, memory, note=note))
+    dump.write_bytes(full_dump(machine, memory, notes=notes))
     return open_memory(dump, ElfFile(kernel))
 
 
@@ -143,7 +143,18 @@ def test_amd64_kernel_that_the_loader_put_elsewhere(tmp_path: Path, kernphys: in
 
 def test_the_memory_of_a_guest_that_qemu_wrote_is_read_alike(tmp_path: Path) -> None:
     made = Amd64()
-    made.check(opened(tmp_path, "amd64", made.symbols(), made.memory.bytes(), note=b"QEMU"))
+    made.check(opened(tmp_path, "amd64", made.symbols(), made.memory.bytes(), b"CORE", b"QEMU"))
+
+
+def test_a_full_dump_still_on_its_device(tmp_path: Path) -> None:
+    made = Amd64()
+    kernel, device = tmp_path / "kernel", tmp_path / "ada0p3"
+    kernel.write_bytes(elf("amd64", made.symbols()))
+    device.write_bytes(dump_device(full_dump("amd64", made.memory.bytes())))
+    with open_memory(device, ElfFile(kernel)) as core:
+        assert core.format == "full ELF dump on a dump device"
+        for va, data in made.truth.items():
+            assert core.read(va, 4096) == data
 
 
 class I386:
@@ -247,7 +258,7 @@ def test_a_kernel_that_did_not_make_the_dump_is_found_out(tmp_path: Path, machin
     """Its symbols lie elsewhere: no page table that they lead to maps them."""
     made = Amd64() if machine == "amd64" else I386(pae=False)
     made.at = {name: at + 0x40 for name, at in made.at.items()}
-    with pytest.raises(DumpError, match="not the kernel that made this dump"):
+    with pytest.raises(KernelMismatch, match="not the kernel that made this dump"):
         opened(tmp_path, machine, made.symbols(), made.memory.bytes())
 
 
@@ -276,7 +287,7 @@ def test_architectures_without_full_dumps_say_so(tmp_path: Path, machine: str) -
 )
 def test_cores_of_something_else_are_named(tmp_path: Path, note: bytes, said: str) -> None:
     with pytest.raises(DumpError, match=said):
-        opened(tmp_path, "amd64", [], {0x1000: bytes(4096)}, note=note)
+        opened(tmp_path, "amd64", [], {0x1000: bytes(4096)}, note)
 
 
 @pytest.mark.parametrize("etype", [1, 2, 3])

@@ -34,8 +34,8 @@ def open_memory(
 
     A compressed dump is decompressed into ``spool_dir`` (by default the user's
     cache), with ``progress`` called on the way.  DumpError where the file is no
-    dump, or one that cannot be read; KernelMismatch where ``kernel`` is of
-    another architecture.
+    dump, or one that cannot be read; KernelMismatch where ``kernel`` cannot have
+    made it: another architecture, or no page tables where its symbols point.
     """
     name = os.fspath(path)
     plain = plain_file(name, spool_dir=spool_dir, progress=progress)

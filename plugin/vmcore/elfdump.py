@@ -51,7 +51,7 @@ def open_full_dump(
     truncated = truncated or physical.present < physical.announced
     try:
         space = arch.full_space(kernel, physical, read_physical)
-    except DumpError as error:
+    except KernelMismatch as error:
         if truncated:
             raise DumpError(f"{error}, or {path} is truncated before it") from None
         raise

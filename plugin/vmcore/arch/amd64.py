@@ -17,7 +17,7 @@ import struct
 from itertools import islice
 from typing import Iterator, Optional
 
-from plugin.errors import DumpError
+from plugin.errors import DumpError, KernelMismatch
 from plugin.vmcore.arch.common import MinidumpHeader, ReadPhysical
 from plugin.vmcore.elf import ElfFile
 from plugin.vmcore.physical import Physical
@@ -92,7 +92,10 @@ class _PdeSpace(TableSpace):
 
 
 def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space:
-    """The kernel's address space; each guess of where the kernel lies must prove itself."""
+    """The kernel's address space; each guess of where the kernel lies must prove itself.
+
+    KernelMismatch where none does.
+    """
     root = kernel.symbol("KPML4phys")
     if root is None:
         raise DumpError(
@@ -105,7 +108,7 @@ def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space
         space = _walked(kernel, shift, read)
         if space is not None and space.translate(root.address) == root.address - shift:
             return space
-    raise DumpError(
+    raise KernelMismatch(
         f"no page tables found through KPML4phys of {kernel.path}: "
         "it is not the kernel that made this dump"
     )

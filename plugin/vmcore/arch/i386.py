@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from typing import Iterator, Optional
 
-from plugin.errors import DumpError
+from plugin.errors import DumpError, KernelMismatch
 from plugin.vmcore.arch.common import MinidumpHeader, ReadPhysical
 from plugin.vmcore.elf import ElfFile
 from plugin.vmcore.physical import Physical
@@ -59,7 +59,10 @@ def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -
 
 
 def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space:
-    """The kernel's address space; each guess of where the kernel lies must prove itself."""
+    """The kernel's address space; each guess of where the kernel lies must prove itself.
+
+    KernelMismatch where none does.
+    """
     directory = kernel.symbol("IdlePTD")
     if directory is None:
         raise DumpError(
@@ -72,7 +75,7 @@ def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space
         for space in _walked(kernel, shift, read):
             if space.translate(directory.address) == directory.address - shift:
                 return space
-    raise DumpError(
+    raise KernelMismatch(
         f"no page tables found through IdlePTD of {kernel.path}: "
         "it is not the kernel that made this dump"
     )
