@@ -52,7 +52,10 @@ def _search(vmcore: str, progress: Optional[Callable[[int, int], None]]) -> Core
             elf = ElfFile(path)
         except DumpError:
             continue
-        target = CoreTarget(open_memory(vmcore, elf, progress=progress), elf)
+        try:
+            target = CoreTarget(open_memory(vmcore, elf, progress=progress), elf)
+        except KernelMismatch:
+            continue
         try:
             require_match(target, version_of_file(elf), path)
         except KernelMismatch:
