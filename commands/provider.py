@@ -27,10 +27,11 @@ from plugin.kernel.geom_io import (
     OutstandingBio,
     accounts,
     check_accounts,
+    doing,
     held_by_driver,
     outstanding,
 )
-from plugin.kernel.geom_kern import Health, health
+from plugin.kernel.geom_kern import Health, health, workers
 from plugin.kernel.lockwait import Contended
 from plugin.render import confdot, confxml, svg
 from plugin.render.confdot import ERROR, OWES, WAITS, Mark
@@ -149,6 +150,14 @@ def _marks(kernel: Kernel, found: Mesh) -> Dict[int, Mark]:
     return marks
 
 
+def _leaving(provider: Provider) -> List[str]:
+    """Words for a provider that is on its way out."""
+    words = ["orphaned"] if provider.flags & G_PF_ORPHAN else []
+    if provider.flags & G_PF_WITHER or (provider.geom and provider.geom.withering):
+        words.append("withering")
+    return words
+
+
 def _notes(books: Dict[int, Account]) -> Dict[int, str]:
     """A few words on each provider that is not plainly well, by address."""
     found = {}
@@ -165,9 +174,7 @@ def _notes(books: Dict[int, Account]) -> Dict[int, str]:
             words.append(f"oldest {seconds(account.oldest)}")
         if account.provider.error:
             words.append(f"error {account.provider.error}")
-        for bit, word in ((G_PF_ORPHAN, "orphaned"), (G_PF_WITHER, "withering")):
-            if account.provider.flags & bit:
-                words.append(word)
+        words += _leaving(account.provider)
         if words:
             found[at] = ", ".join(words)
     return found
@@ -271,6 +278,7 @@ def _verdict(account: Account) -> str:
     text = account.verdict
     if account.provider.error:
         text += f", error {account.provider.error}"
+    text += "".join(f", {word}" for word in _leaving(account.provider))
     if account.verdict == "owes" and account.oldest is not None:
         text += f", {seconds(account.oldest)}"
     return text
@@ -325,6 +333,8 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
         f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."
     )
+    for thread in workers(kernel, geom) if geom else []:
+        report.text(f"Served by {thread.tid} {thread.label}, {doing(thread)}.")
     held = held_by_driver(kernel, provider)
     if held:
         report.text(
@@ -381,6 +391,9 @@ def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any
         "access": list(provider.access),
         "error": provider.error,
         "flags": provider.flag_names,
+        "orphan": bool(provider.flags & G_PF_ORPHAN),
+        "on_doorstep": provider.on_doorstep,
+        "withering": "withering" in _leaving(provider),
         "aliases": provider.aliases or (geom.aliases if geom else []),
         "index": provider.index,
         "in_flight": account.in_flight,
@@ -433,14 +446,16 @@ def _class_data(kernel: Kernel, klass: Class) -> Dict[str, Any]:
                 "name": geom.name,
                 "address": address(geom.address),
                 "rank": geom.rank,
+                "flags": kernel.layouts.flags("g_geom_flags", geom.flags),
                 "withering": geom.withering,
+                "workers": [thread.tid for thread in workers(kernel, geom)],
                 "providers": [address(p.address) for p in geom.providers],
                 "consumers": [
                     {
                         "address": address(consumer.address),
                         "provider": consumer.provider.name if consumer.provider else None,
                         "access": list(consumer.access),
-                        "flags": consumer.flags,
+                        "flags": kernel.layouts.flags("g_consumer_flags", consumer.flags),
                         "nstart": consumer.nstart,
                         "nend": consumer.nend,
                         "active": _active(kernel, consumer),

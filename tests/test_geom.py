@@ -464,3 +464,25 @@ def test_without_the_g_bio_zone_the_drivers_memory_is_searched(
     # The counters alone acquit the other.
     assert geom_io.accounts(kernel)[clear.address].verdict == "acquitted"
     assert geom_io.held_by_driver(kernel, owing).keys() == {c.obj.address for c in clones}
+
+
+def test_the_threads_that_serve_a_geom_are_told_by_their_names(tmp_path: Path) -> None:
+    m = fresh()
+    disks = [m.geom.disk("da", unit, mediasize=1 << 30) for unit in range(3)]
+    m.geom.mirror("gm0", disks[:2])
+    m.geom.eli(disks[2])
+    serving = {}
+    for name in ("g_mirror gm0", "g_mirror gm01", "g_eli[0] da2", "g_eli[1] da2", "g_eli[0] da0"):
+        thread = m.procs.kthread(name, "kernel", ("fork_exit",))
+        thread.sleeps(m.take(8), "geli:w")
+        serving[name] = thread.tid
+    kernel = opened(m, tmp_path)
+
+    def of(provider: str) -> List[int]:
+        (found_one,) = geom.mesh(kernel).find(provider)
+        assert found_one.geom is not None
+        return [t.tid for t in geom_kern.workers(kernel, found_one.geom)]
+
+    assert of("mirror/gm0") == [serving["g_mirror gm0"]]
+    assert sorted(of("da2.eli")) == sorted([serving["g_eli[0] da2"], serving["g_eli[1] da2"]])
+    assert of("da0") == []

@@ -35,10 +35,12 @@ from plugin.kernel.geom import (
     mesh,
     provider_at,
 )
+from plugin.kernel.geom_kern import kernel_thread_flag
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.stack import registers
 from plugin.kernel.tc import uptime
 from plugin.kernel.uma import Zone, items, zone_at, zone_named
+from plugin.kernel.vnode import vnode_at
 from plugin.session import Kernel
 
 QUEUED = "queued"
@@ -50,6 +52,8 @@ STATES = (LOST, AT_DEVICE, QUEUED, COMPLETED)
 PROVEN = "proven"
 INFERRED = "inferred"
 
+#: More clones than any class makes of one bio.
+_MAX_CLONES = 1 << 16
 #: A softc is not larger than this, nor is it further from a queue head in it.
 _SOFTC = 16384
 #: A thread's stack between its stack pointer and its end, at most.
@@ -163,7 +167,12 @@ class Flight:
         if address in self.bios or (self.whole and address not in (self._in_use or ())):
             return
         bio = try_bio_at(self.kernel, address, source)
-        if bio is not None and bio.cmd in self.kernel.layouts.table("bio_cmd").values():
+        # To 10.1 "physrd" is a wait for a pbuf, which must not be taken for a bio.
+        if (
+            bio is not None
+            and bio.cmd in self.kernel.layouts.table("bio_cmd").values()
+            and bio.inbed <= bio.children < _MAX_CLONES
+        ):
             self._add(bio, source)
 
     def origin(self, bio: Bio) -> Origin:
@@ -364,11 +373,10 @@ class Flight:
 
     def _read_stacks(self) -> List[Tuple[Thread, bytes]]:
         kernel = self.kernel
-        # P_KTHREAD before 9.x, P_KPROC since.
-        p_kproc = kernel.layouts.constant("P_KPROC", 0) or kernel.layouts.constant("P_KTHREAD", 4)
+        kproc = kernel_thread_flag(kernel)
         found: List[Tuple[Thread, bytes]] = []
         for thread in sorted(threads(kernel), key=lambda t: t.name not in _GEOM_THREADS):
-            if not thread.p_flag & p_kproc or thread.state == "running":
+            if not thread.p_flag & kproc or thread.state == "running":
                 continue
             sp = registers(kernel, thread).get("sp", 0)
             top = thread.kstack + thread.kstack_size
@@ -386,6 +394,10 @@ _GEOM_THREADS = ("g_down", "g_up", "g_event")
 _BIO_WMESGS = frozenset(
     ("gread", "gwrite", "gdelete", "ggetattr", "gflush", "gzone", "physrd", "physwr")
 )
+
+
+#: file systems with a buffer cache and no device (f_fstypename)
+_WITHOUT_BIOS = frozenset(("nfs", "oldnfs", "smbfs", "nwfs", "fusefs", "fuse", "p9fs"))
 
 
 def doing(thread: Thread) -> str:
@@ -490,11 +502,16 @@ def buf_io(kernel: Kernel, address: int) -> List[OutstandingBio]:
 
 
 def bufs_without_bio(kernel: Kernel) -> List[Buf]:
-    """Bufs some thread waits for in bwait() whose bio was not found: lost, or elsewhere (NFS)."""
+    """Bufs some thread waits for in bwait() whose bio was not found.
+
+    Those of file systems that are on no device are left out: they send no bios.
+    """
     missing = []
     for buf, _ in locked_bufs(kernel):
         if bio_waiters(kernel, buf.address) and not buf_io(kernel, buf.address):
-            missing.append(buf)
+            vnode = vnode_at(kernel, buf.vp) if buf.vp else None
+            if vnode is None or vnode.fstype not in _WITHOUT_BIOS:
+                missing.append(buf)
     return missing
 
 

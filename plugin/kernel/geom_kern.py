@@ -11,7 +11,8 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.bio import BioQueue, g_bioqs
-from plugin.kernel.geom import Provider, mesh
+from plugin.kernel.disk import DISK_CLASS
+from plugin.kernel.geom import Geom, Provider, mesh
 from plugin.kernel.locks import Lock, lock_at
 from plugin.kernel.lockwait import Contended, contended, holders, thread_sleeps
 from plugin.kernel.proc import Thread, threads
@@ -180,6 +181,42 @@ def _waiting_for(kernel: Kernel, role: str) -> str:
 def _length(queue: BioQueue) -> str:
     number = len(queue.bios) or queue.length or 0
     return "1 bio is" if number == 1 else f"{number} bios are"
+
+
+#: MAXCOMLEN: a longer name of a thread is cut to it
+_MAXCOMLEN = 19
+
+
+def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
+    """The kernel threads that do this geom's work, for classes that have some.
+
+    Told by their names: "md0", "g_mirror gm0", "g_eli[1] da0p2" (the provider
+    below), "g_raid3 name", "g_journal name" (kproc_create() calls in sys/geom and
+    sys/dev/md).
+    """
+    prefix = f"g_{geom.klass.name.lower()}"
+    subjects = {geom.name, *(p.name for p in geom.providers)}
+    subjects |= {c.provider.name for c in geom.consumers if c.provider}
+    whole = {name[:_MAXCOMLEN] for name in (geom.name, *(p.name for p in geom.providers))}
+    kproc = kernel_thread_flag(kernel)
+    found = []
+    for thread in threads(kernel):
+        if not thread.p_flag & kproc:
+            continue
+        name = thread.name or thread.comm
+        head, _, rest = name.partition(" ")
+        if name in whole and geom.klass.name != DISK_CLASS:
+            found.append(thread)
+        elif rest and head.split("[")[0] == prefix:
+            room = _MAXCOMLEN - len(head) - 1
+            if any(rest == subject[:room] for subject in subjects):
+                found.append(thread)
+    return found
+
+
+def kernel_thread_flag(kernel: Kernel) -> int:
+    """The bit of p_flag that kernel processes have: P_KTHREAD to 8.x, P_KPROC since."""
+    return kernel.layouts.constant("P_KPROC", 0) or kernel.layouts.constant("P_KTHREAD", 4)
 
 
 class GeomEvent(NamedTuple):
