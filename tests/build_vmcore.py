@@ -363,6 +363,9 @@ def _directory(
         table = tables.setdefault((va - layout.kernbase) >> 21, bytearray(STALE))
         index = va >> 12 & 511
         table[index * 8 : index * 8 + 8] = entry(layout, pa).to_bytes(8, "little")
+        if va + PAGE not in mapping and index < 511:
+            # Not valid, but where the next page would be.
+            table[index * 8 + 8 : index * 8 + 16] = stale(layout, pa + PAGE).to_bytes(8, "little")
     entries: Dict[int, int] = {
         (va - layout.kernbase) >> 21: pa | 0x1000 | 0x80 | 0x163 | 1 << 63
         for va, pa in superpages.items()
