@@ -17,11 +17,13 @@ from plugin.kernel.lock_object import lock_object
 from plugin.kernel.locks import Lock
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep, sleeps
-from plugin.kernel.stack import registers
+from plugin.kernel.stack import Frame, frames, registers
 from plugin.kernel.turnstile import turnstile_at
 from plugin.session import Kernel
 
 PROVEN, GUESSED = "proven", "guessed"
+#: bytes below a frame pointer in which a function keeps what it works on
+_FRAME = 256
 
 
 class LockWait(NamedTuple):
@@ -162,20 +164,47 @@ def _old_sleep_lock(kernel: Kernel, address: int, sleep: Sleep) -> Optional[Lock
     return None
 
 
+#: functions that spin for a mutex which another CPU holds (kern_mutex.c)
+_SPINS = ("_mtx_lock_spin", "_mtx_lock_spin_cookie", "_thread_lock", "thread_lock_flags_")
+
+
 def _spinning(kernel: Kernel, thread: Thread) -> Optional[LockWait]:
-    """td_wantedlock (15.0 on): the lock that a running thread spins for."""
-    if not kernel.layouts.has("thread", "td_wantedlock"):
+    """The lock that a running thread spins for: td_wantedlock from 15.0 on, else by its stack."""
+    if kernel.layouts.has("thread", "td_wantedlock"):
+        try:
+            address = kernel.pointer(
+                thread.address + kernel.layouts.offsetof("thread", "td_wantedlock")
+            )
+        except MemoryFault:
+            return None
+        lock = locks.lock_at(kernel, address) if address else None
+        if lock is not None and thread.address not in lock.owners:
+            return LockWait(lock, None)
         return None
+    for frame in frames(kernel, thread):
+        if frame.function in _SPINS:
+            return _spun_for(kernel, thread, frame)
+    return None
+
+
+def _spun_for(kernel: Kernel, thread: Thread, frame: Frame) -> Optional[LockWait]:
+    """The one spin mutex of another thread that a spinning function's frame points at."""
+    size = kernel.pointer_size
     try:
-        address = kernel.pointer(
-            thread.address + kernel.layouts.offsetof("thread", "td_wantedlock")
-        )
+        raw = kernel.read(frame.fp - _FRAME, _FRAME)
     except MemoryFault:
         return None
-    lock = locks.lock_at(kernel, address) if address else None
-    if lock is None or thread.address in lock.owners:
-        return None
-    return LockWait(lock, None)
+    found: Dict[int, Lock] = {}
+    for at in range(0, _FRAME, size):
+        address = int.from_bytes(raw[at : at + size], "little")
+        if address % size or not kernel.is_kernel_address(address) or address in found:
+            continue
+        lock = locks.lock_at(kernel, address)
+        if lock is None or lock.klass != locks.SPIN or thread.address in lock.owners:
+            continue
+        if lock.owners:
+            found[address] = lock
+    return LockWait(next(iter(found.values())), None) if len(found) == 1 else None
 
 
 # Who holds a lock

@@ -6,7 +6,8 @@ stuck thread counted once, the residue, and the verdict in a sentence.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+import re
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
@@ -307,10 +308,27 @@ def _cycle_cause(
         return Cause(
             0, "pacing", pacer, tids, end.summary, evidence, since, cycle.certainty, key, cycle
         )
-    kind = "through resources" if resources else "of locks"
-    names = ", ".join(node.label for node in threads)
-    summary = f"deadlock {kind}: {names}" if len(threads) > 1 else f"{names} waits for itself"
+    if resources:
+        summary = f"a cycle through resources: {around(nodes)}"
+    elif len(threads) == 1:
+        summary = f"{first.label} waits for {_called(nodes[-1])}, which it holds itself"
+    else:
+        summary = ", ".join(
+            f"{node.label} waits for {_called(following)}"
+            for node, following in zip(nodes, [*nodes[1:], nodes[0]])
+            if node.kind == "thread" and following.kind != "thread"
+        )
     return Cause(0, "deadlock", first, tids, summary, evidence, since, cycle.certainty, key, cycle)
+
+
+def around(nodes: Sequence[Node]) -> str:
+    """A cycle in one line: threads without their tids, no buffers."""
+    shown = [node for node in nodes if node.kind != "buf"]
+    words = [
+        re.sub(r"^\d+ ", "", node.label) if node.kind == "thread" else node.label for node in shown
+    ]
+    words = [re.sub(r" off \d+ len \d+$", "", word) for word in words]
+    return " -> ".join([*words, words[0]]) if words else ""
 
 
 def _groups(

@@ -37,6 +37,9 @@ CAUSES = (
     "unknown",
 )
 
+#: how likely an end goes away by itself: of several, the least likely decides
+_HOPE = {"unknown": 1, "external": 1, "runnable": 2, "running": 3}
+
 _N = TypeVar("_N", bound=Hashable)
 
 
@@ -290,8 +293,8 @@ def _way(
         kind = _end_kind(graph, beyond.cause)
         rank = (
             stuck if any_one else not stuck,
-            # A running holder goes on by itself; what waits decides.
-            kind in ("running", "runnable", "unknown", "external"),
+            # What waits decides, not the holder that goes on by itself.
+            _HOPE.get(kind, 0),
             CERTAINTIES.index(certainty),
             _weight(kind),
             order,
@@ -338,9 +341,10 @@ def _cycle(
     free: Dict[str, bool],
 ) -> Cycle:
     """The shortest cycle through the component's key node, surest edges first."""
-    members = set(part)
-    threads = [id for id in part if graph.nodes[id].kind == "thread"]
-    starts = paced or [id for id in threads if not free[id]] or threads or part
+    # Where one of several things would be enough, only what is stuck for good is the cycle.
+    members = set(part) if paced else {id for id in part if not free[id]}
+    threads = [id for id in part if graph.nodes[id].kind == "thread" and id in members]
+    starts = paced or threads or [id for id in part if id in members]
     best: List[Edge] = []
     for start in starts[:8]:
         found = _shortest(start, edges, members)

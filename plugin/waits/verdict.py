@@ -8,7 +8,7 @@ from typing import List, Sequence, Tuple
 from plugin.kernel.geom_io import Account, accounts
 from plugin.report import count
 from plugin.session import Kernel
-from plugin.waits.analysis import Analysis, Cause
+from plugin.waits.analysis import Analysis, Cause, around
 from plugin.waits.graph import Node
 
 _NUMBERS = (
@@ -48,7 +48,7 @@ def sentences(analysis: Analysis) -> List[str]:
     found: List[str] = []
     deadlocks = [cause for cause in causes if cause.kind == "deadlock"]
     for cause in deadlocks[:3]:
-        found.append(_deadlock(cause))
+        found.append(_deadlock(analysis, cause))
     for cause in causes:
         if cause.kind == "pacing":
             found += _pacing(analysis, cause)
@@ -61,10 +61,15 @@ def sentences(analysis: Analysis) -> List[str]:
         found.append(_devices(analysis, devices))
     for cause in causes:
         if cause.kind == "memory":
+            verb = "waits" if len(cause.tids) == 1 else "wait"
             found.append(
-                _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} wait for pages")
+                _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} {verb} for it")
             )
     found.extend(_rest(causes))
+    left = sum(len(group.threads) for group in analysis.residue)
+    if left and not causes:
+        verb = "waits" if left == 1 else "wait"
+        found.append(f"{count(left, 'thread')} {verb} where no server is known: see the residue.")
     if not deadlocks:
         found.append("No deadlock.")
     return found
@@ -75,10 +80,17 @@ def _sentence(text: str) -> str:
     return text if text.endswith(".") else text + "."
 
 
-def _deadlock(cause: Cause) -> str:
-    sure = "" if cause.certainty == "proven" else f" (by {cause.certainty} edges)"
-    behind = count(len(cause.tids), "thread")
-    return _sentence(f"{cause.summary}{sure}; {behind} in it or behind it")
+def _deadlock(analysis: Analysis, cause: Cause) -> str:
+    """Who waits for what whose, all the way round; a long way only as a line of arrows."""
+    sure = "" if cause.certainty == "proven" else f" (an edge of it is {cause.certainty})"
+    inside = [id for id in cause.cycle.nodes if id.startswith("thread:")] if cause.cycle else []
+    behind = len(cause.tids) - len(inside)
+    held = f"{count(len(inside), 'thread')} in it"
+    if behind > 0:
+        held += f", {behind} more behind it"
+    nodes = [analysis.graph.nodes[id] for id in cause.cycle.nodes] if cause.cycle else []
+    text = cause.summary if len(nodes) <= 8 else f"a cycle of {len(nodes)} steps: {around(nodes)}"
+    return f"Deadlock{sure}: {text}; {held}."
 
 
 def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
@@ -100,16 +112,6 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
         word = "owes nothing" if innocent else "owes I/O"
         found.append(f"The disk {account.provider.name} {word}: {account.reason}.")
     return found
-
-
-def around(nodes: Sequence[Node]) -> str:
-    """A cycle in one line: threads without their tids, no buffers."""
-    shown = [node for node in nodes if node.kind != "buf"]
-    words = [
-        re.sub(r"^\d+ ", "", node.label) if node.kind == "thread" else node.label for node in shown
-    ]
-    words = [re.sub(r" off \d+ len \d+$", "", word) for word in words]
-    return " -> ".join([*words, words[0]]) if words else ""
 
 
 def accused(kernel: Kernel) -> List[Account]:

@@ -15,20 +15,24 @@ from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import Vnode, vnode_at, vnode_of_lock
 from plugin.session import Kernel
 from plugin.waits.build import Builder
-from plugin.waits.graph import PROVEN, End, Node
+from plugin.waits.graph import GUESSED, PROVEN, End, Node
 
 
 def wait_for_lock(b: Builder, thread: Thread, node: Node, wait: LockWait) -> Node:
     """Join a thread to the lock it waits for, and the lock to its holders."""
     target = lock_node(b, wait.lock)
     mode = f", {wait.mode}" if wait.mode else ""
+    certainty = PROVEN
     if thread.blocked:
         evidence = f"td_blocked {thread.blocked:#x}, its ts_lockobj {wait.lock.address:#x}{mode}"
     elif thread.state == "running":
-        evidence = f"td_wantedlock {wait.lock.address:#x}: it spins"
+        recorded = b.kernel.layouts.has("thread", "td_wantedlock")
+        certainty = PROVEN if recorded else GUESSED
+        how = "td_wantedlock" if recorded else "its frame in a spinning function points at"
+        evidence = f"{how} {wait.lock.address:#x}: it spins"
     else:
         evidence = f'td_wchan {thread.wchan or 0:#x}, td_wmesg "{thread.wmesg}"{mode}'
-    b.join(node, target, "waits-for", PROVEN, evidence)
+    b.join(node, target, "waits-for", certainty, evidence)
     return target
 
 

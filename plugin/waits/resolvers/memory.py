@@ -14,7 +14,7 @@ from plugin.kernel.vm_domain import Channel, Domain, domains, memory_shortage
 from plugin.kernel.vm_pageout import Daemon, daemons
 from plugin.report import count
 from plugin.session import Kernel
-from plugin.waits.build import IDLE, STUCK, Builder, Case, Standing
+from plugin.waits.build import IDLE, STUCK, TIMED, Builder, Case, Standing
 from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
 from plugin.waits.resolvers.common import generic, idle
 
@@ -83,7 +83,7 @@ def _end(b: Builder, makers: List[Daemon]) -> End:
         return End(
             "lost-wakeup", f"the page daemon is idle although memory is short: {short}", doing
         )
-    return End("memory", f"memory is exhausted: {short}", f"{doing}; {_largest(b.kernel)}")
+    return End("memory", f"memory is exhausted: {short}", doing + _largest(b.kernel))
 
 
 def _largest(kernel: Kernel) -> str:
@@ -102,11 +102,12 @@ def _largest(kernel: Kernel) -> str:
         pass
     found.sort(key=lambda item: -item[0])
     size = kernel.page_size
-    return "largest: " + ", ".join(
+    shown = ", ".join(
         f"{proc.comm} (pid {proc.pid}) {pages * size >> 20} MB"
         for pages, proc in found[:3]
         if pages
     )
+    return f"; largest: {shown}" if shown else ""
 
 
 def _channel(case: Case) -> Optional[Channel]:
@@ -168,14 +169,10 @@ def pagedaemon_idle(case: Case) -> Optional[Standing]:
     place = next((d for d in domains(case.kernel) if d.domain == (found.domain or 0)), None)
     if place is not None and place.minset is None and not place.pageout_wanted:
         return idle(case, "page daemon that nobody has asked for pages")
+    # It has just failed to free enough, and tries again when this sleep times out.
     node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    node.end = End(
-        "memory",
-        f"memory is exhausted: the page daemon {found.doing} ({shortage(case.kernel)})",
-        f"{case.said()}; {_largest(case.kernel)}",
-        case.thread.age,
-    )
-    return Standing(STUCK, found.doing, case.row)
+    node.end = node.end or End("external", f"the page daemon {found.doing}", case.said())
+    return Standing(TIMED, found.doing, case.row)
 
 
 def pagedaemon_wait(case: Case) -> Optional[Standing]:
@@ -194,7 +191,7 @@ def pagedaemon_wait(case: Case) -> Optional[Standing]:
     node.end = End(
         "memory",
         f"memory is exhausted: {short}; the page daemon finds nothing to free",
-        f"{_doing(_of_role(b, 'laundry'))}; {_largest(case.kernel)}",
+        _doing(_of_role(b, "laundry")) + _largest(case.kernel),
         case.thread.age,
     )
     return Standing(STUCK, "finds nothing to free", case.row)
