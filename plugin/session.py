@@ -229,16 +229,18 @@ class Kernel:
 
         What it found wrong is kept with it, and reported at every use.
         """
-        if key in self._cache:
-            value, findings = self._cache[key]
-        else:
+        known = self._cache.get(key)
+        if known is None:
             outer, self.warnings = self.warnings, Findings()
             try:
                 value = compute()
             finally:
                 findings, self.warnings = self.warnings, outer
-            self._cache[key] = value, findings
-        self.warnings.extend(findings)
+            self._cache[key] = known = value, findings
+        value, findings = known
+        # Asked a hundred thousand times in one command, mostly for what is already read.
+        if findings:
+            self.warnings.extend(findings)
         return value
 
     def forget(self) -> None:
