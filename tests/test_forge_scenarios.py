@@ -9,7 +9,7 @@ import pytest
 
 from plugin.forge import demo
 from plugin.forge.machine import Machine
-from plugin.forge.scenarios import deadlocks, geom_tour, memory, pbufs
+from plugin.forge.scenarios import deadlocks, geom_tour, memory, pbufs, scale
 from plugin.forge.scenarios.sendfile_panic import BOGUS, COUNT, PAGE, PANIC, sendfile_panic
 from plugin.forge.scenarios.storage_deadlock import MEDIASIZE, NEND, NSTART, storage_deadlock
 from plugin.kernel.proc import threads
@@ -81,6 +81,18 @@ def test_of_the_559_bios_395_are_for_da0_and_one_more_is_in_g_downs_hand(tmp_pat
     assert in_hand is not None
     assert in_hand.obj.address not in {address for address, _ in bios}
     assert kernel.view("bio", in_hand.obj.address).bio_to == 0xC258C880
+
+
+def test_the_disk_can_be_given_a_share_of_the_396(opened: Callable[[Machine], Kernel]) -> None:
+    machine = storage_deadlock(at_device=5)
+    kernel = opened(machine)
+    da0 = kernel.view("g_provider", 0xC258C880)
+    assert (da0.nstart, da0.nend) == (NSTART, NEND)
+    head = kernel.address_of("g_bio_run_down")
+    to = [values[0] for _, values in tailq_foreach(kernel, head, "bio", "bio_queue", ["bio_to"])]
+    assert (len(to), to.count(0xC258C880)) == (559, 390)
+    stat = kernel.view("devstat", machine.geom.disks[0].devstat.address)
+    assert stat.start_count - stat.end_count == 5
 
 
 def test_the_sleepers_of_the_first_report(tmp_path: Path) -> None:
@@ -373,3 +385,32 @@ def test_an_exhausted_pool_names_itself_by_the_wait_channel(
         assert zone.uz_items >> 44 == 3
         waiter = _by_tid(kernel)[machine.cast["waiter0"].tid]
         assert (waiter.wmesg, waiter.wchan) == ("zonelimit", zone.at("uz_max_items"))
+
+
+# Scale
+
+
+def test_a_crowd_is_as_large_as_asked_for(opened: Callable[[Machine], Kernel]) -> None:
+    machine = scale.crowd(200, 500)
+    kernel = opened(machine)
+    assert sum(1 for t in threads(kernel) if t.comm.startswith("p")) >= 200
+    head = kernel.address_of("g_bio_run_down")
+    assert sum(1 for _ in tailq_foreach(kernel, head, "bio", "bio_queue")) == 540
+    assert kernel.view("g_bioq", head).bio_queue_length == 540
+
+
+def test_a_page_array_by_arithmetic_is_whole(opened: Callable[[Machine], Kernel]) -> None:
+    pytest.importorskip("numpy", reason="numpy writes large page arrays")
+    machine = scale.page_array(1, busy_every=1000)
+    kernel = opened(machine)
+    base, count = kernel.global_value("vm_page_array"), kernel.global_value("vm_page_array_size")
+    stride = kernel.layouts.sizeof("vm_page")
+    fields = kernel.layouts.fields("vm_page", "phys_addr", "busy_lock")
+    first = kernel.global_value("first_page")
+    raw = kernel.read(base, count * stride)
+    busy = 0
+    for index in range(count):
+        pa, word = fields.unpack_from(raw, index * stride)
+        assert pa == (first + index) << 12
+        busy += word == 2
+    assert (count, busy) == (machine.expected["pages"], machine.expected["busy"])

@@ -183,8 +183,8 @@ def _write_minidump(
         for bulk in sorted(space.bulk):
             before = bisect_left(pages, bulk.first)
             _write_pages(out, space, pages[:before])
-            for piece in bulk.content():
-                out.write(piece)
+            written = sum(out.write(piece) for piece in bulk.content())
+            out.write(bytes(bulk.pages * PAGE_SIZE - written))
             pages = pages[before:]
         _write_pages(out, space, pages)
 

@@ -153,7 +153,7 @@ class Bulk(NamedTuple):
 
     first: int
     pages: int
-    #: yields the pages' bytes in order, whole pages at a time
+    #: yields the pages' bytes in order; what is missing at the end is zeros
     content: Callable[[], Iterator[bytes]]
 
 

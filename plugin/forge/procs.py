@@ -131,12 +131,20 @@ class Thread:
         m = self.machine
         word = m.pointer_size
         size = m.sizeof("trapframe")
-        frame = self._top - 8 * word - size
+        # On arm64 the stub leaves a frame record behind the trap frame (exception.S).
+        record = 2 * word if m.arch == "arm64" else 0
+        frame = (self._top - 8 * word - size - record) & ~15
         names = _TRAPFRAME[m.arch]
         tf = m.view("trapframe", frame)
         tf[names.pc] = m.call_site(self._where)
         tf[names.fp] = self._fp
         tf[names.sp] = self._top - word
+        if record:
+            # x30 is stale: it still leads to where the last call from there came back.
+            tf.probe(tf_lr=m.call_site(self._where))
+            m.write_pointer(frame + size, self._fp)
+            m.write_pointer(frame + size + word, m.call_site(self._where))
+            self._fp = frame + size
         stub = places[-1]
         where = stub.place if isinstance(stub, Call) else stub
         self.frames.append(Frame(where, self._fp))

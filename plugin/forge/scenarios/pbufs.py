@@ -27,7 +27,7 @@ def exhaustion(*, osreldate: int = 1402000, arch: str = "amd64", waiters: int = 
         if write.bio is not None:
             write.bio.to_device()
     memory.paging(pool.limit)
-    m.vm.set_counts(free=60, inactive=3000)
+    m.vm.set_counts(free=400, inactive=3000)
     writer = m.services["laundry" if osreldate >= 1200000 else "pagedaemon"]
     cleaning = ("swap_pager_putpages", "vm_pageout_flush", "vm_pageout_cluster")
     writer.call(*cleaning, "vm_pageout_launder" if osreldate >= 1200000 else "vm_pageout_scan")

@@ -17,7 +17,7 @@ def crowd(
     """
     kstack = threads * 4 * 4096
     ram = (64 << 20) + 2 * kstack + bios * 1024
-    m = Machine(osreldate, arch, ram=ram, uptime=9000.0)
+    m = Machine(osreldate, arch, ram=ram, uptime=9000.0, nbuf=threads // 4 + 64)
     disk = m.geom.disk("da", 0, mediasize=1 << 40)
     mount = m.vfs.ffs("/", m.geom.vfs(disk.provider))
     consumer = mount.consumer
@@ -44,7 +44,7 @@ def crowd(
             ahead = thread
         elif kind < 7:
             m.vm.waited_by(thread, "pfault", seconds=number % 600 + 1)
-        elif kind < 9 and m.bufs.idle:
+        elif kind < 9:
             buf = m.bufs.buf(None, 0, blkno=number * 32, cmd=BIO_READ, owner=thread)
             m.bufs.start(buf, mount, seconds=number % 300 + 1).queued_down()
             buf.waited_by(thread, "biord", seconds=number % 300 + 1)

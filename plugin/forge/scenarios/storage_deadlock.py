@@ -65,8 +65,13 @@ SWAP_WRITES = 4
 _ROUND = QUEUED / 10
 
 
-def storage_deadlock() -> Machine:
-    """The machine of the first report."""
+def storage_deadlock(at_device: int = 0) -> Machine:
+    """The machine of the first report.
+
+    ``at_device`` of the 396 requests in flight at da0, 16 at most, are with the
+    disk, for a machine whose disk is not without guilt; as many more stand in
+    the queue for the partitions, which stays 559 long.
+    """
     m = Machine(700014, "i386", ram=128 << 20, hz=1000, uptime=11220.0, time=1130782500)
     _as_printed(m)
     root, stress, swap = _disks(m)
@@ -75,8 +80,8 @@ def storage_deadlock() -> Machine:
     m.bufs.pool_waited_by("nsw_wcount_async", _pageout(pagedaemon), seconds=1210)
     readers, reads = _readers(m, stress)
     requests += reads
-    requests += _writes(m, root, stress, 1 + QUEUED - len(requests))
-    _send(m, requests)
+    requests += _writes(m, root, stress, 1 + QUEUED + at_device - len(requests))
+    _send(m, requests, at_device)
     _g_down(m)
     _starved(m, stress, readers)
     _out_of_memory(m)
@@ -84,9 +89,9 @@ def storage_deadlock() -> Machine:
     m.expected.update(
         queued=QUEUED,
         in_flight=NSTART - NEND,
-        queued_for_da0=TO_DA0,
+        queued_for_da0=TO_DA0 - at_device,
         in_hand=1,
-        at_device=0,
+        at_device=at_device,
         vmwait=WAITERS,
         pfault=FAULTERS,
         biord=READERS,
@@ -204,7 +209,7 @@ def _writes(m: Machine, root: Mount, stress: Mount, count: int) -> List[Bio]:
     return requests
 
 
-def _send(m: Machine, requests: Sequence[Bio]) -> None:
+def _send(m: Machine, requests: Sequence[Bio], at_device: int) -> None:
     """Down through the slicers as far as the 395, the 100 and the rest have come.
 
     The queue goes round: what is first has waited longest since its last failure.
@@ -218,6 +223,8 @@ def _send(m: Machine, requests: Sequence[Bio]) -> None:
         else:
             top.append(bio)
     in_hand = bottom.pop(7)
+    for _ in range(at_device):
+        bottom.pop(20).to_device()
     m.geom.down.extend(_merged(bottom, middle, top))
     for position, bio in enumerate(m.geom.down):
         m.geom.stamp(bio, _ROUND - position / 10)
@@ -244,7 +251,8 @@ def _mixed(requests: Sequence[Bio]) -> List[Bio]:
 
 def _merged(bottom: List[Bio], middle: List[Bio], top: List[Bio]) -> List[Bio]:
     """One queue of three kinds, evenly spread, that begins and ends with requests to da0."""
-    rest = [bio for pair in zip(middle, top) for bio in pair] + middle[len(top) :]
+    rest = [bio for pair in zip(middle, top) for bio in pair]
+    rest += middle[len(top) :] + top[len(middle) :]
     queue, taken = [], 0
     for position, bio in enumerate(bottom):
         queue.append(bio)
