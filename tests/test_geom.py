@@ -454,6 +454,7 @@ def test_without_the_g_bio_zone_the_drivers_memory_is_searched(
     m.view("uma_zone", m.zones["bio"].__index__())["uz_name"] = m.string("another")
     kernel = opened(m, tmp_path)
     assert not geom_io.flight(kernel).whole
+    assert [(w.what, kernel.warnings.partial) for w in kernel.warnings] == [("g_bio zone", True)]
     everything = {o.bio.address: o for o in geom_io.outstanding(kernel)}
     for clone in clones:
         assert everything[clone.obj.address].state == "at the device"

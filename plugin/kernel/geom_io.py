@@ -152,10 +152,15 @@ class Flight:
         kernel = self.kernel
         try:
             address = kernel.global_value("biozone", 0)
-            return (zone_at(kernel, address) if address else None) or zone_named(kernel, "g_bio")
+            found = (zone_at(kernel, address) if address else None) or zone_named(kernel, "g_bio")
+            why = "there is no such zone"
         except (MemoryFault, LayoutError) as error:
-            kernel.warnings.add("g_bio zone", None, str(error))
-            return None
+            found, why = None, str(error)
+        if found is None:
+            kernel.warnings.add(
+                "g_bio zone", None, f"{why}: bios that are on no queue of GEOM may be missing"
+            )
+        return found
 
     def _add(self, bio: Bio, source: str) -> None:
         if bio.address not in self.bios:
@@ -244,7 +249,9 @@ class Flight:
         head = self._linked_to(bio)
         if head is not None:
             holder = self._owner_of(head, provider)
-            return _Place(QUEUED, f"on the driver's queue {holder}", PROVEN, provider, holder)
+            # da and ada keep the parts of a TRIM under way on a queue as well.
+            sure = INFERRED if bio.cmd == "BIO_DELETE" else PROVEN
+            return _Place(QUEUED, f"on the driver's queue {holder}", sure, provider, holder)
         return _Place(
             AT_DEVICE,
             f"clone given to the driver of {name}, on none of its queues",
