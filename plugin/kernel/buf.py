@@ -12,11 +12,8 @@ from plugin.errors import MemoryFault
 from plugin.kernel.locks import Lock, lock_at, old_lockmgr
 from plugin.session import Kernel
 
-#: b_flags that have one value in every version (sys/buf.h)
-B_ASYNC = 0x4
-B_DELWRI = 0x80
+#: the same in every version (sys/buf.h)
 B_DONE = 0x200
-B_INVAL = 0x2000
 #: MAXBCACHEBUF of sys/param.h, for a kernel without the variable (12.0 made it one)
 _MAXBCACHEBUF = 65536
 #: more bufs than any kernel makes: 1 TB of them

@@ -5,7 +5,7 @@ Mirrors sys/geom/geom.h and geom_subr.c, 6.x to 15.x.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.kernel.devstat import Devstat, devstat
@@ -16,7 +16,6 @@ from plugin.session import Kernel, View
 G_PF_WITHER = 0x2
 G_PF_ORPHAN = 0x4
 G_GEOM_WITHER = 0x1
-G_CF_ORPHAN = 0x4
 #: g_collectstats: statistics for providers (geom_int.h; a bare 1 before 10.x)
 G_STATS_PROVIDERS = 1
 
@@ -371,9 +370,6 @@ def collects(kernel: Kernel) -> bool:
         return bool(kernel.global_value("g_collectstats", G_STATS_PROVIDERS) & G_STATS_PROVIDERS)
     except MemoryFault:
         return True
-
-
-Selection = Union[Provider, Geom, Class, Consumer]
 
 
 def select(kernel: Kernel, wanted: str) -> Tuple[List[Provider], Optional[str]]:

@@ -10,7 +10,7 @@ held against it.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.bio import (
@@ -704,15 +704,6 @@ def held_by_driver(kernel: Kernel, provider: Provider) -> Dict[int, int]:
         and is_driver_clone(kernel, each.bio)
     }
     return kernel.once(("references", disk.address), lambda: references(kernel, disk, bios))
-
-
-def providers_of(kernel: Kernel, bios: Iterable[OutstandingBio]) -> List[Provider]:
-    """The providers that have these bios now, each once."""
-    found: Dict[int, Provider] = {}
-    for each in bios:
-        if each.provider is not None:
-            found.setdefault(each.provider.address, each.provider)
-    return list(found.values())
 
 
 def describe(kernel: Kernel, bio: Bio) -> str:
