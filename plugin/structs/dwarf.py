@@ -94,18 +94,13 @@ class Dwarf:
 
     def __init__(self, elf: ElfFile) -> None:
         self.path = elf.path
-        info = elf.section(".debug_info")
-        abbrev = elf.section(".debug_abbrev")
-        if not info or not abbrev:
+        self._elf = elf
+        self._info = self._abbrev = self._str = self._line_str = self._str_offsets = b""
+        if not any(section.name == ".debug_info" and section.size for section in elf.sections):
             raise LayoutError(f"{elf.path} has no DWARF debug information")
-        self._info = info
-        self._abbrev = abbrev
-        self._str = elf.section(".debug_str") or b""
-        self._line_str = elf.section(".debug_line_str") or b""
-        self._str_offsets = elf.section(".debug_str_offsets") or b""
         self.pointer_size = elf.bits // 8
-        self._units = list(self._read_units())
-        self._starts = [unit.start for unit in self._units]
+        self._units: List[_Unit] = []
+        self._starts: List[int] = []
         self._abbrevs: Dict[int, Dict[int, _Abbrev]] = {}
         self._records: Dict[int, List[Tuple[bytes, int, int]]] = {}
         self._walked: Dict[int, FrozenSet[int]] = {}
@@ -113,10 +108,26 @@ class Dwarf:
         self._bases: Optional[List[Tuple[int, int]]] = None
         self._cache = LayoutCache(cache_key("dwarf", elf.build_id or self._digest()))
 
+    def _load(self) -> None:
+        """Reads the sections: a hundred megabytes that a start with a warm cache spares."""
+        if self._units:
+            return
+        elf = self._elf
+        self._info = elf.section(".debug_info") or b""
+        self._abbrev = elf.section(".debug_abbrev") or b""
+        self._str = elf.section(".debug_str") or b""
+        self._line_str = elf.section(".debug_line_str") or b""
+        self._str_offsets = elf.section(".debug_str_offsets") or b""
+        self._units = list(self._read_units())
+        self._starts = [unit.start for unit in self._units]
+        if not self._units or not self._abbrev:
+            raise LayoutError("damaged DWARF debug information")
+
     def _digest(self) -> str:
+        """Without a build-id only the content itself tells one kernel from another."""
         digest = hashlib.sha256()
-        for section in (self._info, self._abbrev, self._str, self._str_offsets):
-            digest.update(section)
+        for name in (".debug_info", ".debug_abbrev", ".debug_str", ".debug_str_offsets"):
+            digest.update(self._elf.section(name) or b"")
         return digest.hexdigest()
 
     # What a LayoutSource gives
@@ -134,6 +145,7 @@ class Dwarf:
     def _look_up(self, name: str) -> Optional[Layout]:
         """The layout most definitions agree on.  Damaged data is told in one line."""
         try:
+            self._load()
             return self._most_common(name)
         except LayoutError as error:
             raise LayoutError(f"{self.path}: {error}") from None
@@ -328,7 +340,7 @@ class Dwarf:
             if length == 0 and version == 0:
                 return
             if not 2 <= version <= 5 or end > len(info) or length < 7:
-                raise LayoutError(f"{self.path}: damaged DWARF debug information at {start:#x}")
+                raise LayoutError(f"damaged DWARF debug information at {start:#x}")
             at += 2
             if version >= 5:
                 kind, address_size = info[at], info[at + 1]

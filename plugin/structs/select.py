@@ -192,7 +192,9 @@ def _grown(wrong: List[Contradiction], attempt: _Attempt, osreldate: int) -> boo
     row = attempt.choice.row
     return (
         row.major == osreldate // 100000
-        and row.distance(osreldate) > 0
+        # a snapshot of the branch before its first release promises nothing
+        and row.last > row.first
+        and osreldate > row.last
         and not row.vendor
         and all(not w.member and w.says > w.layout for w in wrong)
         # arrays tell that a size is wrong, not what it should be

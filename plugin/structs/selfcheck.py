@@ -235,8 +235,11 @@ def zone_sizes(reader: Reader, layouts: Layouts) -> Dict[str, int]:
     sizes: Dict[str, int] = {}
     try:
         heads = reader.symbols("uma_kegs")
-        keg = layouts.fields("uma_keg", "uk_link.le_next", "uk_zones.lh_first")
-        zone = layouts.fields("uma_zone", "uz_link.le_next", "uz_name", "uz_size")
+        # the size stood in the keg alone until zones could have several, in 8.0
+        in_zone = layouts.has("uma_zone", "uz_size")
+        keg = layouts.fields("uma_keg", "uk_link.le_next", "uk_zones.lh_first", "uk_size")
+        own = ("uz_size",) if in_zone else ()
+        zone = layouts.fields("uma_zone", "uz_link.le_next", "uz_name", *own)
         width = layouts.resolve("uma_keg", "uk_link.le_next").size
     except WchanError:
         return sizes
@@ -246,12 +249,12 @@ def zone_sizes(reader: Reader, layouts: Layouts) -> Dict[str, int]:
     try:
         at = int.from_bytes(reader.read(heads[0].address, width), "little")
         while at and unread.fresh(at):
-            at, member = keg.unpack(unread(at, keg.span))
+            at, member, whole = keg.unpack(unread(at, keg.span))
             while member and unread.fresh(member):
-                member, name, size = zone.unpack(unread(member, zone.span))
+                member, name, *size = zone.unpack(unread(member, zone.span))
                 text = unread(name, 32).split(b"\0")[0]
                 if text.isascii():
-                    sizes.setdefault(text.decode(), size)
+                    sizes.setdefault(text.decode(), size[0] if size else whole)
     except MemoryFault:
         pass
     return sizes

@@ -223,7 +223,8 @@ class StructsFile:
         for row in self.rows:
             if row.name == name:
                 return row
-        near = [row.name for row in self.rows if row.name.startswith(name.split("-")[0])]
+        major = re.split(r"[.-]", name)[0]
+        near = [row.name for row in self.rows if row.name.startswith((f"{major}.", f"{major}-"))]
         hint = f"; there are {', '.join(near)}" if near else ""
         raise LayoutError(f"{self.path} has no kernel {name!r}{hint}")
 
