@@ -20,6 +20,7 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     SupportsIndex,
     Tuple,
     Union,
@@ -167,6 +168,7 @@ class Builder:
         self._strings: Dict[str, int] = {}
         self._functions: Dict[str, Function] = {}
         self._members: Dict[Tuple[str, str], Member] = {}
+        self._absent: Set[Tuple[str, str]] = set()
         self._pointer = structs.Struct("<I" if self.pointer_size == 4 else "<Q")
 
     # Layouts
@@ -217,11 +219,15 @@ class Builder:
         raise LayoutError(f"no size is known for an element of type {type_}")
 
     def has(self, struct: str, path: str) -> bool:
-        if struct not in self.layouts:
+        key = (struct, path)
+        if key in self._members:
+            return True
+        if key in self._absent or struct not in self.layouts:
             return False
         try:
             self.locate(struct, path)
         except LayoutError:
+            self._absent.add(key)
             return False
         return True
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # vm/vm_page.h; busy words 10.1 on, wire counts in ref_count 13.0 on
 VPB_BIT_SHARED, VPB_BIT_EXCLUSIVE, VPB_BIT_WAITERS, VPB_SHARERS_SHIFT = 1, 2, 4, 3
 VPRC_OBJREF = 0x80000000
-PG_FICTITIOUS_7, PG_BUSY, PG_WANTED, PG_SWAPINPROG = 0x8, 0x1, 0x2, 0x200
+PG_SWAPINPROG = 0x200
 PGA_ENQUEUED = 8
 OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE, OBJT_DEVICE, OBJT_PHYS = range(5)
 _TYPES = {"default": OBJT_DEFAULT, "swap": OBJT_SWAP, "vnode": OBJT_VNODE, "phys": OBJT_PHYS}
@@ -582,83 +582,100 @@ class Vm:
         return states
 
     def _encode(self, image: bytearray, states: Dict[int, Page]) -> Dict[str, List[Page]]:
+        """Every struct vm_page but its links; what is on which queue."""
         m = self.machine
         put = _Writer(m, image, self.stride)
         queues: Dict[str, List[Page]] = {}
-        none = 0 if m.osreldate < 800000 else 0xFF
-        numbers = self.heads
-        modern = m.has("vm_page", "ref_count")
-        busy_word = m.has("vm_page", "busy_lock")
-        oflags_busy = not busy_word and m.has("vm_page", "oflags")
-        swap_flag = m.constant("VPO_SWAPINPROG", 0) or 8
-        free_busy = 0xFFFFFFFE if modern else 1
-        invariants = "INVARIANTS" in m.variant
-        has_order = m.has("vm_page", "order")
+        known: Dict[Tuple[Any, ...], bytes] = {}
         for pfn in range(self.first, self.first + self.count):
             page = states[pfn]
             at = (pfn - self.first) * self.stride
+            queue = "free" if page.free and self.colors else page.queue
+            if queue is not None:
+                queues.setdefault(queue, []).append(page)
+            # Most pages are like many others but for where they lie and whose they are.
+            kind = (
+                queue,
+                page.free,
+                page.valid,
+                page.dirty,
+                page.wired,
+                page.exclusive,
+                page.sharers,
+                page.waiters,
+                page.swap_in_progress,
+                page.object is None,
+            )
+            found = known.get(kind)
+            if found is None:
+                found = known[kind] = self._pattern(page, queue)
+            image[at : at + self.stride] = found
             put("phys_addr", at, pfn << PAGE_SHIFT)
             if page.object is not None:
                 put("object", at, page.object.obj.address)
                 put("pindex", at, page.pindex)
-            put("valid", at, page.valid)
-            put("dirty", at, page.dirty)
             if self.colors:
-                put("pc", at, pfn & self.colors - 1)
-            queue = page.queue
-            if page.free and self.colors:
-                queue = "free"
-            if queue is not None:
-                queues.setdefault(queue, []).append(page)
-            number = none if queue is None else numbers[queue]
-            if self.colors and queue in ("free", "cache"):
-                number += pfn & self.colors - 1
-            flags = oflags = 0
-            if has_order:
-                put("order", at, 0 if page.free else 13)
-            # Busy: a bit of flags (to 7.x), of oflags (8 to 10.0), a word of its own since.
-            if busy_word:
-                put(
-                    "busy_lock",
-                    at,
-                    free_busy if page.free else self._busy(page, invariants, modern),
-                )
-            else:
-                put("busy", at, page.sharers)
-                word = (1 if page.exclusive else 0) | (2 if page.waiters else 0)
-                if oflags_busy:
-                    oflags |= word
-                else:
-                    flags |= word
-            if page.swap_in_progress:
-                if oflags_busy or busy_word:
-                    oflags |= swap_flag
-                else:
-                    flags |= PG_SWAPINPROG
-            if modern:
-                references = page.wired | (VPRC_OBJREF if page.object is not None else 0)
-                put("ref_count", at, references)
-                put("a.queue", at, number)
-                put("a.flags", at, PGA_ENQUEUED if queue is not None else 0)
-                put("a.act_count", at, 5 if queue == "active" else 0)
-            else:
-                put("wire_count", at, page.wired)
-                put("queue", at, number)
-                if m.has("vm_page", "aflags") and queue is not None and m.osreldate >= 1200000:
-                    put("aflags", at, PGA_ENQUEUED)
-                put("act_count", at, 5 if queue == "active" else 0)
-            if flags:
-                put("flags", at, flags)
-            if oflags:
-                put("oflags", at, oflags)
+                color = pfn & self.colors - 1
+                put("pc", at, color)
+                if queue in ("free", "cache"):
+                    put("queue", at, self.heads[queue] + color)
         return queues
 
-    def _busy(self, page: Page, invariants: bool, modern: bool) -> int:
+    def _pattern(self, page: Page, queue: Optional[str]) -> bytes:
+        """What does not depend on which page it is."""
+        m = self.machine
+        image = bytearray(self.stride)
+        put = _Writer(m, image, self.stride)
+        modern = m.has("vm_page", "ref_count")
+        busy_word = m.has("vm_page", "busy_lock")
+        put("valid", 0, page.valid)
+        put("dirty", 0, page.dirty)
+        flags = oflags = 0
+        if m.has("vm_page", "order"):
+            # 13 is VM_NFREEORDER: no block of free pages begins here.
+            put("order", 0, 0 if page.free else 13)
+        # Busy: a bit of flags (to 7.x), of oflags (8 to 10.0), a word of its own since.
+        if busy_word:
+            put("busy_lock", 0, self._busy(page, modern))
+        else:
+            put("busy", 0, page.sharers)
+            flags = (1 if page.exclusive else 0) | (2 if page.waiters else 0)
+        if page.swap_in_progress:
+            if busy_word:
+                oflags = m.constant("VPO_SWAPINPROG", 8)
+            else:
+                flags |= PG_SWAPINPROG
+        if not busy_word and m.has("vm_page", "oflags"):
+            flags, oflags = 0, flags
+        none = 0 if m.osreldate < 800000 else 0xFF
+        number = none if queue is None else self.heads[queue]
+        active = 5 if queue == "active" else 0
+        if modern:
+            put("ref_count", 0, page.wired | (VPRC_OBJREF if page.object is not None else 0))
+            put("a.queue", 0, number)
+            put("a.flags", 0, PGA_ENQUEUED if queue is not None else 0)
+            put("a.act_count", 0, active)
+        else:
+            put("wire_count", 0, page.wired)
+            put("queue", 0, number)
+            if m.has("vm_page", "aflags") and queue is not None and m.osreldate >= 1200000:
+                put("aflags", 0, PGA_ENQUEUED)
+            put("act_count", 0, active)
+        if flags:
+            put("flags", 0, flags)
+        if oflags:
+            put("oflags", 0, oflags)
+        return bytes(image)
+
+    def _busy(self, page: Page, modern: bool) -> int:
+        if page.free and modern:
+            # VPB_FREED
+            return 0xFFFFFFFE
         if page.sharers:
             word = VPB_BIT_SHARED | page.sharers << VPB_SHARERS_SHIFT
         elif page.exclusive:
             word = VPB_BIT_EXCLUSIVE
-            if invariants and modern and page.exclusive is not True:
+            if "INVARIANTS" in self.machine.variant and modern and page.exclusive is not True:
                 # VPB_CURTHREAD_EXCLUSIVE
                 word |= page.exclusive.__index__() & 0xFFFFFFF8
         else:
