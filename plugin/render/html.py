@@ -80,6 +80,9 @@ _SCRIPT = """
     state.textContent = words.length ? shown + " rows" : "";
   }
   input.addEventListener("input", search);
+  if (location.hash.indexOf("#q=") === 0) {
+    input.value = decodeURIComponent(location.hash.slice(3));
+  }
   boxes.forEach(function (box) {
     box.addEventListener("click", function () {
       input.value = box.getAttribute("data-search") || "";
@@ -297,14 +300,16 @@ def _height(box: Box) -> float:
 
 
 def _places(analysis: Analysis, drawn: Picture) -> Dict[str, _Place]:
-    """Columns by the distance to the end of the chain, ends on the right.
+    """Columns by the distance to the end of the chain, ends on the left: causes first.
 
     Every box has one box that its chain goes to, so the boxes are a forest: each
     tree takes rows of its own, a box the middle of those that lead to it.
     """
     boxes = {box.id: box for box in drawn.boxes}
     parent: Dict[str, Optional[str]] = {}
-    for box in drawn.boxes:
+    ranks = {cause.node.id: cause.rank for cause in reversed(analysis.causes)}
+    # Causes first: where a cycle is cut it is at its cause, and roots are in the order of rank.
+    for box in sorted(drawn.boxes, key=lambda box: ranks.get(box.id, len(ranks) + 1)):
         to = step(analysis, box.id)
         parent[box.id] = to if to in boxes and to != box.id else None
     _cut_cycles(parent)
@@ -322,9 +327,8 @@ def _places(analysis: Analysis, drawn: Picture) -> Dict[str, _Place]:
                 columns[child] = columns[id] + 1
                 order.append(child)
         bottom = _place_tree(root, children, boxes, places, bottom) + _GAP_Y
-    last = max(columns.values(), default=0)
     return {
-        id: place._replace(x=(last - columns[id]) * (_BOX_WIDTH + _GAP_X) + _GAP_X / 2)
+        id: place._replace(x=columns[id] * (_BOX_WIDTH + _GAP_X) + _GAP_X / 2)
         for id, place in places.items()
     }
 
@@ -388,7 +392,8 @@ def _graph(analysis: Analysis, drawn: Picture) -> str:
     parts.append("</svg>")
     more = f" {drawn.left_out} more boxes are in the tables only." if drawn.left_out else ""
     return (
-        '<section><h2>Who waits for whom</h2><p class="soft">Solid lines are proven by memory, '
+        '<section><h2>Who waits for whom</h2><p class="soft">Causes are on the left. '
+        "Solid lines are proven by memory, "
         f"dashed ones from the catalogue, dotted ones guessed. A box clicked is searched for.{more}"
         '</p><div class="scroll">' + "\n".join(parts) + "</div></section>"
     )
@@ -421,13 +426,14 @@ def text_lines(value: str) -> str:
 def _drawn_line(line: Line, places: Dict[str, _Place]) -> str:
     start, end = places[line.source], places[line.target]
     y1, y2 = start.y + start.height / 2, end.y + end.height / 2
-    if start.x < end.x:
-        x1, x2 = start.x + _BOX_WIDTH, end.x
-        bend = max(20.0, (x2 - x1) / 2)
-        path = f"M{x1:.0f} {y1:.1f} C{x1 + bend:.0f} {y1:.1f} {x2 - bend:.0f} {y2:.1f} "
+    closes = start.x <= end.x
+    if not closes:
+        x1, x2 = start.x, end.x + _BOX_WIDTH
+        bend = max(20.0, (x1 - x2) / 2)
+        path = f"M{x1:.0f} {y1:.1f} C{x1 - bend:.0f} {y1:.1f} {x2 + bend:.0f} {y2:.1f} "
         path += f"{x2:.0f} {y2:.1f}"
     else:
-        # Back to an earlier column: where a cycle closes.
+        # Not towards an end: where a cycle closes.
         x1, x2 = start.x + _BOX_WIDTH / 2, end.x + _BOX_WIDTH / 2
         y1, y2 = start.y + start.height, end.y + end.height
         dip = max(y1, y2) + 24
@@ -436,7 +442,8 @@ def _drawn_line(line: Line, places: Dict[str, _Place]) -> str:
     dash = f' stroke-dasharray="{dashes}"' if dashes else ""
     weight = "1.6" if line.main else "0.8"
     return (
-        f'<path d="{path}" fill="none" stroke="#666" stroke-width="{weight}"{dash} '
+        f'<path d="{path}" fill="none" stroke="{"#c02020" if closes else "#666"}" '
+        f'stroke-width="{weight}"{dash} '
         f'marker-end="url(#arrow)"><title>{text(line.kind)} [{text(line.certainty)}: '
         f"{text(line.evidence)}]</title></path>"
     )

@@ -14,6 +14,10 @@ from plugin.waits.graph import Edge, Node
 
 #: more boxes than this are no picture any more
 MAX_BOXES = 600
+#: ways that look alike are folded from so many on
+_ALIKE = 3
+#: members of a folded box that are named on a second look
+_TIPS = 64
 
 
 class Box(NamedTuple):
@@ -106,17 +110,36 @@ def _shown(analysis: Analysis) -> Dict[str, Node]:
 def _fold(
     analysis: Analysis, shown: Dict[str, Node], steps: Dict[str, Optional[str]]
 ) -> List[List[Node]]:
-    """Threads nobody waits for, by what they step to; everything else by itself, first."""
-    awaited = {edge.target for id in shown for edge in analysis.graph.successors(id)}
-    single: List[List[Node]] = []
-    groups: Dict[Optional[str], List[Node]] = {}
+    """What is drawn as one box: threads that nobody waits for, by what they step to.
+
+    Where many such threads go ways of their own that look alike (a thread, its
+    buffer, its bio) and then meet, those ways are folded into one, step by step.
+    """
+    awaited: Dict[str, int] = {}
+    for id in shown:
+        for edge in analysis.graph.successors(id):
+            awaited[edge.target] = awaited.get(edge.target, 0) + 1
+    crowds: Dict[Optional[str], List[Node]] = {}
     for id, node in shown.items():
         if node.kind == "thread" and id not in awaited:
-            groups.setdefault(steps[id], []).append(node)
+            crowds.setdefault(steps[id], []).append(node)
+    ways: Dict[tuple, List[List[List[Node]]]] = {}
+    for to, members in crowds.items():
+        private, at = [members], to
+        while at is not None and awaited.get(at) == len(members) == 1 and at in shown:
+            private.append([shown[at]])
+            at = steps[at]
+        kinds = tuple(nodes[0].kind for nodes in private)
+        ways.setdefault((kinds, at, len(members) > 1), []).append(private)
+    folded: List[List[Node]] = []
+    for alike in ways.values():
+        if len(alike) < _ALIKE or len(alike[0]) < 2:
+            folded.extend(nodes for way in alike for nodes in way)
         else:
-            single.append([node])
-    crowds = sorted(groups.values(), key=lambda members: -len(members))
-    return single + crowds
+            folded.extend([node for nodes in level for node in nodes] for level in zip(*alike))
+    taken = {node.id for nodes in folded for node in nodes}
+    single = [[node] for id, node in shown.items() if id not in taken]
+    return single + sorted(folded, key=lambda members: -len(members))
 
 
 def _box(analysis: Analysis, members: List[Node], ends: Dict[str, str]) -> Box:
@@ -126,9 +149,12 @@ def _box(analysis: Analysis, members: List[Node], ends: Dict[str, str]) -> Box:
     ages = [thread.age for thread in threads if thread.age is not None]
     since = f"for {seconds(max(ages))}" if ages else ""
     tids = [each.tid for each in members if each.tid is not None]
-    if len(members) > 1:
+    if len(members) > 1 and threads:
         lines = [count(len(members), "thread"), who(threads, 3)]
         tip = "\n".join(f"{t.tid} {t.label} (pid {t.pid}) {t.wmesg or t.state}" for t in threads)
+    elif len(members) > 1:
+        lines = [count(len(members), node.kind), f"such as {node.label}"]
+        tip = "\n".join(named(each) for each in members[:_TIPS])
     elif threads:
         wait = f'"{threads[0].wmesg}"' if threads[0].wmesg else threads[0].state
         lines = [node.label, wait]

@@ -8,7 +8,7 @@ and edges and say where a chain ends.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import WchanError
 from plugin.kernel.lockwait import LockWait, lock_waits, thread_sleeps
@@ -87,6 +87,7 @@ class Builder:
         self.sleeps: Dict[int, Sleep] = thread_sleeps(kernel)
         self.lock_waits: Dict[int, LockWait] = lock_waits(kernel)
         self._channels: Dict[int, Channel] = {}
+        self._rows: Dict[Tuple[str, int], Tuple[Optional[Row], str]] = {}
         self._pending: List[Thread] = []
 
     # Nodes and edges
@@ -217,14 +218,23 @@ class Builder:
             self._channels[address] = known
         return known
 
+    def _row(self, thread: Thread, channel: Channel) -> Tuple[Optional[Row], str]:
+        """The row of a sleep; thousands of threads may share message and channel."""
+        key = thread.wmesg or "", channel.address
+        known = self._rows.get(key)
+        if known is None:
+            known = self.catalogue.match(
+                key[0], channel.symbol, channel.fits, self.kernel.osreldate
+            )
+            self._rows[key] = known
+        return known
+
     def _explain_sleep(self, thread: Thread, node: Node) -> Standing:
         from plugin.waits.resolvers import RESOLVERS
         from plugin.waits.resolvers.common import generic, unknown
 
         channel = self.channel(thread)
-        row, why = self.catalogue.match(
-            thread.wmesg or "", channel.symbol, channel.fits, self.kernel.osreldate
-        )
+        row, why = self._row(thread, channel)
         case = Case(self, thread, node, channel, row)
         if row is None:
             return unknown(case)

@@ -8,7 +8,7 @@ from typing import List, Sequence, Tuple
 from plugin.kernel.geom_io import Account, accounts
 from plugin.report import count
 from plugin.session import Kernel
-from plugin.waits.analysis import Analysis, Cause, around
+from plugin.waits.analysis import Analysis, Cause, around, path_of
 from plugin.waits.graph import Node
 
 _NUMBERS = (
@@ -107,10 +107,29 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
             f"It is {what}: {around(nodes)}. It goes on, slowly; {behind} are in it or behind it"
         ),
     ]
+    found += _in_the_queue(analysis, nodes)
     for account in accused(analysis.kernel):
         innocent = account.verdict in ("acquitted", "waits")
         word = "owes nothing" if innocent else "owes I/O"
         found.append(f"The disk {account.provider.name} {word}: {account.reason}.")
+    return found
+
+
+def _in_the_queue(analysis: Analysis, nodes: Sequence[Node]) -> List[str]:
+    """What ties a pool to the queue, and the queue to memory."""
+    queue = next((node for node in nodes if node.kind == "queue"), None)
+    pool = next((node for node in nodes if node.kind == "pool"), None)
+    found = []
+    if queue is not None and pool is not None:
+        bufs = [edge.target for edge in analysis.graph.successors(pool.id)]
+        there = [id for id in bufs if queue in path_of(analysis.graph, analysis.solution, id)]
+        share = "All" if len(there) == len(bufs) else f"{len(there)} of the"
+        found.append(
+            f"{share} {len(bufs)} pbufs in use of that pool are attached to bios in {queue.label}."
+        )
+    daemons = [node for node in nodes if node.kind == "thread" and "pagedaemon" in node.label]
+    if daemons and any(node.kind == "memory" for node in nodes):
+        found.append("The free pages that would end it are what the page daemon cannot make.")
     return found
 
 

@@ -49,10 +49,10 @@ def pace(case: Case) -> Optional[Standing]:
     if state is None:
         return generic(case, "message")
     rate = f"{1 / state.pause:.0f} bios a second"
-    slow = rate if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
+    slow = f"at most {rate}" if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
     node.end = End(
         "pacing",
-        f"GEOM is pacing, {slow}: {count(queued, 'bio')} on g_bio_run_down",
+        f"GEOM is pacing, not blocked: {slow}, {count(queued, 'bio')} queued",
         f"pace {state.pace}; {case.said()}; {state.explain(queued)}",
         case.thread.age,
     )

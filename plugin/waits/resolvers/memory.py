@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.proc import processes
 from plugin.kernel.vm_domain import Channel, Domain, domains, memory_shortage
 from plugin.kernel.vm_pageout import Daemon, daemons
 from plugin.report import count
@@ -64,7 +63,7 @@ def memory_node(b: Builder) -> Node:
             b.thread(maker.thread),
             "served-by",
             CATALOGUED,
-            f"{maker.thread.label} {what}; it {maker.doing}",
+            f"{maker.thread.label} {what}; {maker.doing}",
         )
     if not stuck:
         node.end = _end(b, makers)
@@ -83,28 +82,29 @@ def _end(b: Builder, makers: List[Daemon]) -> End:
         return End(
             "lost-wakeup", f"the page daemon is idle although memory is short: {short}", doing
         )
-    return End("memory", f"memory is exhausted: {short}", doing + _largest(b.kernel))
+    return End("memory", f"memory is exhausted: {short}", doing + _largest(b))
 
 
-def _largest(kernel: Kernel) -> str:
+def _largest(b: Builder) -> str:
     """Who holds the memory: the processes with most resident pages."""
-    layouts = kernel.layouts
+    kernel, layouts = b.kernel, b.kernel.layouts
     found = []
     try:
         vmspace = layouts.offsetof("proc", "p_vmspace")
         resident = layouts.resolve("vmspace", "vm_pmap.pm_stats.resident_count")
-        for proc in processes(kernel):
-            at = kernel.pointer(proc.address + vmspace)
+        for thread in {thread.proc: thread for thread in b.threads}.values():
+            at = kernel.pointer(thread.proc + vmspace)
             if at:
                 pages = kernel.unsigned(at + resident.offset, resident.size)
-                found.append((pages, proc))
+                found.append((pages, thread))
     except (MemoryFault, LayoutError):
+        # Whose memory it is would only be a comment on the verdict.
         pass
     found.sort(key=lambda item: -item[0])
     size = kernel.page_size
     shown = ", ".join(
-        f"{proc.comm} (pid {proc.pid}) {pages * size >> 20} MB"
-        for pages, proc in found[:3]
+        f"{thread.comm} (pid {thread.pid}) {pages * size >> 20} MB"
+        for pages, thread in found[:3]
         if pages
     )
     return f"; largest: {shown}" if shown else ""
@@ -191,7 +191,7 @@ def pagedaemon_wait(case: Case) -> Optional[Standing]:
     node.end = End(
         "memory",
         f"memory is exhausted: {short}; the page daemon finds nothing to free",
-        _doing(_of_role(b, "laundry")) + _largest(case.kernel),
+        _doing(_of_role(b, "laundry")) + _largest(b),
         case.thread.age,
     )
     return Standing(STUCK, "finds nothing to free", case.row)
