@@ -13,7 +13,7 @@ alone does not end a walk, for the forward chain may still be whole.
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, Sequence, Set, Tuple
+from typing import Generator, Iterator, Optional, Sequence, Set, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.session import Kernel
@@ -40,17 +40,10 @@ def tailq_foreach(
     first = _head(kernel, head, what)
     if first is None:
         return
-    next_path, prev_path = f"{link}.tqe_next", f"{link}.tqe_prev"
-    last_link = head
-    ended = False
-    next_offset = kernel.layouts.offsetof(struct, next_path)
-    for address, values, following in _walk(
-        kernel, first, struct, next_path, prev_path, head, paths, what, bound
-    ):
-        yield address, values
-        last_link = address + next_offset
-        ended = following == 0
-    if ended or first == 0:
+    last_link, ended = yield from _walk(
+        kernel, first, struct, f"{link}.tqe_next", f"{link}.tqe_prev", head, paths, what, bound
+    )
+    if ended:
         try:
             tail = kernel.pointer(head + kernel.pointer_size)
         except MemoryFault as fault:
@@ -80,10 +73,9 @@ def list_foreach(
     first = _head(kernel, head, what)
     if first is None:
         return
-    for address, values, _ in _walk(
+    yield from _walk(
         kernel, first, struct, f"{link}.le_next", f"{link}.le_prev", head, paths, what, bound
-    ):
-        yield address, values
+    )
 
 
 def stailq_foreach(
@@ -127,10 +119,7 @@ def _singly(
     first = _head(kernel, head, what)
     if first is None:
         return
-    for address, values, _ in _walk(
-        kernel, first, struct, next_path, None, head, paths, what, bound
-    ):
-        yield address, values
+    yield from _walk(kernel, first, struct, next_path, None, head, paths, what, bound)
 
 
 def _head(kernel: Kernel, head: int, what: str) -> Optional[int]:
@@ -151,7 +140,8 @@ def _walk(
     paths: Sequence[str],
     what: str,
     bound: int,
-) -> Iterator[Tuple[int, Tuple[int, ...], int]]:
+) -> Generator[Element, None, Tuple[int, bool]]:
+    """The elements; returns where the last link lies, and whether the list ended there."""
     skip = 1 if prev_path is None else 2
     links = (next_path,) if prev_path is None else (next_path, prev_path)
     fields = kernel.layouts.fields(struct, *links, *paths)
@@ -167,7 +157,7 @@ def _walk(
                 came_from,
                 f"loops back to {address:#x} after {len(seen)} elements",
             )
-            return
+            return came_from, False
         seen_add(address)
         try:
             values = unpack(read(address, span))
@@ -177,7 +167,7 @@ def _walk(
                 came_from,
                 f"element {len(seen)} at {address:#x} cannot be read ({fault.reason})",
             )
-            return
+            return came_from, False
         if skip == 2 and values[1] != came_from:
             kernel.warnings.add(
                 what,
@@ -186,13 +176,14 @@ def _walk(
                 partial=False,
             )
         following = values[0]
-        yield address, values[skip:], following
+        yield address, values[skip:]
         came_from = address + next_offset
         address = following
-        if len(seen) % _POLL == 0:
+        if not len(seen) % _POLL:
             if len(seen) >= bound:
                 kernel.warnings.add(what, address, f"given up after {len(seen)} elements")
-                return
+                return came_from, False
             if kernel.interrupted():
                 kernel.warnings.add(what, address, f"interrupted after {len(seen)} elements")
-                return
+                return came_from, False
+    return came_from, True
