@@ -18,6 +18,7 @@ from plugin.targets import Symbol
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import open_memory
 from plugin.vmcore.elf import ElfFile
+from tests.conftest import RealDump
 from tests.structs_typegraph import ctf
 from tests.test_ctf import kernel_graph
 
@@ -281,30 +282,16 @@ def test_debug_information_comes_before_structs_yaml(monkeypatch: pytest.MonkeyP
 # Real kernels
 
 
-def _target(name: str, tmp_path_factory: pytest.TempPathFactory) -> CoreTarget:
-    from tests.conftest import SHARED, _decompress
-
-    source = SHARED / "real" / name
-    if not source.is_dir():
-        pytest.skip(f"no {source}: WCHAN_SHARED says where the real dumps lie")
-    work = tmp_path_factory.mktemp("real")
-    for file in ("kernel", "vmcore"):
-        _decompress(source / f"{file}.zst", work / file)
-    kernel = ElfFile(work / "kernel")
-    return CoreTarget(open_memory(work / "vmcore", kernel), kernel)
-
-
 REAL = {
     "14.2-amd64-storage-hang": ("14.2-amd64", 1402000, "14.0c-1400063-amd64", "14.2-amd64-debug"),
     "12.1-amd64-storage-hang": ("12.1-amd64", 1201000, "12.0-amd64", "12.0-amd64-debug"),
 }
 
 
-@pytest.fixture(scope="module", params=REAL)
-def real(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, CoreTarget]:
-    return request.param, _target(request.param, tmp_path_factory)
+@pytest.fixture
+def real(real_dump: RealDump) -> Tuple[str, CoreTarget]:
+    kernel = ElfFile(real_dump.kernel)
+    return real_dump.name, CoreTarget(open_memory(real_dump.vmcore, kernel), kernel)
 
 
 def test_a_real_kernel_agrees_with_its_layouts_and_with_no_others(

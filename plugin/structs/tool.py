@@ -40,7 +40,9 @@ def compare(left: Layout, right: Layout) -> Iterator[Difference]:
 
 
 def _place(member: Member) -> Tuple[object, ...]:
-    return (member.offset, member.size, member.bit_pos, member.bit_size, _plain(member.ctype))
+    # CTF has no way to tell a bit-field that fills its type from an ordinary member
+    width = 0 if member.bit_size == 8 * member.size else member.bit_size
+    return (member.offset, member.size, member.bit_pos, width, _plain(member.ctype))
 
 
 def _plain(ctype: str) -> str:
