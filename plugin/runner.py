@@ -8,6 +8,7 @@ what it raises itself.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shlex
 import sys
@@ -104,6 +105,9 @@ def run_command(
     KeyboardInterrupt ends it with one line and status 1; an error that is not
     wchan's own is reported as a defect, with its traceback under WCHAN_DEBUG.
     """
+    # Walks make millions of small tuples and no cycles: collecting them halves the speed.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         return _run(name, list(argv), get_kernel, write, width)
     except _HelpShown as shown:
@@ -124,6 +128,9 @@ def run_command(
             f"{name}: internal error ({type(error).__name__}: {error}); "
             "set WCHAN_DEBUG=1 for the traceback and report it"
         )
+    finally:
+        if collecting:
+            gc.enable()
     return EXIT_FAILED
 
 
