@@ -152,7 +152,8 @@ def _unasked(kernel: Kernel) -> Report:
                 for entry in panic.array.entries
                 if entry.page is not None and entry.page.address != panic.page.address
             ]
-            report.heading(f"page array at {panic.array.address:#x}, found by {panic.found.how}:")
+            report.heading(f"page array at {panic.array.address:#x}:")
+            report.text(f"Found by {panic.found.how}.", 2)
             _show_array(kernel, report, panic.array)
         return report
     waited = sleepers(kernel)
