@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import sys
+import textwrap
 import time
 from typing import (
     TYPE_CHECKING,
@@ -43,9 +44,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    lines = [f"  {name:<12}{commands.load(name).HELP}" for name in commands.NAMES]
+    lines = [_line(name, commands.load(name).HELP) for name in commands.NAMES]
     lines += ["", "without a dump, or with it first among their own arguments:"]
-    lines += [f"  {name:<12}{help_}" for name, (_, _, help_) in SHELL.items()]
+    lines += [_line(name, help_) for name, (_, _, help_) in SHELL.items()]
     made = _Parser(
         prog="wchan",
         usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [...]\n"
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("command", metavar="COMMAND", help="see below")
     made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return made
+
+
+def _line(name: str, help_: str) -> str:
+    return textwrap.fill(help_, 79, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
 
 
 def core_options(to: argparse.ArgumentParser) -> None:
