@@ -107,7 +107,7 @@ class _TurnstileLock(Lock):
     def block(self, thread: Thread, shared: bool, seconds: float) -> None:
         turnstile = self.machine.locks.turnstile(self)
         self.waiters.append((thread, shared))
-        thread.obj["td_tsqueue"] = 1 if shared else 0
+        thread.obj.probe(td_tsqueue=1 if shared else 0)
         thread.blocked(turnstile, self._lo_name(), seconds, self._functions(shared))
 
 
@@ -174,8 +174,9 @@ class Rmlock(_TurnstileLock):
         super().__init__(machine, obj, name)
         self.kind = "sleepable rm" if sleepable else "rm"
         inner = "_rm_lock._rm_lock_sx" if sleepable else "_rm_lock._rm_lock_mtx"
-        if not obj.has(inner):
-            inner = "rm_lock_sx" if sleepable else "rm_lock_mtx"
+        if not sleepable and not obj.has(inner):
+            # To 9.0 the mutex was the only lock inside.
+            inner = "rm_lock"
         if sleepable:
             self.inner: Lock = machine.locks.sx(name, at=obj.at(inner))
         else:
@@ -197,6 +198,7 @@ class Rmlock(_TurnstileLock):
 
     def finish(self) -> None:
         """The word is the inner lock's; writers mark all CPUs as needing the slow path."""
+        self.obj.probe(rm_noreadtoken=int(self.owner is not None))
         for path in ("rm_writecpus.__bits", "rm_writecpus"):
             if self.obj.has(path) and self.owner is not None:
                 member = self.machine.locate("rmlock", path)
@@ -382,7 +384,7 @@ class Locks:
         order = ["spin mutex", "sleep mutex", "sx"]
         if m.osreldate >= 800000:
             order.append("rm")
-        if m.osreldate >= 900000:
+        if m.osreldate >= 901000:
             order.append("sleepable rm")
         order.append("rw")
         if m.osreldate >= 800000:
@@ -498,9 +500,12 @@ class Locks:
             turnstile.set(ts_lockobj=lock.object, ts_owner=lock.owner)
             if turnstile.has("ts_lock"):
                 self.initialize(turnstile.sub("ts_lock"), "spin mutex", "turnstile lock")
-            for number in (0, 1):
-                here = [t.obj for t, shared in waiting if shared == bool(number)]
-                m.tailq(turnstile.at(f"ts_blocked[{number}]"), "td_lockq", here)
+            # One queue in 6.x, one each for exclusive and shared waiters since.
+            both = m.has("turnstile", "ts_blocked[1]")
+            for number in (0, 1) if both else (0,):
+                path = f"ts_blocked[{number}]" if both else "ts_blocked"
+                here = [t.obj for t, how in waiting if how == bool(number) or not both]
+                m.tailq(turnstile.at(path), "td_lockq", here)
                 for blocked in here:
                     if turnstile.has("ts_lock"):
                         blocked.probe(td_lock=turnstile.at("ts_lock"))

@@ -184,7 +184,9 @@ def every_lock(
     ``m.expected``: {kind: (address, lc_name, owner's tid, waiters' tids)}.
     """
     m = _machine(osreldate, arch, variant)
-    kinds = [k for k in KINDS if k != "spin" and (osreldate >= 900000 or "rm" not in k)]
+    # rmlock(9) came with 8.0, its sleepable form with 9.1.
+    since = {"rmlock": 800000, "sleepable rmlock": 901000}
+    kinds = [k for k in KINDS if k != "spin" and osreldate >= since.get(k, 0)]
     for kind in kinds:
         short = kind.replace(" ", "-")
         held = lock(m, kind, f"a {kind}")
