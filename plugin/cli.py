@@ -140,13 +140,13 @@ def _main(words: List[str]) -> int:
     if not words:
         parser().print_help()
         return EXIT_FAILED
+    if words[0] in commands.NAMES and not os.path.exists(words[0]):
+        raise UsageError(f"wchan: the dump comes first: wchan VMCORE {words[0]} ...")
     try:
         args = parser().parse_args(words)
     except SystemExit:
         return EXIT_OK
     if args.command not in commands.NAMES:
-        if args.vmcore in commands.NAMES and not os.path.exists(args.vmcore):
-            raise UsageError(f"the dump comes first: wchan VMCORE {args.vmcore} ...")
         raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
     from plugin.runner import run_command
 

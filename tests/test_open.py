@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hosts import shell, wchan
 
+from plugin.forge.scenarios.deadlocks import diamond
+
 
 def one_line(err: str) -> str:
     (line,) = err.strip().splitlines()
@@ -71,13 +73,13 @@ def test_another_kernel_is_refused_with_both_versions_and_forced_if_asked(
 
 def test_the_versions_named_come_out_of_the_two_files(tmp_path: Path) -> None:
     """Two forged machines, each with its whole kernel file: both strings stand in the refusal."""
-    forge = pytest.importorskip("plugin.forge.demo")
-    first = forge.make(tmp_path / "first")
-    scenarios = pytest.importorskip("plugin.forge.scenarios")
-    second = scenarios.another_kernel(tmp_path / "second")
-    status, _, err = wchan("-k", str(second[1]), str(first[0]), "kthreads")
+    vmcore, _ = diamond(osreldate=1402000).write(tmp_path / "first")
+    _, kernel = diamond(osreldate=1300139).write(tmp_path / "second")
+    status, _, err = wchan("-k", str(kernel), str(vmcore), "kthreads")
     assert status == 1
-    assert one_line(err).count('"FreeBSD ') == 2
+    line = one_line(err)
+    assert 'the kernel is "FreeBSD 13.0-' in line
+    assert "the dump's is \"FreeBSD 14.2-" in line
 
 
 @pytest.mark.parametrize(
