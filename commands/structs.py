@@ -7,23 +7,19 @@ import os
 import shutil
 import sys
 import tempfile
-from typing import Callable, Dict, List, NoReturn, Optional, Sequence, TextIO
+from typing import TYPE_CHECKING, Callable, Dict, List, NoReturn, Optional, Sequence, TextIO
 
 from plugin.errors import EXIT_FAILED, EXIT_OK, LayoutError, UsageError, WchanError
 from plugin.findings import Findings
 from plugin.report import Report
 from plugin.session import Kernel
 from plugin.structs.layout import Layout, LayoutSource
-from plugin.structs.tool import (
-    Difference,
-    KernelFile,
-    compare_sources,
-    generate,
-    known_names,
-    named_source,
-    near_yaml,
-)
-from plugin.structs.yamlfile import SHIPPED, StructsFile
+
+if TYPE_CHECKING:
+    from plugin.structs.tool import Difference
+
+# What only the shell needs is imported where it is needed: this module is loaded
+# with every command's name and help.
 
 HELP = "struct layouts: list, show; from the shell also generate, check, diff, import"
 EXAMPLE = "structs show bio\nstructs list"
@@ -44,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The layouts of the kernel at hand."""
+    from plugin.structs.tool import known_names
+
     sources = kernel.layouts.sources
     if args.action == "show":
         if not args.struct:
@@ -176,6 +174,9 @@ def _write(args: argparse.Namespace, report: Report, out: TextIO) -> None:
 
 
 def _list(args: argparse.Namespace, out: TextIO) -> int:
+    from plugin.structs.tool import known_names, named_source
+    from plugin.structs.yamlfile import StructsFile
+
     if args.kernel is not None:
         source = named_source(args.kernel, args.structs)
         report = Report({"layouts": source.name, "structs": []})
@@ -197,6 +198,8 @@ def _list(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _show_shell(args: argparse.Namespace, out: TextIO) -> int:
+    from plugin.structs.tool import named_source
+
     source = named_source(args.kernel, args.structs)
     found = []
     for name in args.struct:
@@ -209,6 +212,8 @@ def _show_shell(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _generate(args: argparse.Namespace, out: TextIO) -> int:
+    from plugin.structs.tool import generate
+
     made = generate(
         args.file,
         name=args.name,
@@ -256,6 +261,8 @@ def _check(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _check_kernel(args: argparse.Namespace, report: Report) -> None:
+    from plugin.structs.tool import KernelFile, near_yaml
+
     kernel = KernelFile(args.file)
     yaml = near_yaml(kernel, kernel.osreldate, args.kernel, args.structs)
     sources: List[LayoutSource] = [yaml]
@@ -273,7 +280,8 @@ def _check_kernel(args: argparse.Namespace, report: Report) -> None:
 
 def _check_folder(args: argparse.Namespace, report: Report) -> None:
     from plugin.structs.facts import read_folder
-    from plugin.structs.yamlfile import KernelData, read_kernel
+    from plugin.structs.tool import Difference
+    from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
 
     file = StructsFile(args.structs)
     for source in read_folder(args.file, file.rows):
@@ -294,6 +302,8 @@ def _compared(
     names: Sequence[str],
     strict: bool = False,
 ) -> None:
+    from plugin.structs.tool import Difference, compare_sources
+
     both, differences = compare_sources(left, right, names)
     if strict:
         for name in names:
@@ -323,6 +333,8 @@ def _differs(report: Report, left: str, right: str, differences: Sequence[Differ
 
 
 def _diff(args: argparse.Namespace, out: TextIO) -> int:
+    from plugin.structs.tool import known_names, named_source
+
     left = named_source(args.left, args.structs)
     right = named_source(args.right, args.structs)
     names = args.struct or known_names(left, right)
@@ -339,6 +351,7 @@ def _diff(args: argparse.Namespace, out: TextIO) -> int:
 def _import(args: argparse.Namespace, out: TextIO) -> int:
     from plugin.structs.corpus import Corpus
     from plugin.structs.facts import read_folder
+    from plugin.structs.yamlfile import SHIPPED, StructsFile
 
     path = args.output or args.structs or SHIPPED
     # What the versions are and which options matter is kept from the file that is replaced.

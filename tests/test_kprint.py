@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
 from plugin.errors import LayoutError
 from plugin.runner import run_command
 from plugin.session import Kernel, open_core, open_target
-from plugin.structs.value import Value, values
+from plugin.structs.value import Link, Value, elements, find_link, head_of_symbol, values
 from tests.conftest import RealDump
 from tests.memory import MemoryTarget
 
@@ -294,6 +294,74 @@ def open_target_of(machine: MemoryTarget, osreldate: int) -> Kernel:
 
 
 # Real machines
+
+
+def _back_pointers_agree(kernel: Kernel, link: Link, found: List[int]) -> bool:
+    """True where each element's back pointer leads to a pointer to that element."""
+    back = link.next_path.replace("_next", "_prev")
+    if not kernel.layouts.has(link.struct, back):
+        return True
+    offset = kernel.layouts.offsetof(link.struct, back)
+    return all(kernel.pointer(kernel.pointer(at + offset)) == at for at in found)
+
+
+def test_every_list_that_structs_yaml_knows_is_whole_on_a_real_machine(real_dump: RealDump) -> None:
+    """Which link a list's elements hang on is knowledge of ours: a real machine confirms it.
+
+    From the global heads down, every list head met is walked; a wrong link would give
+    elements whose back pointers lead elsewhere.
+    """
+    kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
+    kernel.start_command()
+    layouts = kernel.layouts
+    pending: List[Tuple[str, int]] = []
+    walked: Dict[str, int] = {}
+    for symbol, place in layouts.tables.heads.items():  # type: ignore[attr-defined]
+        found = kernel.symbol(symbol)
+        struct, _, member = place.partition(".")
+        if found is not None:
+            link = head_of_symbol(kernel, symbol, found.address, struct, member)
+            assert link is not None, symbol
+            there = list(elements(kernel, link))
+            assert _back_pointers_agree(kernel, link, there), symbol
+            walked[symbol] = len(there)
+            pending += [(struct, at) for at in there]
+    for symbol, struct in (
+        ("sleepq_chains", "sleepqueue_chain"),
+        ("turnstile_chains", "turnstile_chain"),
+    ):
+        size = kernel.symbol(symbol).size // layouts.sizeof(struct)  # type: ignore[union-attr]
+        base = kernel.address_of(symbol)
+        pending += [(struct, base + i * layouts.sizeof(struct)) for i in range(size)]
+    seen: Set[Tuple[str, int]] = set()
+    while pending:
+        struct, at = pending.pop()
+        if (struct, at) in seen or len(seen) > 5000:
+            continue
+        seen.add((struct, at))
+        for member in layouts[struct]:
+            # what a vm_object's union holds depends on its type
+            if not member.link or member.name.startswith("un_pager."):
+                continue
+            names = [member.name]
+            if member.element is not None:
+                names = [f"{member.name}[{i}]" for i in range(member.element[1])]
+            for name in names:
+                link = find_link(kernel, struct, at, name)
+                there = list(elements(kernel, link))
+                assert _back_pointers_agree(kernel, link, there), f"{struct}.{name}"
+                walked[f"{struct}.{member.name}"] = walked.get(f"{struct}.{member.name}", 0) + len(
+                    there
+                )
+                pending += [(link.struct, element) for element in there]
+    assert list(kernel.warnings) == []
+    for name, least in {
+        "allproc": 40, "g_classes": 8, "uma_kegs": 100, "proc.p_threads": 120, "g_class.geom": 18,
+        "g_geom.provider": 7, "g_provider.consumers": 12, "mount.mnt_nvnodelist": 20,
+        "sleepqueue.sq_blocked": 70, "sleepqueue_chain.sc_queues": 40, "turnstile.ts_blocked": 16,
+        "thread.td_contested": 4,
+    }.items():  # fmt: skip
+        assert walked[name] >= least, name
 
 
 def test_a_real_machine_is_printed(real_dump: RealDump) -> None:
