@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Set, Tuple
+from collections import deque
+from typing import Any, Deque, Dict, List, Set, Tuple
 
 import pytest
 
@@ -314,7 +315,7 @@ def test_every_list_that_structs_yaml_knows_is_whole_on_a_real_machine(real_dump
     kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
     kernel.start_command()
     layouts = kernel.layouts
-    pending: List[Tuple[str, int]] = []
+    pending: Deque[Tuple[str, int]] = deque()
     walked: Dict[str, int] = {}
     for symbol, place in layouts.tables.heads.items():  # type: ignore[attr-defined]
         found = kernel.symbol(symbol)
@@ -335,8 +336,8 @@ def test_every_list_that_structs_yaml_knows_is_whole_on_a_real_machine(real_dump
         pending += [(struct, base + i * layouts.sizeof(struct)) for i in range(size)]
     seen: Set[Tuple[str, int]] = set()
     while pending:
-        struct, at = pending.pop()
-        if (struct, at) in seen or len(seen) > 5000:
+        struct, at = pending.popleft()
+        if (struct, at) in seen or not any(member.link for member in layouts[struct]):
             continue
         seen.add((struct, at))
         for member in layouts[struct]:
