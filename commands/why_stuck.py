@@ -152,7 +152,8 @@ def _more(report: Report, analysis: Analysis) -> None:
     kinds = {node.kind for node in analysis.graph.nodes.values()}
     hints += [name for kind, name in (("pool", "pbuf"), ("lock", "klocks")) if kind in kinds]
     if hints:
-        report.heading("More: " + " | ".join(hints))
+        report.pre("")
+        report.text("More: " + " | ".join(hints))
 
 
 def _chosen(kernel: Kernel, args: argparse.Namespace) -> List[Thread]:
@@ -202,7 +203,8 @@ def _node(node: Node) -> Dict[str, Any]:
     if node.facts:
         found["facts"] = list(node.facts)
     if node.end is not None:
-        found["end"] = {"kind": node.end.kind, "summary": node.end.summary}
+        end = node.end
+        found["end"] = {"kind": end.kind, "summary": end.summary, "evidence": end.evidence}
     return found
 
 

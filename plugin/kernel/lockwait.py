@@ -389,6 +389,8 @@ def _contended(kernel: Kernel) -> List[Contended]:
             waiting.setdefault(wait.lock.address, (wait.lock, []))[1].append((thread, wait.mode))
     found = []
     for lock, who in waiting.values():
+        # Who has waited longest comes first, where the kernel tells (8.0 on).
+        who.sort(key=lambda pair: -(pair[0].age or 0.0))
         blocked = [thread for thread, _ in who]
         held = holders(kernel, lock, blocked)
         if lock.klass in (locks.RM, locks.RM_SLEEPABLE) and held and held[0].shared:

@@ -1,0 +1,219 @@
+"""klocks: every kind of lock, decoded as each version of FreeBSD keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import pytest
+
+from plugin.forge.machine import Machine
+from plugin.forge.scenarios import deadlocks
+from plugin.kernel import locks
+from plugin.kernel.lockwait import contended, lock_waits
+from plugin.runner import run_command
+from plugin.session import Kernel, open_core
+
+#: (__FreeBSD_version, architecture, options): each has lock words of its own
+KERNELS = [
+    (700014, "i386", ()),
+    (800068, "i386", ()),
+    (903000, "amd64", ()),
+    (1004000, "amd64", ()),
+    (1100120, "amd64", ()),
+    (1201000, "amd64", ()),
+    (1300139, "amd64", ()),
+    (1402000, "amd64", ()),
+    (1402000, "amd64", ("INVARIANTS", "WITNESS")),
+    (1402000, "i386", ()),
+    (1402000, "arm64", ()),
+    (1500068, "amd64", ()),
+]
+kernels = pytest.mark.parametrize(
+    "osreldate, arch, variant", KERNELS, ids=lambda value: str(value) if value else "release"
+)
+
+
+def opened(machine: Machine, folder: Path) -> Kernel:
+    vmcore, kernel = machine.write(folder)
+    return open_core(str(vmcore), str(kernel))
+
+
+def klocks(kernel: Kernel, *words: str) -> Tuple[str, Dict[str, Any]]:
+    """What the command prints, and its data."""
+    printed: List[str] = []
+    status = run_command("klocks", words, lambda: kernel, printed.append, printed.append)
+    assert status == 0, printed
+    as_json: List[str] = []
+    run_command("klocks", [*words, "--json"], lambda: kernel, as_json.append, as_json.append)
+    return "".join(printed), json.loads("".join(as_json))["data"]
+
+
+@kernels
+def test_each_kind_of_lock_has_the_owner_and_the_waiters_it_was_made_with(
+    osreldate: int, arch: str, variant: Tuple[str, ...], tmp_path: Path
+) -> None:
+    machine = deadlocks.every_lock(osreldate=osreldate, arch=arch, variant=variant)
+    kernel = opened(machine, tmp_path)
+    _, data = klocks(kernel)
+    found = {int(lock["address"], 16): lock for lock in data["locks"]}
+    assert len(found) == len(machine.expected)
+    for kind, (address, lc_name, owner, waiters) in machine.expected.items():
+        lock = found[address]
+        assert lock["class"] == lc_name, kind
+        assert lock["state"] == "exclusive", kind
+        assert lock["owners"] == [owner], kind
+        assert sorted(waiter["tid"] for waiter in lock["waiters"]) == waiters, kind
+        assert [holder["certainty"] for holder in lock["holders"]] == ["proven"], kind
+
+
+@kernels
+def test_a_waiter_says_how_it_wants_the_lock_where_the_kernel_keeps_that(
+    osreldate: int, arch: str, variant: Tuple[str, ...], tmp_path: Path
+) -> None:
+    machine = Machine(osreldate, arch, variant)
+    held = machine.locks.sx("map")
+    owner, writer, reader = (machine.procs.process(n).thread() for n in ("own", "write", "read"))
+    held.owned_by(owner)
+    held.slept_on_by(writer)
+    held.slept_on_by(reader, shared=True)
+    owner.runs_on(0)
+    _, data = klocks(opened(machine, tmp_path))
+    modes = {waiter["tid"]: waiter["mode"] for waiter in data["locks"][0]["waiters"]}
+    assert modes == {writer.tid: "exclusive", reader.tid: "shared"}
+
+
+@pytest.mark.parametrize("kind", ["rwlock", "sx", "lockmgr"])
+@pytest.mark.parametrize("osreldate", [903000, 1201000, 1402000, 1500068])
+def test_a_shared_lock_counts_its_sharers_and_its_holder_is_a_guess(
+    kind: str, osreldate: int, tmp_path: Path
+) -> None:
+    machine = deadlocks.reader_writer_starvation(kind, osreldate=osreldate)
+    _, data = klocks(opened(machine, tmp_path))
+    (lock,) = data["locks"]
+    assert lock["state"] == "shared" and lock["sharers"] == 1
+    assert len(lock["waiters"]) == 6
+    keeps_count = osreldate >= 1200000 or kind != "sx"
+    assert [holder["certainty"] for holder in lock["holders"]] == ["guessed"] * keeps_count
+
+
+def test_a_buffer_handed_to_the_io_is_owned_by_no_thread(tmp_path: Path) -> None:
+    for osreldate, arch in ((700014, "i386"), (1402000, "amd64")):
+        machine = Machine(osreldate, arch)
+        lock = machine.locks.lockmgr("bufwait")
+        waiter = machine.procs.process("getblk").thread()
+        lock.slept_on_by(waiter)
+        lock.owned_by_io()
+        _, data = klocks(opened(machine, tmp_path / str(osreldate)))
+        (found,) = data["locks"]
+        assert (found["state"], found["owners"]) == ("disowned", [])
+
+
+def test_one_lock_is_shown_whole_by_its_address(tmp_path: Path) -> None:
+    machine = deadlocks.every_lock()
+    address, _, owner, waiters = machine.expected["sx"]
+    text, _ = klocks(opened(machine, tmp_path), f"{address:#x}")
+    assert text.startswith(f"sx 'a sx' at {address:#x}: exclusive, word ")
+    assert f"held by {owner} sx-owner" in text
+    assert all(str(tid) in text for tid in waiters)
+
+
+def test_an_address_without_a_lock_is_said_to_have_none(tmp_path: Path) -> None:
+    kernel = opened(deadlocks.every_lock(), tmp_path)
+    errors: List[str] = []
+    status = run_command("klocks", ["0x1000"], lambda: kernel, errors.append, errors.append)
+    assert status == 1
+    assert errors == ["klocks: there is no lock at 0x1000 (no initialized lock_object)"]
+
+
+def test_a_machine_without_waiters_says_so(tmp_path: Path) -> None:
+    text, data = klocks(opened(Machine(1402000, "amd64"), tmp_path))
+    assert text == "No thread waits for a lock.\n"
+    assert data == {"locks": []}
+
+
+def test_an_owner_that_is_no_thread_is_a_finding_and_no_crash(tmp_path: Path) -> None:
+    machine = Machine(1402000, "amd64")
+    lock = machine.locks.mutex("lost")
+    waiter = machine.procs.process("waiter").thread()
+    waiter.blocks_on(lock)
+    vmcore, kernel_file = machine.write(tmp_path)
+    kernel = open_core(str(vmcore), str(kernel_file))
+    (entry,) = contended(kernel)
+    broken = entry.lock._replace(state="exclusive", owners=(0xFFFFF80012345000,))
+    from plugin.kernel.lockwait import holders
+
+    assert holders(kernel, broken, []) == []
+    assert any("is no thread" in finding.detail for finding in kernel.warnings)
+
+
+def _spinner(machine: Machine) -> Any:
+    held = machine.locks.mutex("sched lock", spin=True)
+    owner, spinner = (machine.procs.process(name).thread() for name in ("owner", "spinner"))
+    held.owned_by(owner)
+    owner.runs_on(1)
+    return held, owner, spinner
+
+
+def test_who_spins_is_known_by_td_wantedlock_from_15_0(tmp_path: Path) -> None:
+    machine = Machine(1500068, "amd64", cpus=4)
+    held, _, spinner = _spinner(machine)
+    held.spun_on_by(spinner, 2)
+    spinner.obj["td_wantedlock"] = held
+    kernel = opened(machine, tmp_path)
+    wait = lock_waits(kernel)[spinner.obj.address]
+    assert (wait.lock.name, wait.lock.klass) == ("sched lock", locks.SPIN)
+
+
+def test_before_15_0_a_spinners_own_frame_points_at_the_lock(tmp_path: Path) -> None:
+    machine = Machine(1402000, "amd64", cpus=4)
+    held, _, spinner = _spinner(machine)
+    held.spun_on_by(spinner, 2)
+    below = spinner.local("_mtx_lock_spin_cookie", 24)
+    machine.write_pointer(below, held)
+    kernel = opened(machine, tmp_path)
+    assert lock_waits(kernel)[spinner.obj.address].lock.address == held.obj.address
+
+
+@pytest.mark.parametrize(
+    "word, state, owner",
+    [
+        (0, "unlocked", None),
+        (4, "destroyed", None),
+        (0xFFFFF80002DF2742, "exclusive", 0xFFFFF80002DF2740),
+    ],
+)
+def test_a_mutex_word_of_14_2(word: int, state: str, owner: Optional[int], tmp_path: Path) -> None:
+    machine = Machine(1402000, "amd64")
+    lock = machine.locks.mutex("example")
+    vmcore, kernel_file = machine.write(tmp_path)
+    kernel = open_core(str(vmcore), str(kernel_file))
+    read = kernel.read
+    at = lock.obj.address + kernel.layouts.offsetof("mtx", "mtx_lock")
+
+    def patched(address: int, size: int) -> bytes:
+        return word.to_bytes(8, "little") if (address, size) == (at, 8) else read(address, size)
+
+    kernel.read = patched
+    found = locks.lock_at(kernel, lock.obj.address)
+    assert found is not None
+    assert (found.state, found.owners) == (state, (owner,) if owner else ())
+
+
+def test_the_real_machines_locks_are_those_that_ddb_shows(real_dump: Any) -> None:
+    kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
+    _, data = klocks(kernel)
+    pairs = {
+        (waiter["tid"], owner)
+        for lock in data["locks"]
+        for waiter in lock["waiters"]
+        for owner in lock["owners"]
+    }
+    told = [
+        (first["tid"], second["tid"])
+        for chain in real_dump.truth["chains"]
+        for first, second in zip(chain, chain[1:])
+    ]
+    assert len(told) > 40
+    assert set(told) <= pairs
