@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
+from contextlib import ExitStack
 from typing import (
     TYPE_CHECKING,
     Callable,
@@ -22,6 +23,7 @@ from typing import (
 )
 
 import commands
+from plugin import interrupt
 from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
 from plugin.version import VERSION
 
@@ -160,14 +162,22 @@ def _main(words: List[str]) -> int:
         progress.clear()
         _complain(text)
 
-    return run_command(
-        args.command,
-        args.arguments,
-        lambda: _open(args, progress),
-        write,
-        complain,
-        width=shutil.get_terminal_size((80, 24)).columns,
-    )
+    with ExitStack() as until_done:
+
+        def kernel() -> Kernel:
+            opened = _open(args, progress)
+            # Only now: what opens a dump does not ask whether to stop.
+            until_done.enter_context(interrupt.caught())
+            return opened
+
+        return run_command(
+            args.command,
+            args.arguments,
+            kernel,
+            write,
+            complain,
+            width=shutil.get_terminal_size((80, 24)).columns,
+        )
 
 
 def _open(args: argparse.Namespace, progress: Progress) -> Kernel:

@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Protocol
 
@@ -133,6 +134,11 @@ class Session:
         self._memory: Optional[KernelMemory] = None
         self._state: Hashable = None
 
+    @property
+    def reads_file(self) -> bool:
+        """True while memory comes from the dump's file, not through the debugger."""
+        return self._memory is not None
+
     def kernel(self) -> Kernel:
         """The Kernel that is debugged now: the one from before if nothing has moved."""
         state = self._debugger.state()
@@ -235,8 +241,14 @@ def run(
     write_error: Callable[[str], None],
     *,
     width: int,
+    catch_interrupts: bool = False,
 ) -> int:
-    """Run a command on a debugger's command line; returns its exit status."""
+    """Run a command on a debugger's command line; returns its exit status.
+
+    ``catch_interrupts`` for a debugger that does not say itself that its user
+    pressed Ctrl-C.
+    """
+    from plugin import interrupt
     from plugin.runner import run_command, split
 
     def clear_and_write(text: str) -> None:
@@ -248,10 +260,19 @@ def run(
     except WchanError as error:
         write_error(f"{name}: {error}")
         return EXIT_FAILED
-    try:
-        return run_command(name, words, session.kernel, clear_and_write, write_error, width=width)
-    finally:
-        session.progress.clear()
+    with ExitStack() as until_done:
+
+        def kernel() -> Kernel:
+            opened = session.kernel()
+            # A remote that does not answer is the debugger's to interrupt.
+            if catch_interrupts and session.reads_file:
+                until_done.enter_context(interrupt.caught())
+            return opened
+
+        try:
+            return run_command(name, words, kernel, clear_and_write, write_error, width=width)
+        finally:
+            session.progress.clear()
 
 
 def complete(name: str, word: str) -> List[str]:

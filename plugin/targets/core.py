@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Mapping, Optional, Sequence
 
+from plugin import interrupt
 from plugin.targets import Symbol
 
 if TYPE_CHECKING:
@@ -51,5 +52,4 @@ class CoreTarget:
         return found.source if found else None
 
     def interrupted(self) -> bool:
-        # A shell delivers Ctrl-C as KeyboardInterrupt.
-        return False
+        return interrupt.requested()

@@ -25,6 +25,7 @@ import gdb
 import gdb.unwinder
 
 from plugin import debugger as shared
+from plugin import interrupt
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
 from plugin.kernel import stack
 from plugin.session import Kernel
@@ -154,8 +155,7 @@ class GdbTarget:
         return self.image.types() if self.image else None
 
     def interrupted(self) -> bool:
-        # gdb turns Ctrl-C into KeyboardInterrupt.
-        return False
+        return interrupt.requested()
 
 
 class GdbTypes(DebuggerTypes):
@@ -458,6 +458,7 @@ class _Command(gdb.Command):
             _write,
             errors.append,
             width=shared.output_width(gdb.parameter("width")),
+            catch_interrupts=True,
         )
         if status == EXIT_FAILED:
             _Failures.any = True
