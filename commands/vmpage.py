@@ -395,10 +395,11 @@ def _array_data(array: PageArray) -> Dict[str, Any]:
 
 
 def _scan(kernel: Kernel, wanted: Predicates, limit: Optional[int]) -> Report:
-    chosen = wanted if wanted.any else Predicates(busy="any")
     keep = _KEEP if limit is None else limit or 1 << 40
-    found = scan(kernel, chosen, keep=keep)
-    compared = checks(kernel, found) if wanted.domain is None else []
+    if wanted.any:
+        return _picked(kernel, scan(kernel, wanted, keep=keep, counts=False))
+    found = scan(kernel, Predicates(busy="any"), keep=keep)
+    compared = checks(kernel, found)
     for check in compared:
         if not check.agrees:
             kernel.warnings.add(
@@ -411,10 +412,7 @@ def _scan(kernel: Kernel, wanted: Predicates, limit: Optional[int]) -> Report:
     types, _ = objects_by_type(kernel, found)
     report = Report(
         {
-            "scanned": found.scanned,
-            "missing": found.missing,
-            "fictitious": found.fictitious,
-            "counts": found.states,
+            **_scan_data(kernel, found),
             "queues": found.queues,
             "domains": [
                 {
@@ -434,26 +432,60 @@ def _scan(kernel: Kernel, wanted: Predicates, limit: Optional[int]) -> Report:
                 for c in compared
             ],
             "busy": _groups_data(kernel, found),
-            "matched": found.matched,
-            "pages": [_data(kernel, page) for page in found.pages],
         }
     )
     _show_counts(report, found, types, compared)
     _show_groups(kernel, report, found)
-    _show_picked(kernel, report, found, wanted)
+    # The kernel's own pages stay busied from 13.0 on: a count says enough of them.
+    own = {page.address for page in found.pages if _is_kernels(kernel, page)}
+    pages = [page for page in found.pages if page.address not in own]
+    more = f", and {len(own)} of the kernel's own objects" if own else ""
+    report.heading(f"{count(len(pages), 'busy page')}{more}:")
+    _show_pages(kernel, report, found, pages)
     return report
 
 
-def _show_counts(
-    report: Report, found: Scan, types: Dict[str, int], compared: Sequence[Any]
-) -> None:
+def _picked(kernel: Kernel, found: Scan) -> Report:
+    """The pages that the predicates pick, and no more of the rest than its states."""
+    report = Report(_scan_data(kernel, found))
+    report.text(_summary(found))
+    report.heading(f"{count(found.matched, 'page')} picked:")
+    _show_pages(kernel, report, found, found.pages)
+    return report
+
+
+def _scan_data(kernel: Kernel, found: Scan) -> Dict[str, Any]:
+    return {
+        "scanned": found.scanned,
+        "missing": found.missing,
+        "fictitious": found.fictitious,
+        "counts": found.states,
+        "matched": found.matched,
+        "pages": [_data(kernel, page) for page in found.pages],
+    }
+
+
+def _summary(found: Scan) -> str:
     states = ", ".join(f"{pages} {state}" for state, pages in found.states.items() if pages)
     line = f"{found.scanned} pages scanned: {states}."
     if found.fictitious:
         line += f"  {found.fictitious} fictitious pages beside them."
     if found.missing:
         line += f"  {found.missing} pages are not in the dump."
-    report.text(line)
+    return line
+
+
+def _show_pages(kernel: Kernel, report: Report, found: Scan, pages: Sequence[Page]) -> None:
+    if pages:
+        _table(kernel, report, pages)
+    if len(found.pages) < found.matched:
+        report.text(f"{found.matched - len(found.pages)} more were not kept; --limit 0 keeps all.")
+
+
+def _show_counts(
+    report: Report, found: Scan, types: Dict[str, int], compared: Sequence[Any]
+) -> None:
+    report.text(_summary(found))
     report.table(
         ["domain", "pages>", "free>", "active>", "inactive>", "laundry>", "unsw>", "wired>"],
         [
@@ -543,22 +575,6 @@ def _owner_text(kernel: Kernel, bits: int) -> str:
         return ""
     tid = _owner(kernel, bits)
     return str(tid) if tid is not None else f"...{bits:08x}"
-
-
-def _show_picked(kernel: Kernel, report: Report, found: Scan, wanted: Predicates) -> None:
-    pages = found.pages
-    if not wanted.any:
-        # The kernel's own pages stay busied from 13.0 on: a count says enough of them.
-        own = {p.address for p in pages if _is_kernels(kernel, p)}
-        pages = [page for page in pages if page.address not in own]
-        more = f", and {len(own)} of the kernel's own objects" if own else ""
-        report.heading(f"{count(len(pages), 'busy page')}{more}:")
-    else:
-        report.heading(f"{count(found.matched, 'page')} picked:")
-    if pages:
-        _table(kernel, report, pages)
-    if len(found.pages) < found.matched:
-        report.text(f"{found.matched - len(found.pages)} more were not kept; --limit 0 keeps all.")
 
 
 def _is_kernels(kernel: Kernel, page: Page) -> bool:

@@ -200,8 +200,8 @@ _NONZERO = _some(0xFF)
 _ALL_ONES = _same(0xFF, 0xFF)
 
 
-class _Plain:
-    """A piece of the page array taken apart by slices; masks are ints, a byte a page."""
+class _Piece:
+    """A piece of the page array: planes of single bytes, and out of them each page's state."""
 
     def __init__(self, data: bytes, members: _Members) -> None:
         self.data = data
@@ -209,11 +209,9 @@ class _Plain:
         self.n = len(data) // members.size
         self._columns: Dict[Tuple[int, int], Any] = {}
         self._ones: Optional[int] = None
-        self.nothing = 0
         self._state_bytes = self._states()
 
-    @property
-    def everything(self) -> int:
+    def _everything(self) -> int:
         if self._ones is None:
             self._ones = int.from_bytes(b"\x01" * self.n, "little")
         return self._ones
@@ -232,6 +230,7 @@ class _Plain:
         return mask.to_bytes(self.n, "little")
 
     def _states(self) -> bytes:
+        """A byte for each page, an index into _STATES."""
         m = self.m
         if m.busy_lock is None:
             held = self._mask(m.held[0], _some(m.exclusive))
@@ -251,7 +250,7 @@ class _Plain:
 
     def _exact_states(self, states: bytes, upper: Tuple[bytes, ...]) -> bytes:
         """Where the upper bytes matter: many sharers, or an owner recorded in them."""
-        any_set, all_set = 0, self.everything
+        any_set, all_set = 0, self._everything()
         for plane in upper:
             any_set |= int.from_bytes(plane.translate(_NONZERO), "little")
             all_set &= int.from_bytes(plane.translate(_ALL_ONES), "little")
@@ -267,11 +266,6 @@ class _Plain:
         value += (is_none & any_set & odd) * 2
         return self._bytes(value)
 
-    # What the scan asks
-
-    def state(self, number: int) -> int:
-        return int.from_bytes(self._state_bytes.translate(_same(number, 0xFF)), "little")
-
     def state_counts(self) -> List[int]:
         found = [0] * len(_STATES)
         left = self.n
@@ -281,6 +275,21 @@ class _Plain:
             found[number] = self._state_bytes.count(number)
             left -= found[number]
         return found
+
+
+class _Plain(_Piece):
+    """Masks are ints, a byte of 0 or 1 a page."""
+
+    nothing = 0
+
+    @property
+    def everything(self) -> int:
+        return self._everything()
+
+    # What the scan asks
+
+    def state(self, number: int) -> int:
+        return int.from_bytes(self._state_bytes.translate(_same(number, 0xFF)), "little")
 
     def equal(self, member: Tuple[int, int], value: int, bits: int = -1) -> int:
         """Pages whose member, as far as ``bits`` go, is ``value``."""
@@ -363,47 +372,34 @@ class _Plain:
         ].tolist()
 
 
-class _Numpy:
+class _Numpy(_Piece):
     """The same with numpy; masks are arrays of bool."""
 
     def __init__(self, data: bytes, members: _Members) -> None:
         import numpy
 
+        super().__init__(data, members)
         self.np = numpy
-        self.data = data
-        self.m = members
-        self.n = len(data) // members.size
-        self.everything = numpy.ones(self.n, bool)
-        self.nothing = numpy.zeros(self.n, bool)
-        self._codes = self._states()
+        self._codes = numpy.frombuffer(self._state_bytes, numpy.uint8)
+
+    @property
+    def everything(self) -> Any:
+        return self.np.ones(self.n, bool)
+
+    @property
+    def nothing(self) -> Any:
+        return self.np.zeros(self.n, bool)
 
     def _column(self, member: Tuple[int, int]) -> Any:
-        offset, size = member
-        return self.np.ndarray((self.n,), f"<u{size}", self.data, offset, (self.m.size,))
-
-    def _states(self) -> Any:
-        np, m = self.np, self.m
-        codes = np.zeros(self.n, np.uint8)
-        if m.busy_lock is None:
-            if m.count:
-                codes[self._column(m.count) != 0] = 2
-            codes[self._column(m.held) & m.exclusive != 0] = 1
-            return codes
-        word = self._column(m.busy_lock).copy()
-        if (word == 1).all():
-            return codes
-        codes[(word & 1 != 0) & (word >> 3 != 0)] = 2
-        codes[word & 2 != 0] = 1
-        codes[word == 0] = _ZERO_STATE
-        if m.has_freed:
-            codes[word == 0xFFFFFFFE] = _FREE_STATE
-        return codes
+        found = self._columns.get((-1, member[0]))
+        if found is None:
+            offset, size = member
+            view = self.np.ndarray((self.n,), f"<u{size}", self.data, offset, (self.m.size,))
+            found = self._columns[-1, offset] = view.copy()
+        return found
 
     def state(self, number: int) -> Any:
         return self._codes == number
-
-    def state_counts(self) -> List[int]:
-        return [int(n) for n in self.np.bincount(self._codes, minlength=len(_STATES))]
 
     def equal(self, member: Tuple[int, int], value: int, bits: int = -1) -> Any:
         column = self._column(member)
@@ -427,8 +423,7 @@ class _Numpy:
         return self._column(member)[mask].tolist()
 
     def counts(self, member: Tuple[int, int], mask: Any) -> Dict[int, int]:
-        column = self._column(member)
-        chosen = column.copy() if mask is self.everything else column[mask]
+        chosen = self._column(member)[mask]
         if member[1] == 1:
             found = self.np.bincount(chosen, minlength=1)
             return {int(value): int(found[value]) for value in self.np.flatnonzero(found)}
