@@ -279,6 +279,44 @@ def test_debug_information_comes_before_structs_yaml(monkeypatch: pytest.MonkeyP
     assert "constants and decoders are those of 15." in newer.notes[0]
 
 
+def test_the_debug_information_of_another_kernel_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A symbol file loaded by hand need not be this kernel's; that is said, not decided."""
+    right, _ = kernel_graph("14.2-amd64")
+    wrong, _ = kernel_graph("15.0-amd64")
+    machine = Machine("14.2-amd64")
+    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(right), 8))
+    assert choose_layouts(machine, 1402000).notes == []
+    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(wrong), 8))
+    notes = choose_layouts(machine, 1402000).notes
+    assert any("may be another kernel's: size of proc: 1368" in note for note in notes)
+
+
+def test_damaged_debug_information_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its type table cut short: structs.yaml is taken, and why is said."""
+    graph, _ = kernel_graph("14.2-amd64")
+    machine = Machine("14.2-amd64")
+    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(graph)[:-9000], 8))
+    selection = choose_layouts(machine, 1402000)
+    assert selection.layouts.name == "yaml:14.2-amd64"
+    assert "debug information is not used" in selection.notes[0]
+
+
+def test_structs_of_ones_own_come_before_debug_information(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph, _ = kernel_graph("14.2-amd64")
+    machine = Machine("14.2-amd64")
+    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(graph), 8))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("struct: my_softc\nsize: 8\nmembers: |\n  0 4 sc_busy: int\n")
+    layouts = choose_layouts(machine, 1402000, override=str(mine)).layouts
+    assert [source.name for source in layouts.sources][:2] == [f"yaml:{mine}", "ctf"]
+    assert layouts.offsetof("my_softc", "sc_busy") == 0
+    assert layouts.sizeof("bio") == 376
+
+
 # Real kernels
 
 

@@ -13,7 +13,7 @@ from plugin.structs import Layouts
 from plugin.structs.choose import Choice, candidates, choose_yaml
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.structs.selfcheck import Contradiction, check, options_of
-from plugin.structs.yamlfile import KernelData, StructsFile
+from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
 from plugin.targets import Target
 
 #: without these nothing can be explained: refused as a whole where they are wrong
@@ -27,6 +27,10 @@ _SWITCHES: Tuple[FrozenSet[str], ...] = (
 
 
 _OPTIONS = frozenset(("INVARIANTS", "WITNESS", "BUF_TRACKING"))
+
+
+#: variables enough to tell a debug file of another kernel
+_TELLTALES = {"proc0": "struct proc", "vmspace0": "struct vmspace"}
 
 
 class Selection(NamedTuple):
@@ -48,15 +52,17 @@ def choose_layouts(
 ) -> Selection:
     """Layouts for a target: its own debug information, then structs.yaml.
 
-    ``override`` is a file of the user's, taken before all else.  LayoutError, with
-    the kernel's own evidence, where nothing fits and ``force`` is not given.
+    ``override`` is a file of the user's: where it lists kernels it is used instead of
+    both, else its structs come before theirs.  LayoutError, with the kernel's own
+    evidence, where nothing fits and ``force`` is not given.
     """
     unread = []
-    if override is None:
+    over = StructsFile(override) if override is not None else None
+    if over is None or not over.own_kernels:
         try:
             types = target.types()
             if types is not None:
-                return _with_types(target, types, osreldate)
+                return _with_types(target, types, osreldate, over)
         except LayoutError as error:
             unread.append(f"the kernel's debug information is not used: {error}")
     chosen = _from_yaml(target, osreldate, override, force)
@@ -79,16 +85,28 @@ def _from_yaml(target: Target, osreldate: int, override: Optional[str], force: b
     return _mended(attempts, osreldate, force)
 
 
-def _with_types(target: Target, types: LayoutSource, osreldate: int) -> Selection:
+def _with_types(
+    target: Target, types: LayoutSource, osreldate: int, over: Optional[StructsFile]
+) -> Selection:
     """Debug information gives the structs, structs.yaml only constants and decoders."""
     options = options_of(target)
     notes = []
+    path = over.path if over is not None else None
     try:
-        choice = choose_yaml(osreldate, target.arch, options)
+        choice = choose_yaml(osreldate, target.arch, options, path)
     except LayoutError:
-        choice = choose_yaml(osreldate, _known_arch(target.arch), options, force=True)
+        choice = choose_yaml(osreldate, _known_arch(target.arch), options, path, force=True)
         notes.append(f"constants and decoders are those of {choice.row.name}: {choice.how}")
-    return Selection(Layouts([types, choice.source], choice.tables), options, notes)
+    sources: List[LayoutSource] = [types, choice.source]
+    if over is not None:
+        sources.insert(0, read_kernel(over, f"yaml:{over.path}", choice.row, {}))
+    layouts = Layouts(sources, choice.tables)
+    # asked at once, so that damaged debug information is met here and not in a command
+    notes += [
+        f"the debug information may be another kernel's: {wrong}"
+        for wrong in check(target, layouts, _TELLTALES)[:3]
+    ]
+    return Selection(layouts, options, notes)
 
 
 def _known_arch(arch: str) -> str:
