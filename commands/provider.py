@@ -198,6 +198,10 @@ def _verdicts(report: Report, books: Dict[int, Account]) -> None:
             report.text(f"{account.provider.name}: {account.reason}.")
         elif account.verdict == "acquitted" and account.in_flight:
             report.text(f"{account.provider.name} owes nothing: {account.reason}.")
+    for account in books.values():
+        if account.lost and not account.provider.is_device:
+            name = f"{account.provider.class_name} {account.provider.name}"
+            report.text(f"{count(account.lost, 'request')} lost at {name}: see bioq.")
     clear = [a.provider.name for a in devices if a.verdict == "acquitted" and not a.in_flight]
     if clear:
         report.text(f"Acquitted, nothing outstanding: {', '.join(sorted(clear))}.")

@@ -12,6 +12,7 @@ from plugin.forge.machine import Machine
 from plugin.forge.scenarios import deadlocks, geom_tour, memory, pbufs, scale
 from plugin.forge.scenarios.sendfile_panic import BOGUS, COUNT, PAGE, PANIC, sendfile_panic
 from plugin.forge.scenarios.storage_deadlock import MEDIASIZE, NEND, NSTART, storage_deadlock
+from plugin.kernel import geom_io
 from plugin.kernel.proc import threads
 from plugin.kernel.queue import list_foreach, tailq_foreach
 from plugin.kernel.stack import backtrace
@@ -271,6 +272,9 @@ def test_one_geom_scenario_under_every_version(
         given = expected["driver_queue"] + expected["outstanding"]
         assert stat.start_count - stat.end_count == given
     assert not [w for w in kernel.warnings if "is this version" not in w.detail]
+    # A label passes a request on at once: one that nobody has is lost.
+    placed = geom_io.outstanding_by_address(kernel)
+    assert [a for a, bio in placed.items() if bio.state == "lost"] == [machine.expected["lost"]]
 
 
 def test_access_counts_rise_through_the_slicers() -> None:

@@ -60,6 +60,13 @@ _SOFTC = 16384
 _MAX_STACK = 64 * 1024
 
 
+#: Classes that clone a request or answer it in the very call that brings it, and keep none
+#: (g_slice_start, g_part_start, g_disk_start, ...): who lacks it cannot be about to send it.
+_PASSES_ON = frozenset(
+    ("LABEL", "PART", "DISK", "MBR", "MBREXT", "BSD", "GPT", "PC98", "APPLE", "SUN", "VOL_FFS")
+)
+
+
 class OutstandingBio(NamedTuple):
     """A bio that has been asked for and not yet been answered, and where it is.
 
@@ -305,6 +312,17 @@ class Flight:
                 INFERRED,
                 to,
             )
+        if holder is None and to.class_name in _PASSES_ON and self.whole:
+            holder = self.held_by(bio.address, everyone=True)
+            if holder is None:
+                return _Place(
+                    LOST,
+                    f"class {to.class_name} passes every request on at once, yet it has no clone, "
+                    "is on no queue and on no thread's stack",
+                    INFERRED,
+                    to,
+                )
+            by = f"; thread {holder.tid} {holder.label} has it on its stack"
         if to.is_device:
             return _Place(
                 QUEUED, f"requested of {to.name}, not cloned for its driver yet{by}", INFERRED, to
@@ -370,20 +388,22 @@ class Flight:
 
     # Who has a bio that is on no list
 
-    def held_by(self, address: int) -> Optional[Thread]:
-        """A kernel thread with the bio's address on its stack: GEOM's threads first."""
+    def held_by(self, address: int, everyone: bool = False) -> Optional[Thread]:
+        """A thread with the bio's address on its stack: GEOM's first, then other kernel threads'.
+
+        ``everyone``: those of user processes as well, one of which has it while
+        GEOM is called directly (direct dispatch).
+        """
         pattern = address.to_bytes(self.kernel.pointer_size, "little")
-        return next((thread for thread, stack in self._stacks() if pattern in stack), None)
+        stacks = self.kernel.once(("stacks", everyone), lambda: self._read_stacks(everyone))
+        return next((thread for thread, stack in stacks if pattern in stack), None)
 
-    def _stacks(self) -> List[Tuple[Thread, bytes]]:
-        return self.kernel.once("stacks of kernel threads", self._read_stacks)
-
-    def _read_stacks(self) -> List[Tuple[Thread, bytes]]:
+    def _read_stacks(self, everyone: bool) -> List[Tuple[Thread, bytes]]:
         kernel = self.kernel
         kproc = kernel_thread_flag(kernel)
         found: List[Tuple[Thread, bytes]] = []
         for thread in sorted(threads(kernel), key=lambda t: t.name not in _GEOM_THREADS):
-            if not thread.p_flag & kproc or thread.state == "running":
+            if thread.state == "running" or not (everyone or thread.p_flag & kproc):
                 continue
             sp = registers(kernel, thread).get("sp", 0)
             top = thread.kstack + thread.kstack_size
