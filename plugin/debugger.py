@@ -148,6 +148,11 @@ class Session:
             self._state = state
         return self._kernel
 
+    def after_command(self) -> None:
+        """Drop what an interrupted command has read in part, lest the next one believe it."""
+        if self._kernel is not None and self._kernel.interrupted():
+            self._kernel.forget()
+
     def forget(self) -> None:
         """Drop what is known of the target."""
         self._kernel = None
@@ -273,6 +278,7 @@ def run(
             return run_command(name, words, kernel, clear_and_write, write_error, width=width)
         finally:
             session.progress.clear()
+            session.after_command()
 
 
 def complete(name: str, word: str) -> List[str]:
