@@ -147,6 +147,17 @@ def test_a_compressed_dump_cut_short_gives_what_it_has(
             assert core.read(AMD64.dmapbase + 0x1000, 4096) == page_of(1)
 
 
+def test_a_stream_without_its_end_is_truncated_even_if_every_page_is_there(
+    tmp_path: Path, cache: Path
+) -> None:
+    path = tmp_path / "vmcore.0.gz"
+    path.write_bytes(gzip.compress(DUMP + bytes(1 << 20))[:-8])
+    with open_memory(path) as core:
+        assert core.physical_bytes == len(PAGES) * 4096
+        assert core.truncated
+    same(path)
+
+
 @pytest.mark.parametrize("kind", PACKERS)
 def test_a_damaged_stream_gives_what_lies_before_the_damage(
     tmp_path: Path, cache: Path, kind: str
@@ -321,6 +332,26 @@ def test_several_openers_at_once_do_not_disturb_each_other(tmp_path: Path, cache
     assert len(list(cache.iterdir())) == 1
 
 
+def test_the_copy_that_another_opener_has_just_finished_stays(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It appears between this opener's look into the cache and its tidying up."""
+    path = tmp_path / "vmcore.0.gz"
+    path.write_bytes(gzip.compress(DUMP))
+    real = spool._sweep
+    finished = []
+
+    def late(folder: Path, source: str, current: str) -> None:
+        finished.append(folder / f"{current}.plain")
+        finished[0].write_bytes(DUMP)
+        real(folder, source, current)
+        assert finished[0].exists()
+
+    monkeypatch.setattr(spool, "_sweep", late)
+    same(path)
+    assert finished
+
+
 def test_what_a_killed_run_left_behind_goes_after_a_day(tmp_path: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     old, new = cache / "aa-bb.x.part", cache / "aa-cc.y.part"
@@ -370,7 +401,7 @@ def test_a_character_device_is_read_in_whole_sectors(
     real = os.pread
 
     def strict(fd: int, length: int, offset: int) -> bytes:
-        if offset % 512 or length % 512:
+        if offset % 512 or length % 512 or offset + length > size:
             raise OSError(22, "Invalid argument")
         return real(fd, length, offset)
 
@@ -380,6 +411,7 @@ def test_a_character_device_is_read_in_whole_sectors(
     same(path)
     with open_memory(path) as core:
         assert core.hostname == "stuck.example.org"
+        assert core.read_physical(0x1064, 8) == page_of(1)[100:108]
 
 
 def test_a_saved_dump_that_is_still_whole_is_read(tmp_path: Path) -> None:
