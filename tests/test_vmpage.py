@@ -19,6 +19,7 @@ from plugin.forge.scenarios import memory
 from plugin.forge.scenarios.sendfile_panic import PAGE, sendfile_panic
 from plugin.kernel import vm_pager
 from plugin.kernel.buf import b_pages, buf_at
+from plugin.kernel.vm_object import object_at, page_addresses
 from plugin.kernel.vm_page import page_at, verdict
 from plugin.kernel.vm_page_scan import (
     Predicates,
@@ -27,6 +28,7 @@ from plugin.kernel.vm_page_scan import (
     _Plain,
     busy_pages,
     checks,
+    resident,
     resolve,
     scan,
 )
@@ -216,6 +218,51 @@ def test_a_page_that_nothing_holds_and_a_thread_sleeps_on_is_a_lost_wakeup(forge
     assert "a wakeup was lost" in verdict(kernel, page_at(kernel, page.__index__()), [waiting])
 
 
+def test_the_pages_of_an_object_are_found_in_its_radix_tree(forged: Any) -> None:
+    """From 15.0 there is no list of them any more."""
+    machine = Machine(1500068, "amd64")
+    zone = machine.uma.zone("RADIX NODE", 16 + 8 + 16 * 8)
+    file = machine.vm.object("swap", size=64)
+    pages = {index: file.page(index, queue=None, wired=1) for index in (0, 5, 17)}
+    pindex = machine.locate("vm_page", "pindex").offset
+
+    def node(owner: int, level: int, children: Dict[int, int]) -> int:
+        at = zone.alloc()
+        machine.write_int(at, owner, 8)
+        machine.write_int(at + 8, sum(1 << slot for slot in children), 2)
+        machine.write_int(at + 10, level, 1)
+        for slot in range(16):
+            # PCTRIE_NULL is the leaf bit alone.
+            machine.write_pointer(at + 24 + 8 * slot, children.get(slot, 1))
+        return at
+
+    leaf = {index: page.__index__() + pindex | 1 for index, page in pages.items()}
+    low = node(0, 0, {0: leaf[0], 5: leaf[5]})
+    root = node(0, 4, {0: low, 1: leaf[17]})
+    rtree = file.__index__() + machine.locate("vm_object", "rtree").offset
+    machine.at_the_end(lambda: machine.write_pointer(rtree, root))
+    kernel = forged(machine).open()
+    found = page_addresses(kernel, object_at(kernel, file.__index__()))
+    assert found is not None
+    assert sorted(found) == sorted(page.__index__() for page in pages.values())
+    assert [page.pindex for page in resident(kernel, file.__index__())] == [0, 5, 17]
+
+
+def test_pages_of_devices_are_found_beside_the_array(forged: Any) -> None:
+    machine = Machine(1402000, "amd64")
+    zone = machine.uma.zone("fakepg", machine.sizeof("vm_page"))
+    page = machine.view("vm_page", zone.alloc())
+    page.set(phys_addr=0xFEE00000, busy_lock=2, flags=machine.constant("PG_FICTITIOUS"))
+    page["a.queue"] = 0xFF
+    dump = forged(machine)
+    kernel = dump.open()
+    assert resolve(kernel, "0xfee00123") == page.address
+    data = answer(dump, "--scan", "--busy", "exclusive")
+    assert data["fictitious"] == 1
+    assert data["pages"][-1]["address"] == hex(page.address)
+    assert data["pages"][-1]["fictitious"] is True
+
+
 # The second report
 
 
@@ -225,10 +272,10 @@ def test_the_second_report_is_one_sentence_without_being_asked(forged: Any) -> N
     data = answer(dump)
     at = machine.expected["array"]
     assert data["verdict"] == (
-        "The page that dmu_read_pages asserts to be exclusively busied is bogus_page itself, "
-        "busy_lock 0x01 (unbusied): sendfile_swapin() put it at indexes 2, 3 and 5 of the 8 pages "
-        f"at {at:#x} handed to VOP_GETPAGES, whose contract is that every page is exclusively "
-        "busied."
+        f"The page that dmu_read_pages asserts to be exclusively busied, {PAGE:#x}, is bogus_page "
+        "itself, busy_lock 0x01 (unbusied): sendfile_swapin() put it at indexes 2, 3 and 5 of the "
+        f"8 pages at {at:#x} handed to VOP_GETPAGES, whose contract is that every page is "
+        "exclusively busied."
     )
     assert data["pages"][0]["address"] == f"{PAGE:#x}"
     assert data["pages"][0]["is_bogus"] is True
@@ -313,7 +360,7 @@ def test_a_panic_about_something_else_is_said_to_be(forged: Any) -> None:
 
 
 def test_a_truncated_dump_gives_counts_marked_partial(real_dump: Any, tmp_path: Path) -> None:
-    kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
+    kernel: Any = open_core(str(real_dump.vmcore), str(real_dump.kernel))
     whole = page_array(kernel)
     pieces = list(kernel.target.memory.runs(whole.address, whole.npages * whole.size))
     _, offset, length = pieces[len(pieces) // 2]

@@ -197,11 +197,7 @@ def page_addresses(kernel: Kernel, found: Object) -> Optional[List[int]]:
         return [page for page, _ in walk]
     try:
         return _radix_pages(kernel, found)
-    except (LayoutError, MemoryFault) as error:
-        address = error.address if isinstance(error, MemoryFault) else found.address
-        kernel.warnings.add(
-            f"radix tree of object {found.address:#x}", address, str(error), partial=False
-        )
+    except (LayoutError, MemoryFault):
         return None
 
 

@@ -50,6 +50,8 @@ from plugin.session import Kernel
 
 #: bytes read at a time: few calls, and yet what a CPU's cache holds while it is taken apart
 CHUNK = 512 << 10
+#: pages of memory that are missing before a walk through them is given up
+_MAX_HOLES = 1 << 20
 #: in the counts by state only: structs that nothing has filled in yet, all zero
 UNINITIALISED = "uninitialised"
 #: states by the byte that stands for them in a piece
@@ -544,6 +546,10 @@ class _Scanner:
                 holes.append((at, skip))
                 at += skip * size
                 span = max(1, page // size)
+                if len(holes) > _MAX_HOLES:
+                    # Nobody's page array; what a corrupt length says of it is no matter.
+                    self.kernel.warnings.add("vm_page_array", at, "given up: nothing can be read")
+                    break
                 continue
             yield at, data
             at += some * size
@@ -764,9 +770,9 @@ class Check(NamedTuple):
 def checks(kernel: Kernel, found: Scan) -> List[Check]:
     """Free pages and queues of each domain, pages of each type of object.
 
-    Nothing where pages are missing: the scan is then the smaller for it.
+    Nothing where pages are missing, or the scan was interrupted.
     """
-    if found.missing:
+    if found.missing or found.scanned < page_array(kernel).npages:
         return []
     return [*_domain_checks(kernel, found), *_object_checks(kernel, found)]
 

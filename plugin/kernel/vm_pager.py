@@ -410,21 +410,20 @@ def _panic_verdict(
 ) -> str:
     where = _asserter(frames, function)
     expected = next((text for name, text in _EXPECTED if name in function), "")
-    sentence = f"{where} found " if where else "The "
     if page.is_bogus:
-        sentence += f"page {page.address:#x} is bogus_page itself, {busy_words(kernel, page)}"
-        if where:
-            sentence = f"The page that {where} asserts to be {expected or 'right'} is bogus_page "
-            sentence += f"itself, {busy_words(kernel, page)}"
-        placed = "sendfile_swapin() put it" if _is_sendfile(frames, found) else "it stands"
-        if array is not None and found is not None:
-            sentence += (
-                f": {placed} at {_indexes(array.bogus)} of the {len(array.entries)} pages at "
-                f"{array.address:#x} handed to VOP_GETPAGES"
+        of = f" that {where} asserts to be {expected}" if where and expected else " of the panic"
+        sentence = f"The page{of}, {page.address:#x}, is bogus_page itself, "
+        sentence += f"{busy_words(kernel, page)}: "
+        contract = ", whose contract is that every page is exclusively busied."
+        who = "sendfile_swapin() put it" if _is_sendfile(frames, found) else "it stands"
+        if array is not None and array.bogus:
+            return (
+                f"{sentence}{who} at {_indexes(array.bogus)} of the {len(array.entries)} pages at "
+                f"{array.address:#x} handed to VOP_GETPAGES{contract}"
             )
-        elif _is_sendfile(frames, found):
-            sentence += f": {placed} in the page array handed to VOP_GETPAGES"
-        return sentence + ", whose contract is that every page is exclusively busied."
+        if _is_sendfile(frames, found):
+            return f"{sentence}{who} in the page array handed to VOP_GETPAGES{contract}"
+        return sentence + "it stands in for valid pages in a page array, and nobody busies it."
     owner = try_object_at(kernel, page.object)
     of = f", index {page.pindex:#x} of {label(kernel, owner)}" if owner else ""
     sentence = f"Page {page.address:#x}{of} is {busy_words(kernel, page)}"
