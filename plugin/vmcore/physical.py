@@ -13,7 +13,7 @@ from typing import Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 _HAS_BIT_COUNT = hasattr(int, "bit_count")
 #: bytes of bitmap between two entries of the rank index: few where counting is cheap
-_BLOCK = 512 if _HAS_BIT_COUNT else 4096
+_BLOCK = 512 if _HAS_BIT_COUNT else 2048
 _BLOCK_SHIFT = _BLOCK.bit_length() + 2
 #: pages looked at together when a run is measured
 _WINDOW = 4096
