@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from plugin.errors import UsageError
 from plugin.kernel.pbuf import holders
 from plugin.kernel.proc import Thread, thread_by_tid
+from plugin.kernel.swap_pager import device_of_block, swap_block
 from plugin.kernel.vm_object import Object, label, try_object_at, vnode_of
 from plugin.kernel.vm_page import (
     DEV_BSIZE,
@@ -211,6 +212,10 @@ def _show(kernel: Kernel, report: Report, page: Page) -> None:
             f"  {label(kernel, owner)}, {owner.resident_page_count} of {owner.size} pages "
             f"resident, paging_in_progress {owner.paging_in_progress}"
         )
+    block = swap_block(kernel, page.object, page.pindex) if _swaps(owner) else None
+    if block is not None:
+        device = device_of_block(kernel, block)
+        lines.append(f"  swap block {block:#x}" + (f" on {device.name}" if device else ""))
     if page.slab:
         lines.append(f"  of the UMA slab at {page.slab:#x}")
     lines += _busy_lines(kernel, page)
@@ -230,6 +235,10 @@ def _show(kernel: Kernel, report: Report, page: Page) -> None:
     for thread in waiting:
         lines.append(f'  thread {thread.tid} {thread.label} sleeps on it in "{thread.wmesg}"')
     report.pre("\n".join(lines))
+
+
+def _swaps(owner: Optional[Object]) -> bool:
+    return owner is not None and owner.type in ("swap", "default")
 
 
 def _refs(kernel: Kernel, page: Page) -> str:
@@ -395,10 +404,10 @@ def _array_data(array: PageArray) -> Dict[str, Any]:
 
 
 def _scan(kernel: Kernel, wanted: Predicates, limit: Optional[int]) -> Report:
-    keep = _KEEP if limit is None else limit or 1 << 40
     if wanted.any:
+        keep = _KEEP if limit is None else limit or 1 << 40
         return _picked(kernel, scan(kernel, wanted, keep=keep, counts=False))
-    found = scan(kernel, Predicates(busy="any"), keep=keep)
+    found = scan(kernel, Predicates(busy="any"), keep=1 << 40 if limit == 0 else _KEEP)
     compared = checks(kernel, found)
     for check in compared:
         if not check.agrees:
@@ -596,6 +605,7 @@ def _data(kernel: Kernel, page: Page) -> Dict[str, Any]:
         "object_type": owner.type if owner else None,
         "vnode": address(vnode.address) if vnode else None,
         "of": label(kernel, owner) if owner else None,
+        "swap_block": swap_block(kernel, page.object, page.pindex) if _swaps(owner) else None,
         "pindex": page.pindex,
         "phys_addr": address(page.phys_addr),
         "busy": {

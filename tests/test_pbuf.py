@@ -13,7 +13,8 @@ from hosts import shell
 from plugin.forge.machine import Machine
 from plugin.forge.scenarios.pbufs import exhaustion
 from plugin.forge.scenarios.storage_deadlock import storage_deadlock
-from plugin.kernel import pbuf
+from plugin.kernel import pbuf, swap_pager
+from plugin.kernel.vm_page import page_at
 from plugin.session import open_core
 
 #: the first era (counters) to 12.x, the second (zones) since
@@ -69,6 +70,22 @@ def test_the_laundry_thread_waits_for_the_four_writes_to_swap(real_dump: Any) ->
         assert buf["age"] > 10
         assert len(buf["pages"]) * 4096 == buf["bcount"]
     assert len({buf["bio"] for buf in data["bufs"]}) == 4
+
+
+def test_a_page_on_its_way_to_swap_has_the_block_that_is_written(real_dump: Any) -> None:
+    kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
+    writes = swap_pager.writes(kernel)
+    assert writes
+    for write in writes:
+        assert write.io is not None
+        for place, address in enumerate(write.pages):
+            page = page_at(kernel, address)
+            block = swap_pager.swap_block(kernel, page.object, page.pindex)
+            assert block is not None
+            device = swap_pager.device_of_block(kernel, block)
+            assert device is not None
+            offset = write.io.bio.offset + place * kernel.page_size
+            assert (block - device.first) * kernel.page_size == offset
 
 
 def test_every_pool_of_the_real_kernel_is_listed(real_dump: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel import pbuf
+from plugin.kernel import pbuf, pctrie
 from plugin.kernel.geom import Provider, consumer_at
 from plugin.kernel.pbuf import Pbuf
 from plugin.kernel.queue import tailq_foreach
@@ -32,6 +32,9 @@ class SwapDevice(NamedTuple):
     flags: Tuple[str, ...]
     nblks: int
     used: int
+    #: its blocks: sw_first to sw_end, in pages
+    first: int
+    end: int
     page_size: int
     vnode: int
     provider: Optional[Provider]
@@ -77,16 +80,17 @@ def _devices(kernel: Kernel) -> Iterator[SwapDevice]:
         symbol.address,
         "swdevt",
         "sw_list",
-        ["sw_flags", "sw_nblks", "sw_used", "sw_vp", "sw_id"],
+        ["sw_flags", "sw_nblks", "sw_used", "sw_vp", "sw_id", "sw_first", "sw_end"],
         what="swtailq",
         bound=_MAX_DEVICES,
     ):
-        flags, nblks, used, vnode, ident = values
+        flags, nblks, used, vnode, ident, first, end = values
         provider, counted = _consumer(kernel, ident)
         mine = [pager for pager in flying if _is_for(pager, address, provider)]
         strays = [pager for pager in strays if pager not in mine]
-        found.append((address, flags, nblks, used, vnode, provider, counted, mine))
-    for address, flags, nblks, used, vnode, provider, counted, mine in found:
+        blocks = (first, end)
+        found.append((address, flags, nblks, used, blocks, vnode, provider, counted, mine))
+    for address, flags, nblks, used, blocks, vnode, provider, counted, mine in found:
         if len(found) == 1:
             # A file, or a bio that was not found: with one device there is no doubt.
             mine = mine + strays
@@ -96,6 +100,7 @@ def _devices(kernel: Kernel) -> Iterator[SwapDevice]:
             tuple(kernel.layouts.flags("sw_flags", flags)),
             nblks,
             used,
+            *blocks,
             kernel.page_size,
             vnode,
             provider,
@@ -172,3 +177,66 @@ def space(kernel: Kernel) -> SwapSpace:
         bool(values.get("swap_pager_full", 0)),
         bool(values.get("swap_pager_almost_full", 0)),
     )
+
+
+SWAPBLK_NONE = -1
+#: swblocks on one hash chain, to 11.x
+_MAX_CHAIN = 1 << 16
+
+
+def swap_block(kernel: Kernel, owner: int, pindex: int) -> Optional[int]:
+    """The swap block, in pages, of page ``pindex`` of the object at ``owner``; None if it
+    has none or that cannot be told.
+
+    swp_pager_meta_lookup(): a tree for each object from 12.0, one hash table before.
+    """
+    try:
+        if kernel.layouts.has("vm_object", "un_pager.swp.swp_blks"):
+            block = _in_tree(kernel, owner, pindex)
+        elif kernel.has_symbol("swhash"):
+            block = _in_hash(kernel, owner, pindex)
+        else:
+            return None
+    except (MemoryFault, LayoutError):
+        return None
+    return None if block == SWAPBLK_NONE else block
+
+
+def _in_tree(kernel: Kernel, owner: int, pindex: int) -> int:
+    layouts = kernel.layouts
+    slots = layouts.resolve("swblk", "d").size // 8
+    trie = owner + layouts.offsetof("vm_object", "un_pager.swp.swp_blks")
+    root = kernel.pointer(trie)
+    key = pctrie.lookup(kernel, root, "swpctrie", pindex - pindex % slots)
+    if key is None:
+        return SWAPBLK_NONE
+    first = key - layouts.offsetof("swblk", "p") + layouts.offsetof("swblk", "d")
+    return kernel.signed(first + pindex % slots * 8, 8)
+
+
+def _in_hash(kernel: Kernel, owner: int, pindex: int) -> int:
+    layouts = kernel.layouts
+    pages = layouts.resolve("swblock", "swb_pages")
+    slots = layouts.constant("SWAP_META_PAGES", 32)
+    width = pages.size // slots
+    index = pindex - pindex % slots
+    mask = kernel.global_value("swhash_mask")
+    bucket = (index ^ owner) & mask
+    at = kernel.pointer(kernel.global_value("swhash") + bucket * kernel.pointer_size)
+    fields = layouts.fields("swblock", "swb_hnext", "swb_object", "swb_index")
+    for _ in range(_MAX_CHAIN):
+        if not at:
+            break
+        following, of, first = fields.unpack(kernel.read(at, fields.span))
+        if of == owner and first == index:
+            return kernel.signed(at + pages.offset + pindex % slots * width, width)
+        at = following
+    return SWAPBLK_NONE
+
+
+def device_of_block(kernel: Kernel, block: int) -> Optional[SwapDevice]:
+    """The device that a swap block lies on."""
+    for device in devices(kernel):
+        if device.first <= block < device.end:
+            return device
+    return None

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel import pctrie
 from plugin.kernel.queue import tailq_foreach
-from plugin.kernel.uma import zone_named
 from plugin.kernel.vnode import Vnode, vnode_at
 from plugin.session import Kernel
 
@@ -18,7 +18,6 @@ _MAX_OBJECTS = 1 << 28
 _MAX_PAGES = 1 << 32
 #: blockcount_t (sys/_blockcount.h, 13.0): the count, and the bit for its waiters
 _BLOCKCOUNT = 0x7FFFFFFF
-_RADIX_NODES = 1 << 24
 
 _PATHS = (
     "type",
@@ -202,36 +201,11 @@ def page_addresses(kernel: Kernel, found: Object) -> Optional[List[int]]:
 
 
 def _radix_pages(kernel: Kernel, found: Object) -> List[int]:
-    """Pages in the tree of struct pctrie_node.
-
-    A node is its owner, a bitmap of its children, its level, in some versions its
-    parent, and at its end the children; how long that makes it, the zone of the
-    nodes tells.  A child with bit 0 set is a leaf and points to a page's pindex.
-    """
-    size = kernel.pointer_size
-    slots = 16 if size == 8 else 8
-    zone = zone_named(kernel, "RADIX NODE")
-    children = (zone.size if zone else 0) - slots * size
-    if children not in (8 + 8, 8 + 8 + size):
-        raise LayoutError("its nodes are of an unknown form")
+    """Pages in the object's tree; LayoutError where they are not as many as it says."""
     root = kernel.pointer(found.address + kernel.layouts.offsetof("vm_object", "rtree"))
     pindex = kernel.layouts.offsetof("vm_page", "pindex")
-    pages: List[int] = []
-    stack, nodes = [root], 0
-    while stack:
-        node = stack.pop()
-        if not node & ~1:
-            continue
-        if node & 1:
-            pages.append((node & ~1) - pindex)
-            continue
-        nodes += 1
-        if nodes > _RADIX_NODES or len(pages) > found.resident_page_count:
-            raise LayoutError("it has more nodes than the object has pages")
-        data = kernel.read(node, children + slots * size)
-        present = int.from_bytes(data[8 : 8 + slots // 8], "little")
-        slot = memoryview(data[children:]).cast("Q" if size == 8 else "I")
-        stack.extend(slot[i] for i in reversed(range(slots)) if present >> i & 1)
+    leaves = pctrie.keys(kernel, root, "RADIX NODE", found.resident_page_count)
+    pages = [key - pindex for key in leaves]
     if len(pages) != found.resident_page_count:
         raise LayoutError(
             f"it holds {len(pages)} pages, resident_page_count is {found.resident_page_count}"
