@@ -73,4 +73,3 @@ def stat(kernel: Kernel, struct: str, address: int, member: str) -> int:
     if found.type.strip() == "counter_u64_t" or found.is_pointer:
         return counter_u64_fetch(kernel, value)
     return value
-
