@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import pytest
 from hosts import shell, wchan
 
 from plugin.forge.scenarios.deadlocks import diamond
+from plugin.kernel.proc import threads
+from plugin.session import open_core, open_target
+from plugin.targets import Symbol
+from plugin.targets.core import CoreTarget
+from plugin.vmcore import open_memory
+from plugin.vmcore.elf import ElfFile
 
 
 def one_line(err: str) -> str:
@@ -131,6 +138,45 @@ def test_a_dump_cut_off_in_the_middle_of_the_thread_list_is_partial(
             assert answer["partial"] == (status == 3)
             assert answer["partial"] or len(answer["data"]["threads"]) == whole
     assert 3 in statuses
+
+
+class Nameless(CoreTarget):
+    """A dump of a kernel that does not say its version: only its offsets are left."""
+
+    message_buffer = b""
+
+    def symbols(self, name: str) -> Sequence[Symbol]:
+        silent = ("version", "osreldate", "osrelease", "kern_ident", "msgbufp")
+        return [] if name in silent else super().symbols(name)
+
+
+@pytest.mark.parametrize(("osreldate", "release"), [(1402000, "14.2"), (1201000, "12.1")])
+def test_a_kernel_that_names_no_version_is_told_by_its_offsets(
+    osreldate: int, release: str, tmp_path: Path
+) -> None:
+    vmcore, file = diamond(osreldate=osreldate).write(tmp_path)
+    elf = ElfFile(str(file))
+    nameless = open_target(Nameless(open_memory(str(vmcore), elf), elf))
+    assert nameless.layouts.name.startswith(f"yaml:{release}-amd64")
+    assert any("does not say which FreeBSD" in note for note in nameless.facts.notes)
+    whole = open_core(str(vmcore), str(file))
+    assert [t.tid for t in threads(nameless)] == [t.tid for t in threads(whole)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "count"),
+    [("amd64", "full", 13), ("amd64", "minidump", 16), ("i386", "minidump", 13),
+     ("arm64", "minidump", 10)],
+)  # fmt: skip
+def test_the_threads_of_llvms_dumps_are_found(arch: str, kind: str, count: int) -> None:
+    """Real dumps, made sparse, of kernels that are stubs of eighteen symbols."""
+    folder = os.environ.get("WCHAN_LLVM_VMCORES")
+    if not folder:
+        pytest.skip("WCHAN_LLVM_VMCORES does not name a folder of LLVM's FreeBSD vmcores")
+    vmcore = str(Path(folder) / f"vmcore-{arch}-{kind}.bz2")
+    status, out, _ = wchan("-k", str(Path(folder) / f"kernel-{arch}"), vmcore, "kthreads", "--json")
+    assert status == 0
+    assert len(json.loads(out)["data"]["threads"]) == count
 
 
 def test_the_command_line_is_explained(real_dump: Any) -> None:

@@ -155,6 +155,22 @@ class Machine(Builder):
 
     # Who this kernel is
 
+    def _own_offsets(self) -> None:
+        """What a kernel exports of its own structs for debuggers (kern_proc.c, 11.1 on)."""
+        self.constant_variable("pcb_size", self.sizeof("pcb"))
+        if self.osreldate < 1101000:
+            return
+        exported = {
+            "proc": ["p_pid", "p_comm", "p_list", "p_threads"],
+            "thread": ["td_tid", "td_name", "td_oncpu", "td_pcb", "td_plist"],
+        }
+        if self.osreldate >= 1300000:
+            exported["proc"].append("p_hash")
+        for struct, members in exported.items():
+            for member in members:
+                offset = self.layouts.offsetof(struct, member)
+                self.constant_variable(f"{struct}_off_{member}", offset)
+
     def _identity(self, release: Optional[str]) -> None:
         known = RELEASES.get(self.osreldate)
         name = release or (known[0] if known else f"{self.osreldate // 100000}.0-CURRENT")
@@ -172,6 +188,7 @@ class Machine(Builder):
         self.text_variable("osrelease", name, room=32)
         self.text_variable("kern_ident", self.ident)
         self.constant_variable("osreldate", self.osreldate)
+        self._own_offsets()
         if self.arch == "i386":
             self.absolute("kernbase", self.map.kernbase)
         if "INVARIANTS" in self.variant:

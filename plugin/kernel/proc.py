@@ -95,7 +95,7 @@ def processes(kernel: Kernel) -> Iterator[Proc]:
         ):
             seen.add(address)
             yield _proc(address, values)
-    if not kernel.has_symbol("zombproc"):
+    if not kernel.has_symbol("zombproc") and kernel.has_symbol("pidhashtbl"):
         for address in _pid_hash(kernel):
             if address not in seen:
                 try:

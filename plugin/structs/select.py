@@ -11,6 +11,7 @@ from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 from plugin.errors import LayoutError
 from plugin.structs import Layouts
 from plugin.structs.choose import Choice, candidates, choose_yaml
+from plugin.structs.kernels import RELEASE
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.structs.selfcheck import Contradiction, check, options_of
 from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
@@ -31,6 +32,10 @@ _OPTIONS = frozenset(("INVARIANTS", "WITNESS", "BUF_TRACKING"))
 
 #: variables enough to tell a debug file of another kernel
 _TELLTALES = {"proc0": "struct proc", "vmspace0": "struct vmspace"}
+
+
+#: what a kernel exports of its own offsets (sys/kern/kern_proc.c): enough to tell it by
+_WITNESSES = ("thread_off_td_tid", "proc_off_p_pid")
 
 
 class Selection(NamedTuple):
@@ -71,6 +76,10 @@ def choose_layouts(
 
 def _from_yaml(target: Target, osreldate: int, override: Optional[str], force: bool) -> Selection:
     options = options_of(target)
+    if not osreldate and any(target.symbols(name) for name in _WITNESSES):
+        told = _by_figures(target, options, override)
+        if told is not None:
+            return told
     first = _attempt(
         target, choose_yaml(osreldate, target.arch, options, override, None, force), options
     )
@@ -83,6 +92,21 @@ def _from_yaml(target: Target, osreldate: int, override: Optional[str], force: b
             return _selection(attempt, notes)
         attempts.append(attempt)
     return _mended(attempts, osreldate, force)
+
+
+def _by_figures(
+    target: Target, options: FrozenSet[str], override: Optional[str]
+) -> Optional[Selection]:
+    """The newest kernel that fits one that does not say its version; None if none does."""
+    newest_first = reversed(StructsFile(override).rows)
+    for row in sorted(newest_first, key=lambda row: row.variant != RELEASE):
+        if row.arch == target.arch and not row.vendor:
+            choice = choose_yaml(row.first, target.arch, options, override, row.name, True)
+            attempt = _attempt(target, choice, row.options & _OPTIONS)
+            if not attempt.wrong:
+                how = f"layouts of {row.name}: the dump does not say which FreeBSD made it, "
+                return _selection(attempt, [how + "its offsets are those of that kernel"])
+    return None
 
 
 def _with_types(
