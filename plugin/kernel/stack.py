@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.linker import linker_file_of
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
 
@@ -197,10 +198,11 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
     for _ in range(MAX_FRAMES):
         # A return address may be the first byte of the next function where the
         # call does not return, so look one byte before it.
-        found = kernel.target.symbolize(pc if exact else pc - 1)
-        if found is None or not kernel.is_kernel_address(pc):
+        if not kernel.is_kernel_address(pc):
             return
-        name, offset = found
+        found = kernel.target.symbolize(pc if exact else pc - 1)
+        # A module's functions have no symbol here, their frames link as all do.
+        name, offset = found or (_in_module(kernel, pc), 0)
         yield Frame(pc, fp, name, offset if exact else offset + 1, sp)
         if name in _OUTERMOST or (fp, pc) in seen:
             return
@@ -223,6 +225,12 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
             exact = False
         except (MemoryFault, LayoutError):
             return
+
+
+def _in_module(kernel: Kernel, pc: int) -> str:
+    """ "zfs.ko+0x1234", or the plain address where no module is known to lie."""
+    module = linker_file_of(kernel, pc)
+    return f"{module.filename}+{pc - module.base:#x}" if module else f"{pc:#x}"
 
 
 def is_trap(name: str) -> bool:
