@@ -292,10 +292,12 @@ def behind(kernel: Kernel, origin: Origin) -> str:
     """Who or what a request is for, in a few words."""
     waiters = bio_waiters(kernel, origin.address) if origin.address else []
     who = ", ".join(_thread(t) for t in waiters[:2]) + (" ..." if len(waiters) > 2 else "")
-    if origin.kind == "buf":
-        return who or _file(kernel, origin) or f"buf {origin.address:#x}"
     if origin.kind == "swap":
         return who or "swap pager"
+    if origin.kind in ("buf", "aio", "zfs", "ctl") and not origin.address:
+        return f"no {origin.kind} named"
+    if origin.kind == "buf":
+        return who or _file(kernel, origin) or f"buf {origin.address:#x}"
     if origin.kind == "physio":
         return who or "a raw device"
     if origin.kind == "thread":

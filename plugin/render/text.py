@@ -72,6 +72,18 @@ def _fit(names: List[str], align: List[str], cells: List[List[str]], width: int)
     ]
 
 
+def _fill(text: str, width: int, first: str, other: str) -> str:
+    """``text`` in lines of at most ``width`` where its words allow that."""
+    return textwrap.fill(
+        escape(text),
+        width,
+        initial_indent=first,
+        subsequent_indent=other,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def render(
     report: Report,
     findings: Findings,
@@ -86,20 +98,13 @@ def render(
     parts: List[str] = []
     for block in report.body:
         if isinstance(block, Heading):
-            parts.append("\n" + escape(block.text))
+            parts.append("\n" + _fill(block.text, width, "", "  "))
         elif isinstance(block, Pre):
             parts.append("\n".join(escape(line.expandtabs()) for line in block.text.split("\n")))
         elif isinstance(block, Text):
             parts.append(
                 "\n".join(
-                    textwrap.fill(
-                        escape(line),
-                        width,
-                        initial_indent=" " * block.indent,
-                        subsequent_indent=" " * block.indent,
-                        break_long_words=False,
-                        break_on_hyphens=False,
-                    )
+                    _fill(line, width, " " * block.indent, " " * block.indent)
                     for line in block.text.split("\n")
                 )
             )
