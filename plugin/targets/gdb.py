@@ -349,6 +349,10 @@ class GdbDebugger:
         return gdb.current_progspace().filename
 
 
+#: pc, fp and sp of a frame
+_Key = Tuple[int, int, int]
+
+
 class KernelUnwinder(gdb.unwinder.Unwinder):
     """Unwinds FreeBSD kernels by frame pointers, and through trap frames.
 
@@ -364,8 +368,10 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
         self._busy = False
         self._state: Hashable = None
         self._kernel: Optional[Kernel] = None
-        #: by pc, fp and sp: the frame that called, and what this one is told apart by
-        self._links: Dict[Tuple[int, int, int], Tuple[Optional[stack.Frame], int]] = {}
+        #: the frame that called, and what this one is told apart by
+        self._links: Dict[_Key, Tuple[Optional[stack.Frame], int]] = {}
+        #: walks to go on with at a frame, and the caller's greatest identity so far
+        self._walks: Dict[_Key, Tuple[Iterator[stack.Frame], int]] = {}
 
     def __call__(self, pending: Any) -> Any:
         names = _UNWOUND.get(_ARCHES.get(pending.architecture().name(), ""))
@@ -389,12 +395,10 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
             return None
         mask = (1 << 8 * kernel.pointer_size) - 1
         pc, fp, sp = (int(value) & mask for value in values)
-        key = (pc, fp, sp)
-        if key not in self._links:
-            self._follow(stack.walk(kernel, pc, fp, sp))
-        if key not in self._links:
+        link = self._link(kernel, (pc, fp, sp))
+        if link is None:
             return None
-        older, identity = self._links[key]
+        older, identity = link
         found = kernel.target.symbolize(pc)
         own = getattr(kernel.target, "has_frame_information", False)
         if own and not (found and stack.is_trap(found[0])):
@@ -411,20 +415,32 @@ class KernelUnwinder(gdb.unwinder.Unwinder):
             info.add_saved_register("x30", gdb.Value(saved[0]).cast(link.type))
         return info
 
-    def _follow(self, walked: Iterator[stack.Frame]) -> None:
-        frames = list(walked)
-        identity = 0
-        for frame, older in zip(frames, [*frames[1:], None]):
-            # gdb stops where a caller's stack address is lower, as it is where an NMI
-            # switched stacks; it compares, but never uses these.
-            identity = max(older.sp if older else frame.sp, identity + 1)
-            self._links[frame.pc, frame.fp, frame.sp] = older, identity
+    def _link(self, kernel: Kernel, key: _Key) -> Optional[Tuple[Optional[stack.Frame], int]]:
+        known = self._links.get(key)
+        if known is not None:
+            return known
+        if key in self._walks:
+            walk, identity = self._walks.pop(key)
+        else:
+            walk, identity = stack.walk(kernel, *key), 0
+            if next(walk, None) is None:
+                return None
+        # One frame at a time: a list of 5000 threads asks for the innermost ones alone.
+        older = next(walk, None)
+        # gdb stops where a caller's stack address is lower, as it is where an NMI
+        # switched stacks; it compares, but never uses these.
+        identity = max(older.sp if older else key[2], identity + 1)
+        self._links[key] = older, identity
+        if older is not None:
+            self._walks[older.pc, older.fp, older.sp] = walk, identity
+        return older, identity
 
     def _current(self) -> Optional[Kernel]:
         state = self._debugger.state()
         if state != self._state:
             self._state, self._kernel = state, None
             self._links.clear()
+            self._walks.clear()
             image = KernelImage.open(self._debugger.kernel_file())
             if image is not None and image.is_kernel:
                 with suppress(WchanError):

@@ -8,8 +8,20 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from contextlib import suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Hashable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import lldb
 
@@ -23,6 +35,7 @@ from plugin.targets.image import KernelImage
 from plugin.targets.types import DebuggerTypes
 
 if TYPE_CHECKING:
+    from plugin.session import Kernel
     from plugin.structs import LayoutSource
     from plugin.vmcore import KernelMemory
 
@@ -325,12 +338,14 @@ def frame_provider(session: shared.Session) -> Optional[type]:
     class Frames(ScriptedFrameProvider):  # type: ignore[misc]
         def __init__(self, input_frames: Any, args: Any) -> None:
             super().__init__(input_frames, args)
+            # Asked later, lldb holds the lock on its frames that it would need to answer.
             first = input_frames.GetFrameAtIndex(0)
-            try:
-                frames = stack.walk(session.kernel(), first.GetPC(), first.GetFP(), first.GetSP())
-                self._pcs = [frame.pc for frame in frames]
-            except WchanError:
-                self._pcs = []
+            self._start = first.GetPC(), first.GetFP(), first.GetSP()
+            self._kernel: Optional[Kernel] = None
+            with suppress(WchanError):
+                self._kernel = session.kernel()
+            self._pcs: List[int] = []
+            self._walk: Optional[Iterator[stack.Frame]] = None
 
         @staticmethod
         def get_description() -> str:
@@ -338,12 +353,24 @@ def frame_provider(session: shared.Session) -> Optional[type]:
 
         @staticmethod
         def applies_to_thread(thread: Any) -> bool:
-            return _needs_frames(thread.GetProcess().GetTarget())
+            # Registered for kernels only; a debug file may have been added since.
+            return not _has_frame_information(thread.GetProcess().GetTarget())
 
         def get_frame_at_index(self, index: int) -> Any:
-            if not self._pcs or index == 0:
+            if index == 0:
+                # Not asking how many there are: lldb would unwind them all to count.
+                return 0
+            if self._kernel is None:
                 return index if index < self.input_frames.GetSize() else None
-            return {"idx": index, "pc": self._pcs[index]} if index < len(self._pcs) else None
+            # One frame at a time: a list of 5000 threads asks for the innermost ones alone.
+            if self._walk is None:
+                self._walk = stack.walk(self._kernel, *self._start)
+            while len(self._pcs) <= index:
+                frame = next(self._walk, None)
+                if frame is None:
+                    return None
+                self._pcs.append(frame.pc)
+            return {"idx": index, "pc": self._pcs[index]}
 
     return Frames
 
