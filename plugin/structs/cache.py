@@ -15,6 +15,7 @@ import os
 import tempfile
 from typing import Any, Dict, List, Mapping, Optional
 
+from plugin.cachedir import cache_path
 from plugin.structs.layout import Layout, Member
 
 #: raised when what the cache holds changes its shape
@@ -25,8 +26,7 @@ _BATCH = 64
 
 
 def _file(key: str) -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "wchan", f"structs-{key}.json")
+    return os.path.join(cache_path(), f"structs-{key}.json")
 
 
 def cache_key(*parts: object) -> str:

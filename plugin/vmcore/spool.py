@@ -9,7 +9,6 @@ by an atomic rename, so that several openers do not disturb each other.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import hashlib
 import importlib
@@ -24,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional, Union
 
+from plugin.cachedir import cache_path, writable
 from plugin.errors import DumpError
 from plugin.vmcore.file import open_input
 
@@ -115,21 +115,7 @@ def _digest(text: str) -> str:
 
 
 def _spool_folder(wanted: Optional[PathLike]) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    if wanted is not None:
-        folder = Path(wanted)
-    elif os.path.isabs(base):
-        folder = Path(base) / "wchan"
-    else:
-        folder = Path(os.path.expanduser("~")) / ".cache" / "wchan"
-    with suppress(OSError):
-        # A dump holds a machine's secrets: nobody else may read the copy.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    fallback = Path(tempfile.mkdtemp(prefix="wchan-"))
-    atexit.register(shutil.rmtree, str(fallback), ignore_errors=True)
-    return fallback
+    return writable(Path(wanted) if wanted is not None else cache_path())
 
 
 def _sweep(folder: Path, source: str, current: str) -> None:
