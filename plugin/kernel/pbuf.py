@@ -22,7 +22,7 @@ from plugin.kernel.vm_page import try_page_at
 from plugin.session import Kernel
 
 #: more pbufs than any kernel makes
-_MAX_PBUFS = 1 << 20
+_MAX_PBUFS = 1 << 14
 
 
 class Pool(NamedTuple):
