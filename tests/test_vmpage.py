@@ -21,11 +21,9 @@ from plugin.kernel import vm_pager
 from plugin.kernel.buf import b_pages, buf_at
 from plugin.kernel.vm_object import object_at, page_addresses
 from plugin.kernel.vm_page import page_at, verdict
+from plugin.kernel.vm_page_columns import Members, Numpy, Plain
 from plugin.kernel.vm_page_scan import (
     Predicates,
-    _Members,
-    _Numpy,
-    _Plain,
     busy_pages,
     checks,
     resident,
@@ -403,7 +401,7 @@ def test_arguments_that_make_no_sense_are_one_line(
 # Taking pages apart
 
 
-def members(osreldate: int, arch: str) -> Tuple[Kernel, _Members]:
+def members(osreldate: int, arch: str) -> Tuple[Kernel, Members]:
     """The members of struct vm_page in a kernel of which there is no more than its layouts."""
     from memory import MemoryTarget
 
@@ -422,7 +420,7 @@ def members(osreldate: int, arch: str) -> Tuple[Kernel, _Members]:
     kernel.warnings.add("processes", None, "there are none")
     for at, head in ((0x1000, "allproc"), (0x1010, "zombproc")):
         target.symbol(head, at, bytes(8))
-    return kernel, _Members(kernel)
+    return kernel, Members(kernel)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +450,7 @@ def test_any_bytes_are_taken_apart_alike_and_as_one_page_is(
             value = data.draw(st.one_of(word, st.integers(0, 0xFFFFFFFF)))
             at = index * found.size + found.busy_lock[0]
             image[at : at + 4] = value.to_bytes(4, "little")
-    plain, numeric = _Plain(bytes(image), found), _Numpy(bytes(image), found)
+    plain, numeric = Plain(bytes(image), found), Numpy(bytes(image), found)
     assert plain.state_counts() == numeric.state_counts()
     for number in range(5):
         assert list(plain.indexes(plain.state(number))) == numeric.indexes(numeric.state(number))

@@ -31,7 +31,8 @@ def timed(work: Callable[[], Any]) -> Tuple[float, Any]:
 
 def measure(vmcore: Path, kernel_file: Path, rounds: int) -> bool:
     """Prints the figures of the best of several rounds; True where the budget holds."""
-    from plugin.kernel.vm_page_scan import CHUNK, Predicates, have_numpy, scan
+    from plugin.kernel.vm_page_columns import have_numpy
+    from plugin.kernel.vm_page_scan import CHUNK, Predicates, scan
     from plugin.kernel.vm_phys import page_array
     from plugin.session import open_core
 
