@@ -15,7 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from plugin.cli import Progress, core_options
 from plugin.debugger import ROOT
@@ -69,17 +70,26 @@ def serve_main(argv: Sequence[str]) -> int:
     if args is None:
         return EXIT_OK
     kernel, inferior = _open(args)
-    server = Server(inferior, port=args.port)
-    _on_signals(_leave)
-    try:
+    with _served(inferior, args.port) as server:
         sys.stdout.write(_how_to_connect(server.address, kernel) + "\n")
         sys.stdout.flush()
-        server.serve_forever()
-    except (KeyboardInterrupt, _Left):
-        pass
-    finally:
-        server.close()
+        with suppress(KeyboardInterrupt, _Left):
+            server.serve_forever()
     return EXIT_OK
+
+
+@contextmanager
+def _served(inferior: KernelInferior, port: Optional[int] = None) -> Iterator[Server]:
+    """A server that is gone afterwards, socket and all, whatever signal ends this process."""
+    _on_signals(_leave)
+    server: Optional[Server] = None
+    try:
+        server = Server(inferior, port=port)
+        yield server
+    finally:
+        _on_signals(signal.SIG_IGN)
+        if server is not None:
+            server.close()
 
 
 def _how_to_connect(address: str, kernel: Kernel) -> str:
@@ -137,7 +147,7 @@ def _kernel_file(kernel: Kernel) -> str:
 # Debuggers
 
 
-def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str, str], List[str]]) -> int:
+def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List[str]]) -> int:
     words = list(argv)
     rest: List[str] = []
     if "--" in words:
@@ -160,13 +170,13 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str, str],
         return EXIT_OK
     kernel, inferior = _open(args)
     program = args.debugger or find_debugger(name, kernel.arch)
-    server = Server(inferior)
-    server.start()
     try:
-        command = [program, *arguments(server.address, kernel.arch, _kernel_file(kernel)), *rest]
-        return _run(command)
-    finally:
-        server.close()
+        with _served(inferior) as server:
+            server.start()
+            own = arguments(server.address, _kernel_file(kernel))
+            return _run([program, *own, *rest])
+    except _Left as left:
+        return 128 + left.number
 
 
 def find_debugger(name: str, arch: str) -> str:
@@ -200,7 +210,7 @@ def find_debugger(name: str, arch: str) -> str:
     )
 
 
-def _gdb_arguments(address: str, arch: str, kernel: str) -> List[str]:
+def _gdb_arguments(address: str, kernel: str) -> List[str]:
     return [
         "-q",
         # gdb would look for a dynamic linker in the kernel, and gdb 13 takes the
@@ -214,7 +224,7 @@ def _gdb_arguments(address: str, arch: str, kernel: str) -> List[str]:
     ]
 
 
-def _lldb_arguments(address: str, arch: str, kernel: str) -> List[str]:
+def _lldb_arguments(address: str, kernel: str) -> List[str]:
     # A file, because lldb echoes the commands of its own command line.
     commands = os.path.join(os.path.dirname(address), "start.lldb")
     entry = str(ROOT / "plugin").replace("\\", "\\\\").replace('"', '\\"')
@@ -230,7 +240,6 @@ def _run(command: List[str]) -> int:
     """Run the debugger to its end, handing it the terminal; its exit status."""
     # Ctrl-C is the debugger's.  A handler, unlike SIG_IGN, does not outlive exec.
     before = signal.signal(signal.SIGINT, lambda *_: None)
-    _on_signals(_leave)
     child: Optional[subprocess.Popen[bytes]] = None
     try:
         child = subprocess.Popen(command)
@@ -238,10 +247,10 @@ def _run(command: List[str]) -> int:
         return status if status >= 0 else 128 - status
     except OSError as error:
         raise WchanError(f"cannot run {command[0]}: {error.strerror}") from None
-    except _Left as left:
+    except _Left:
         if child is not None:
             _end(child)
-        return 128 + left.number
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -265,9 +274,11 @@ class _Left(BaseException):
 
 
 def _leave(number: int, _: object) -> None:
+    # What follows is cleaning up, which a second signal must not cut short.
+    _on_signals(signal.SIG_IGN)
     raise _Left(number)
 
 
-def _on_signals(handler: Callable[[int, object], None]) -> None:
+def _on_signals(handler: Any) -> None:
     for name in ("SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), handler)
