@@ -9,6 +9,7 @@ from plugin.errors import UsageError
 from plugin.kernel.pbuf import holders
 from plugin.kernel.proc import Thread, thread_by_tid
 from plugin.kernel.swap_pager import device_of_block, swap_block
+from plugin.kernel.uma import zone_of_page
 from plugin.kernel.vm_object import Object, label, try_object_at, vnode_of
 from plugin.kernel.vm_page import (
     DEV_BSIZE,
@@ -216,8 +217,9 @@ def _show(kernel: Kernel, report: Report, page: Page) -> None:
     if block is not None:
         device = device_of_block(kernel, block)
         lines.append(f"  swap block {block:#x}" + (f" on {device.name}" if device else ""))
-    if page.slab:
-        lines.append(f"  of the UMA slab at {page.slab:#x}")
+    zone = zone_of_page(kernel, page.address) if page.slab or not page.object else None
+    if zone is not None:
+        lines.append(f"  memory of the UMA zone {zone.name}")
     lines += _busy_lines(kernel, page)
     lines.append("  valid " + _bits(kernel, page.valid) + "  dirty " + _bits(kernel, page.dirty))
     queue = page.queue if page.enqueued or page.queue == "none" else f"{page.queue}, not on it yet"

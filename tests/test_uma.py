@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from plugin.forge.machine import Machine
-from plugin.kernel.uma import items, zone_named, zone_of_channel, zones
+from plugin.kernel.uma import items, zone_named, zone_of_channel, zone_of_page, zones
+from plugin.kernel.vm_page_scan import Predicates, scan
 from plugin.session import Kernel, open_core
 
 #: a kernel of each form that zones, slabs and buckets have had
@@ -68,6 +69,14 @@ def test_the_items_in_use_are_as_many_as_the_zone_counts(real_dump: Any) -> None
         found = list(items(kernel, zone))
         assert len(found) == len(set(found)) == zone.used, name
     assert not len(kernel.warnings)
+
+
+def test_a_page_of_malloc_says_which_zone_it_serves(real_dump: Any) -> None:
+    kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
+    wired = scan(kernel, Predicates(object=0, wired=True), keep=2000, counts=False).pages
+    served = {zone.name for zone in (zone_of_page(kernel, p.address) for p in wired) if zone}
+    prefix = "malloc-" if "14.2" in real_dump.name else ""
+    assert {f"{prefix}{size}" for size in (16, 64, 256, 1024, 4096)} <= served
 
 
 @pytest.fixture

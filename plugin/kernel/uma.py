@@ -115,6 +115,29 @@ def zone_of_channel(kernel: Kernel, wchan: int) -> Optional[Zone]:
     return next((zone for zone in found if not zone.secondary), found[0] if found else None)
 
 
+def zone_of_page(kernel: Kernel, page: int) -> Optional[Zone]:
+    """The zone that the memory of a vm_page serves, where the page says so.
+
+    vtozoneslab(), vtoslab(): the page points to its zone from 13.0, to its slab and by
+    that to the keg before.  Pages of zones that find a slab by arithmetic say nothing.
+    """
+    layouts = kernel.layouts
+    try:
+        if layouts.has("vm_page", "plinks.uma.zone"):
+            return zone_at(
+                kernel, kernel.pointer(page + layouts.offsetof("vm_page", "plinks.uma.zone"))
+            )
+        link = layouts.first_of("vm_page", "plinks.s.pv", "object")
+        owner = layouts.first_of("uma_slab", "us_keg", "us_head.us_keg")
+        if link is None or owner is None:
+            return None
+        slab = kernel.pointer(page + layouts.offsetof("vm_page", link))
+        keg = kernel.pointer(slab + layouts.offsetof("uma_slab", owner)) if slab else 0
+    except (MemoryFault, LayoutError):
+        return None
+    return next((zone for zone in zones(kernel) if keg and zone.keg == keg), None)
+
+
 def _zones(kernel: Kernel) -> Iterator[Zone]:
     sleeping = _sleepers(kernel)
     for keg_address, _ in list_foreach(
