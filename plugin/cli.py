@@ -41,20 +41,21 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        # Naming the commands loads them all: for those who ask, not at every start.
+        self.epilog = _epilog()
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"wchan: {message}; try wchan --help")
 
 
 def parser() -> argparse.ArgumentParser:
-    lines = [_line(name, commands.load(name).HELP) for name in commands.NAMES]
-    lines += ["", "without a dump, or with it first among their own arguments:"]
-    lines += [_line(name, help_) for name, (_, _, help_) in SHELL.items()]
     made = _Parser(
         prog="wchan",
         usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [...]\n"
         "       wchan " + "|".join(SHELL) + " ...",
         description="Ask a stuck FreeBSD kernel why.",
-        epilog="commands (each has --help, --json, --limit, --verbose, -o):\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"wchan {VERSION}")
@@ -63,6 +64,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("command", metavar="COMMAND", help="see below")
     made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return made
+
+
+def _epilog() -> str:
+    lines = ["commands (each has --help, --json, --limit, --verbose, -o):"]
+    lines += [_line(name, commands.load(name).HELP) for name in commands.NAMES]
+    lines += ["", "without a dump, or with it first among their own arguments:"]
+    lines += [_line(name, help_) for name, (_, _, help_) in SHELL.items()]
+    return "\n".join(lines)
 
 
 def _line(name: str, help_: str) -> str:
