@@ -16,6 +16,10 @@ import pytest
 from hosts import ROOT
 from machines import HZ, KERNELS, PANICKED, WAITS, Example, example
 
+from plugin.inferior import KernelInferior
+from plugin.session import open_core
+from plugin.vmcore.rsp import Server
+
 ENTRY = ROOT / "plugin" / "kernel-gdb.py"
 
 
@@ -142,6 +146,26 @@ def test_the_entry_serves_a_gdb_connected_by_hand(
         assert done.status == 0, done.err
         assert re.search(rf"^{amd64.sleeper} +501  second +sleeping +example", done.out, re.M)
         assert debuggers.functions(done.out)[: len(PANICKED)] == PANICKED
+
+
+def test_a_stub_that_knows_nothing_of_wchan_serves_as_well(
+    venv_gdb: Path, amd64: Example, tmp_path: Path
+) -> None:
+    # It does not say which dump it serves, as a live kernel's does not.
+    kernel = open_core(str(amd64.vmcore), str(amd64.kernel))
+    server = Server(KernelInferior(kernel, {}))
+    server.start()
+    try:
+        connect = ["-ex", f"target remote {server.address}", "-ex", f"source {ENTRY}"]
+        done = gdb(
+            venv_gdb, str(amd64.kernel), *connect, "-ex", f"kthreads --json -o {tmp_path / 'json'}"
+        )
+    finally:
+        server.close()
+    assert done.status == 0, done.err
+    found = json.loads((tmp_path / "json").read_text())
+    assert len(found["data"]["threads"]) == amd64.threads
+    assert found["warnings"] == []
 
 
 def test_a_kernel_file_of_another_machine_is_refused(

@@ -7,6 +7,7 @@ for symbols that have none.  The file's symbol table says what is so.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 class KernelImage:
     """Symbols of a kernel file, moved by ``slide`` bytes from where it was linked."""
 
-    _opened: Dict[str, ElfFile] = {}
+    _opened: Dict[Tuple[str, int, int], KernelImage] = {}
 
     def __init__(self, elf: ElfFile) -> None:
         self.elf = elf
         self.slide = 0
+        self._is_kernel: Optional[bool] = None
 
     @classmethod
     def open(cls, path: Optional[str]) -> Optional[KernelImage]:
@@ -33,11 +35,14 @@ class KernelImage:
         if not path:
             return None
         try:
-            elf = cls._opened.get(path)
-            if elf is None:
-                elf = cls._opened[path] = ElfFile(path)
-            return cls(elf)
-        except WchanError:
+            status = os.stat(path)
+            # A kernel built anew under its old name is another file.
+            key = (path, status.st_mtime_ns, status.st_size)
+            image = cls._opened.get(key)
+            if image is None:
+                image = cls._opened[key] = cls(ElfFile(path))
+            return image
+        except (WchanError, OSError):
             return None
 
     @property
@@ -51,7 +56,12 @@ class KernelImage:
     @property
     def is_kernel(self) -> bool:
         """True for a FreeBSD kernel, whatever else the debugger may have loaded."""
-        return bool(self.elf.symbols("allproc")) and bool(self.elf.symbols("osreldate"))
+        if self._is_kernel is None:
+            # A large program's symbols are not read for this: only a kernel lies so high.
+            low = self.elf.bits == 64 and not any(s.addr >> 63 for s in self.elf.sections)
+            wanted = ("allproc", "osreldate")
+            self._is_kernel = not low and all(map(self.elf.symbols, wanted))
+        return self._is_kernel
 
     def types(self) -> Optional[LayoutSource]:
         """Layouts out of the file's own debug information or one beside it, None if none."""
