@@ -222,6 +222,11 @@ class Machine(Builder):
         """Distance between two CPUs' parts: a page from 12.0, struct pcpu's size before."""
         return PAGE_SIZE if self.osreldate >= 1200000 else self.sizeof("pcpu")
 
+    @property
+    def _relative_counters(self) -> bool:
+        """True where zpcpu_base_to_offset() takes &__pcpu[0] off, since February 2020."""
+        return self.arch == "amd64" and self.has("pcpu", "pc_zpcpu_offset")
+
     def counter(self, value: int = 0) -> int:
         """A counter(9) that sums to ``value``, as a counter_u64_t holds it."""
         stride = self._zpcpu_stride
@@ -230,8 +235,7 @@ class Machine(Builder):
         at = self._counters
         self._counters += 8
         held = at
-        if self.arch == "amd64" and self.osreldate >= 1300000:
-            # zpcpu_base_to_offset()
+        if self._relative_counters:
             held = at - self.pcpus[0].address & 0xFFFFFFFFFFFFFFFF
         self.set_counter(held, value)
         return held
@@ -239,7 +243,7 @@ class Machine(Builder):
     def set_counter(self, held: int, value: int) -> None:
         """Give the counter that a counter_u64_t holds another value, spread over the CPUs."""
         at = held
-        if self.arch == "amd64" and self.osreldate >= 1300000:
+        if self._relative_counters:
             at = held + self.pcpus[0].address & 0xFFFFFFFFFFFFFFFF
         share = value // self.cpus
         for cpu in range(self.cpus):

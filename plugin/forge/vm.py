@@ -300,9 +300,13 @@ class Vm:
             m.locks.mutex("vm page queue free mutex", symbol="vm_page_queue_free_mtx", spin=True)
             return
         self.colors = 0
-        self.heads = {"inactive": 0, "active": 1, "laundry": 2, "unswappable": 3}
+        self.heads = {
+            name: m.constant("PQ_" + name.upper(), number)
+            for name, number in (("inactive", 0), ("active", 1), ("laundry", 2), ("unswappable", 3))
+        }
         if m.osreldate < 1000000:
-            self.queues = m.symbol("vm_page_queues", "vpgqueues", count=3, align=64)
+            count = m.constant("PQ_COUNT", 3)
+            self.queues = m.symbol("vm_page_queues", "vpgqueues", count=count, align=64)
 
     def set_counts(self, **counts: int) -> None:
         """How many pages are ``free``, ``inactive``, in the ``laundry``, in the ``cache``."""
@@ -505,7 +509,7 @@ class Vm:
             busy = active & (number // 2 % self.busy_every == 0)
             idle = numpy.where(active, VPB_BIT_SHARED, 0xFFFFFFFE if modern else VPB_BIT_SHARED)
             pages["busy_lock"] = numpy.where(busy, VPB_BIT_EXCLUSIVE, idle)
-            queue = numpy.where(active, self.heads["active"], 0xFF)
+            queue = numpy.where(active, self.heads["active"], m.constant("PQ_NONE", 0xFF))
             pages["a.queue" if modern else "queue"] = queue
             if modern:
                 pages["ref_count"] = numpy.where(active, VPRC_OBJREF, 0)
@@ -647,7 +651,7 @@ class Vm:
                 flags |= PG_SWAPINPROG
         if not busy_word and m.has("vm_page", "oflags"):
             flags, oflags = 0, flags
-        none = 0 if m.osreldate < 800000 else 0xFF
+        none = m.constant("PQ_NONE", 0xFF)
         number = none if queue is None else self.heads[queue]
         active = 5 if queue == "active" else 0
         if modern:
