@@ -62,7 +62,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         return report
     if args.html:
         _page(analysis, found, args.html)
-        report.text(f"written to {args.html}")
+        report.pre(f"written to {args.html}")
         return report
     drawing = chains.Drawing(analysis, args.width)
     if chosen:

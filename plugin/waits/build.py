@@ -159,7 +159,7 @@ class Builder:
     def build(self) -> Graph:
         """Explain every thread that waits, and every thread that a chain leads to."""
         for thread in self.threads:
-            if thread.waits or thread.address in self.lock_waits:
+            if thread.waits or thread.state == "suspended" or thread.address in self.lock_waits:
                 self.thread(thread)
         self.settle()
         return self.graph
@@ -199,6 +199,12 @@ class Builder:
         if thread.state == "locked":
             node.end = End("unknown", f"{who} is blocked on a lock that cannot be read")
             return Standing(STUCK, "blocked on a lock that cannot be read")
+        if thread.state == "suspended":
+            from plugin.waits.resolvers.procs import single_threading
+
+            found = single_threading(self, thread, node)
+            if found is not None:
+                return found
         words = {
             "suspended": "is stopped (a signal, a debugger, or its process single-threading)",
             "swapped": "is swapped out and has to be brought in",

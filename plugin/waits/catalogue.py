@@ -160,6 +160,15 @@ def shipped() -> Catalogue:
 def with_file(path: Optional[str]) -> Catalogue:
     """The shipped catalogue, the rows of the user's file before it."""
     rows = read(path) if path else []
+    if rows:
+        from plugin.waits.resolvers import RESOLVERS
+
+        for row in rows:
+            if row.resolver and row.resolver not in RESOLVERS:
+                names = ", ".join(sorted(RESOLVERS))
+                raise WchanError(
+                    f"{path}, row {row.number}: resolver {row.resolver!r} is none of {names}"
+                )
     return Catalogue([*rows, *read(SHIPPED)])
 
 

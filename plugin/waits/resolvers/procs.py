@@ -68,6 +68,34 @@ def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str)
     return Standing(BENIGN, why, row)
 
 
+def single_threading(b: Builder, thread: Thread, node: Node) -> Optional[Standing]:
+    """A suspended thread whose process becomes single-threaded (exit, exec, fork).
+
+    thread_single() (sys/kern/kern_thread.c) suspends the caller, p_singlethread,
+    until every other thread has suspended or gone; those wait for the caller.
+    """
+    member = "p_singlethread"
+    if not b.kernel.layouts.has("proc", member):
+        return None
+    try:
+        single = b.kernel.pointer(thread.proc + b.kernel.layouts.offsetof("proc", member))
+    except MemoryFault:
+        return None
+    if not single:
+        return None
+    others = [t for t in _of_procs(b).get(thread.proc, []) if t.address != thread.address]
+    if single != thread.address:
+        others = [t for t in others if t.address == single]
+    else:
+        others = [t for t in others if t.state not in ("suspended", "inactive")]
+    for other in others[:_MAX_PEERS]:
+        b.join(node, b.thread(other), "waits-for", PROVEN, f"{member} {single:#x}")
+    stuck = [other for other in others[:_MAX_PEERS] if b.standing(other).status == STUCK]
+    if not stuck:
+        return None
+    return Standing(STUCK, f"waits for {len(others)} other threads of its process to stop")
+
+
 def children(case: Case) -> Optional[Standing]:
     """wait4(), vfork(): a child has to exit or exec."""
     b = case.b

@@ -1,0 +1,169 @@
+"""The catalogue of wait messages: whole, well formed, and asked by channel before message."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import pytest
+
+from plugin.errors import WchanError
+from plugin.waits.catalogue import CLASSES, Catalogue, Spec, normalize, read, shipped, with_file
+from plugin.waits.resolvers import RESOLVERS
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return shipped()
+
+
+def fitting(**answers: Optional[bool]):  # type: ignore[no-untyped-def]
+    """Whether a channel fits: by kind of spec ("pause", "object", ...), None where not given."""
+
+    def fits(spec: Spec) -> Optional[bool]:
+        return answers.get(spec.kind)
+
+    return fits
+
+
+def test_every_row_says_who_sleeps_and_who_wakes_it(catalogue: Catalogue) -> None:
+    for row in catalogue.rows:
+        assert row.function and row.woken_by, row.wmesg
+        assert row.klass in CLASSES
+
+
+def test_every_resolver_a_row_names_exists_and_every_one_is_used(catalogue: Catalogue) -> None:
+    named = {row.resolver for row in catalogue.rows if row.resolver}
+    assert named == set(RESOLVERS)
+
+
+def _facts(shared: Path) -> str:
+    path = shared / "facts" / "wait-messages.md"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return path.read_text(encoding="utf-8")
+
+
+def test_every_message_of_the_facts_is_in_the_catalogue(shared: Path, catalogue: Catalogue) -> None:
+    text = _facts(shared)
+    tables = text[: text.index("### D5")]
+    missing = []
+    for line in tables.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) < 4 or cells[1] in ("", "wmesg") or cells[1].startswith("---"):
+            continue
+        quoted = re.findall(r'"([^"]+)"', cells[1])
+        bare = re.sub(r'"[^"]+"', " ", re.sub(r"\([^)]*\)|softdep:", " ", cells[1]))
+        words = [w for w in re.split(r"[\s,/;]+", bare) if w and w not in ("...", "-")]
+        for wmesg in quoted + words:
+            # "zilog->zl_*" and the like name a family.
+            stem = wmesg.split("*")[0]
+            known = any(
+                normalize(w).startswith(normalize(stem)) for r in catalogue.rows for w in r.wmesg
+            )
+            if not known:
+                missing.append(wmesg)
+    # The second word of "GEOM topology", and the t->zthr_cv of any zthr.
+    assert set(missing) == {"topology", "zthr"}
+
+
+def test_every_benign_message_of_the_facts_is_taken_for_one(
+    shared: Path, catalogue: Catalogue
+) -> None:
+    text = _facts(shared)
+    lines = text[text.index("### D5") : text.index("### D6")].splitlines()[1:]
+    words: Any = re.sub(r'"[^"]*"|\([^)]*\)|piperd/pipewr/sbwait are.*', " ", " ".join(lines))
+    words = [word for word in words.split() if word != "."]
+    assert len(words) > 40
+    for wmesg in words:
+        rows = catalogue.named(wmesg)
+        assert rows, wmesg
+        assert any(row.klass in ("benign", "idle") or row.resolver == "swapper" for row in rows)
+
+
+# Matching
+
+
+def test_the_channel_decides_before_the_message(catalogue: Catalogue) -> None:
+    row, why = catalogue.match("renamed", "vm_min_domains", fitting(), 1402000)
+    assert row is not None and row.resolver == "memory"
+    assert why == "channel &vm_min_domains"
+
+
+def test_the_same_message_has_several_meanings_told_apart_by_the_channel(
+    catalogue: Catalogue,
+) -> None:
+    found: Dict[str, str] = {}
+    for symbol in ("g_wait_down", "bd_request", "vm_daemon_needed", "vm_pages_needed"):
+        for wmesg in ("-", "psleep"):
+            row, _ = catalogue.match(wmesg, symbol, fitting(), 1004000)
+            assert row is not None
+            found.setdefault(symbol, row.function)
+    assert len(set(found.values())) == 4
+
+
+def test_a_row_whose_channel_contradicts_is_never_taken(catalogue: Catalogue) -> None:
+    no = fitting(symbol=False, pause=False, object=False, member=False, stack=False)
+    assert catalogue.match("biord", None, no, 1402000) == (None, "")
+    assert catalogue.match("pwait", None, no, 1402000) == (None, "")
+
+
+def test_what_cannot_be_told_is_taken_and_said_to_be(catalogue: Catalogue) -> None:
+    row, why = catalogue.match("biord", None, fitting(), 1402000)
+    assert row is not None
+    assert why == "message, the channel taken for a buf"
+
+
+def test_of_two_versions_the_kernels_own_is_preferred(catalogue: Catalogue) -> None:
+    old, _ = catalogue.match("psleep", None, fitting(pause=True), 1100120)
+    assert old is not None and old.versions == "11.0-11.4"
+
+
+def test_a_condvar_of_zfs_has_a_bracket_too_many_up_to_9_3(catalogue: Catalogue) -> None:
+    assert catalogue.named("zio->io_cv)") == catalogue.named("zio->io_cv") != []
+
+
+# A user's own rows
+
+
+def test_a_users_rows_come_before_the_shipped_ones(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- wmesg: biord\n  function: mine\n  woken_by: me\n  channel: any\n")
+    row, _ = with_file(str(mine)).match("biord", None, fitting(object=False), 1402000)
+    assert row is not None and row.function == "mine"
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("wmesg: x\n", "must be a list of rows"),
+        ("- [1, 2]\n", "row 1: is no mapping"),
+        ("- function: f\n", "row 1: has no wmesg"),
+        ("- wmesg: x\n  colour: red\n", "row 1: unknown key 'colour'"),
+        ("- wmesg: x\n  class: odd\n", "row 1: class 'odd' is none of"),
+        ("- wmesg: x\n  versions: new\n", "row 1: versions 'new' is not like"),
+        ("- wmesg: x\n  resolver: magic\n", "row 1: resolver 'magic' is none of"),
+        ("- wmesg: [x\n", "is not YAML"),
+        ("- !!python/object/apply:os.system [true]\n", "is not YAML"),
+    ],
+)
+def test_a_wrong_catalogue_is_refused_with_the_row_that_is_wrong(
+    text: str, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(WchanError, match=re.escape(complaint)):
+        with_file(str(path))
+
+
+def test_a_catalogue_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WchanError, match="cannot read the catalogue"):
+        with_file(str(tmp_path / "none.yaml"))
+
+
+def test_an_empty_catalogue_adds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing yet\n")
+    assert read(str(path)) == []
+    assert len(with_file(str(path)).rows) == len(shipped().rows)

@@ -1,0 +1,225 @@
+"""why-stuck --html: one page, no network, nothing in it that a hostile core could speak through."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html as html_module
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import pytest
+from test_why_stuck import Answer, explain, thread
+
+from plugin.forge.machine import Machine
+from plugin.forge.scenarios import deadlocks
+from plugin.forge.scenarios.storage_deadlock import storage_deadlock
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
+
+
+class Page(HTMLParser):
+    """The elements of a page, its text, and what its style and script elements hold."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: List[Tuple[str, Dict[str, Optional[str]]]] = []
+        self.text: List[str] = []
+        self.inside: Dict[str, str] = {}
+        self._in = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: List[Tuple[str, Optional[str]]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._in = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in in ("style", "script"):
+            self.inside[self._in] = self.inside.get(self._in, "") + data
+        else:
+            self.text.append(data)
+
+
+def page_of(answer: Answer, folder: Path) -> Tuple[Path, Page]:
+    path = folder / "page.html"
+    assert answer.run("--html", str(path)) == f"written to {path}\n"
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def first_report(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Page]:
+    folder = tmp_path_factory.mktemp("html")
+    return page_of(explain(storage_deadlock(), folder), folder)
+
+
+def test_the_page_holds_the_verdict_the_causes_the_graph_and_every_thread(
+    first_report: Tuple[Path, Page],
+) -> None:
+    _, page = first_report
+    text = " ".join(page.text)
+    assert "GEOM is pacing, not blocked" in text
+    assert "The disk da0 owes nothing" in text
+    for title in ("Causes", "Who waits for whom", "Threads", "Edges and their evidence"):
+        assert title in text
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("svg") == 1
+    assert tags.count("rect") > 20
+
+
+def test_the_page_needs_nothing_from_anywhere(first_report: Tuple[Path, Page]) -> None:
+    path, page = first_report
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
+        assert not {"src", "href", "action", "style"} & set(attributes), tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+    source = path.read_text(encoding="utf-8")
+    urls = set(re.findall(r"https?://[^\"'\s<]+", source))
+    assert urls == {"http://www.w3.org/2000/svg"}
+
+
+def test_the_policy_admits_this_script_and_this_style_and_no_other(
+    first_report: Tuple[Path, Page],
+) -> None:
+    _, page = first_report
+    policy = next(
+        str(attributes["content"])
+        for tag, attributes in page.elements
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for kind in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(page.inside[kind].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+
+
+def hostile() -> Machine:
+    """Names that a page, a terminal or a graph would take for something else."""
+    m = Machine(1402000, "amd64")
+    owner = m.procs.process("<script>x</script>").thread()
+    lock = m.locks.sx('"><img src=x onerror=alert(1)>\x1b[31m')
+    lock.owned_by(owner)
+    waiter = m.procs.process("\x1b]0;evil\x07&<b>").thread("</title>' onload='x")
+    lock.slept_on_by(waiter, seconds=5000)
+    owner.sleeps(m.take(8), "</script>\u202e\n", seconds=9)
+    return m
+
+
+def test_what_a_hostile_core_says_stays_text(tmp_path: Path) -> None:
+    answer = explain(hostile(), tmp_path)
+    path, page = page_of(answer, tmp_path)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 1 and "img" not in tags and "b" not in tags
+    assert not [c for c in path.read_text(encoding="utf-8") if ord(c) < 32 and c != "\n"]
+    assert "\u202e" not in path.read_text(encoding="utf-8")
+    assert "<script>x</script>" in "".join(page.text)
+    assert "\x1b" not in answer.text and "\\x1b" in answer.text
+    dot = answer.run("--dot")
+    assert "\x1b" not in dot
+    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", dot)
+    assert "img" not in unquoted and "script" not in unquoted
+
+
+def test_a_thread_that_waits_too_long_stands_out(tmp_path: Path) -> None:
+    _, page = page_of(explain(hostile(), tmp_path), tmp_path)
+    assert [attributes for tag, attributes in page.elements if attributes.get("class") == "long"]
+
+
+def test_a_machine_with_thousands_of_waiters_is_still_one_picture(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64", ram=256 << 20)
+    ahead = thread(m, "first")
+    ahead.runs_on(0)
+    for number in range(1500):
+        if number % 2:
+            lock = m.locks.sx(f"lock {number}")
+            lock.owned_by(ahead)
+        waiter = thread(m, f"p{number}")
+        lock.slept_on_by(waiter) if number else m.locks.sx("zero").slept_on_by(waiter)
+        if number % 2:
+            ahead = waiter
+    _, page = page_of(explain(m, tmp_path), tmp_path)
+    boxes = [1 for tag, attributes in page.elements if attributes.get("class") == "box"]
+    assert 100 < len(boxes) <= 600
+    assert "more boxes are in the tables only" in " ".join(page.text)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    answer = explain(deadlocks.abba("sx", "sx"), tmp_path)
+    said = answer.run("--html", str(tmp_path / "none" / "page.html"), status=1)
+    assert said.startswith("why-stuck: cannot write ")
+
+
+# In a real browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no headless browser: none of {', '.join(_BROWSERS)} is installed")
+    return str(found)
+
+
+def in_browser(browser: str, path: Path, profile: Path, query: str = "") -> Tuple[str, str]:
+    """(the page's elements after its script has run, what the browser complained of)."""
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            f"file://{path}" + (f"#q={query}" if query else ""),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode or "<html" not in done.stdout:
+        pytest.skip(f"{browser} does not run here: {done.stderr.strip()[-200:]}")
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout, "\n".join(console)
+
+
+def rows_shown(dom: str) -> List[str]:
+    rows = re.findall(r"<tr(?: class=\"([^\"]*)\")?>(<td.*?)</tr>", dom, re.DOTALL)
+    return [html_module.unescape(row) for classes, row in rows if "hidden" not in classes]
+
+
+def test_a_real_browser_shows_the_page_and_refuses_nothing(
+    browser: str, first_report: Tuple[Path, Page], tmp_path: Path
+) -> None:
+    path, _ = first_report
+    dom, console = in_browser(browser, path, tmp_path)
+    assert console == ""
+    assert len(rows_shown(dom)) == len(re.findall("<tr", dom)) - dom.count("<thead>")
+
+
+def test_in_a_real_browser_a_search_leaves_what_was_searched_for(
+    browser: str, first_report: Tuple[Path, Page], tmp_path: Path
+) -> None:
+    dom, console = in_browser(browser, first_report[0], tmp_path, "g_down%20wswbuf0")
+    assert console == ""
+    shown = rows_shown(dom)
+    assert 0 < len(shown) < 5
+    assert all("g_down" in row and "wswbuf0" in row for row in shown)
+    assert f"{len(shown)} rows" in dom
+    assert 'class="box off"' in dom
+
+
+def test_a_hostile_page_runs_nothing_in_a_real_browser(browser: str, tmp_path: Path) -> None:
+    path, _ = page_of(explain(hostile(), tmp_path), tmp_path)
+    dom, console = in_browser(browser, path, tmp_path / "profile")
+    assert console == ""
+    assert "<img" not in dom and dom.count("<script") == 1
