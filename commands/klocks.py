@@ -18,9 +18,7 @@ EXAMPLE = "klocks 0xfffff80002cf03f0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address", nargs="?", type=number, help="a lock, or the vnode it lies in"
-    )
+    parser.add_argument("address", nargs="?", type=number, help="a lock, or the vnode it lies in")
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
@@ -32,21 +30,38 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         report.text("No thread waits for a lock.")
         return report
     report.table(
-        ["address", "class", "name", "state", "held by", "waiters>"],
+        ["address", "lock", "state", "held by", "waiters>"],
         [
             (
                 address(entry.lock.address),
-                locks.CLASS_WORDS.get(entry.lock.klass, entry.lock.klass),
-                lock_name(kernel, entry.lock),
-                locks.describe(entry.lock),
+                _called(kernel, entry.lock),
+                _short_state(entry.lock),
                 _who(entry.holders),
                 len(entry.waiters),
             )
             for entry in found
         ],
     )
-    report.text("klocks ADDRESS shows one lock with every waiter.")
+    guessed = any(h.certainty != "proven" for entry in found for h in entry.holders)
+    note = "; a holder with a ? is a guess" if guessed else ""
+    report.text(f"klocks ADDRESS shows one lock with every waiter{note}.")
     return report
+
+
+def _called(kernel: Kernel, lock: locks.Lock) -> str:
+    """'sx "proctree"', or what the lock of a vnode is called."""
+    name = lock_name(kernel, lock)
+    if name != lock.name:
+        return name
+    return f'{locks.CLASS_WORDS.get(lock.klass, lock.klass)} "{name}"'
+
+
+def _short_state(lock: locks.Lock) -> str:
+    return {
+        "exclusive": "excl",
+        "shared": f"shared {lock.sharers}" if lock.sharers else "shared",
+        "disowned": "by I/O",
+    }.get(lock.state, lock.state)
 
 
 def lock_name(kernel: Kernel, lock: locks.Lock) -> str:
@@ -101,7 +116,7 @@ def _one(kernel: Kernel, at: int) -> Report:
 
 def _who(held: List[Holder]) -> str:
     text = ", ".join(
-        f"{h.thread.tid} {h.thread.label}" + ("" if h.certainty == "proven" else "?")
+        f"{h.thread.tid} {h.thread.name}" + ("" if h.certainty == "proven" else "?")
         for h in held[:2]
     )
     return text + (f" and {len(held) - 2} more" if len(held) > 2 else "")

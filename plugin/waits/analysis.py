@@ -10,6 +10,7 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
+from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
 from plugin.waits.build import BENIGN, IDLE, STUCK, TIMED, Builder, Standing
 from plugin.waits.catalogue import Catalogue
@@ -19,6 +20,8 @@ from plugin.waits.graph import CAUSES, Cycle, Edge, End, Graph, Node, Solution, 
 LONG_BLOCKED, LONG_ASLEEP = 900.0, 1800.0
 #: more steps than a chain has nodes that differ
 _MAX_PATH = 100_000
+#: frames of a holder's stack that are evidence enough
+_FRAMES = 8
 
 
 class Chain(NamedTuple):
@@ -251,10 +254,20 @@ def _cause(
     node = graph.nodes[key]
     end = node.end or End("unknown", f"{node.label}: nothing more is known")
     if node.kind == "thread":
-        end = _holder_end(builder, graph, solution, node, end)
+        end = _with_stack(builder, node, _holder_end(builder, graph, solution, node, end))
     return Cause(
         0, end.kind, node, tids, end.summary, end.evidence, end.since or since, surest, key, None
     )
+
+
+def _with_stack(builder: Builder, node: Node, end: End) -> End:
+    """The stack of a thread that others wait for says what it is at."""
+    thread = next((t for t in builder.threads if t.tid == node.tid), None)
+    stack = backtrace(builder.kernel, thread)[:_FRAMES] if thread is not None else []
+    if not stack:
+        return end
+    said = f"{end.evidence}; " if end.evidence else ""
+    return end._replace(evidence=f"{said}stack {' <- '.join(stack)}")
 
 
 def _holder_end(builder: Builder, graph: Graph, solution: Solution, node: Node, end: End) -> End:
@@ -335,8 +348,6 @@ def _groups(
     builder: Builder, graph: Graph, solution: Solution, residue: List[Thread]
 ) -> List[Group]:
     """The residue by message, channel and stack, the largest group first."""
-    from plugin.kernel.stack import backtrace
-
     found: Dict[Tuple, List[Thread]] = {}
     for thread in residue:
         node = graph.nodes[solution.ways[f"thread:{thread.tid}"].cause]
