@@ -24,6 +24,14 @@ dump is forged from the figures of that report; three commands explain it.
 _STEPS = (["why-stuck"], ["bioq", "--limit", "8"], ["kthreads", "--limit", "12"])
 
 
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
 def main(argv: List[str]) -> int:
     """Run the demo; returns the worst exit status of its commands."""
     parser = argparse.ArgumentParser(
@@ -47,8 +55,8 @@ def main(argv: List[str]) -> int:
                 words[0],
                 words[1:],
                 lambda: kernel,
-                sys.stdout.write,
-                lambda text: print(text, file=sys.stderr),
+                _write,
+                _complain,
                 width=shutil.get_terminal_size((80, 24)).columns,
             ),
         )

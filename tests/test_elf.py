@@ -281,3 +281,14 @@ def test_a_damaged_kernel_raises_nothing_but_a_clear_line(
         assert kernel.debuglink is None or len(kernel.debuglink) == 2
     except DumpError as error:
         assert str(error) and "\n" not in str(error)
+
+
+def test_a_symbol_without_a_size_ends_with_its_section(tmp_path: Path) -> None:
+    """Else the last one would name every function of every module loaded above the kernel."""
+    path = tmp_path / "kernel"
+    text = Sec(".text", flags=6, addr=0x1000, data=bytes(0x100))
+    path.write_bytes(elf(symbols=[Sym("last_function", 0x10F0, 0, FUNC)], sections=[text]))
+    kernel = ElfFile(path)
+    assert kernel.symbolize(0x10FF) == ("last_function", 15)
+    assert kernel.symbolize(0x1100) is None
+    assert kernel.symbolize(0x1000000) is None

