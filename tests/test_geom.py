@@ -98,7 +98,8 @@ def machine(osreldate: int, arch: str, variant: Tuple[str, ...], folder: Path) -
 def machine_once(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Forged:
-    return machine(*request.param, tmp_path_factory.mktemp("geom"))
+    osreldate, arch, variant = request.param
+    return machine(osreldate, arch, variant, tmp_path_factory.mktemp("geom"))
 
 
 @pytest.fixture
