@@ -18,14 +18,22 @@ class Finding(NamedTuple):
     detail: str
 
 
+#: findings kept: garbage can give one for each of millions of elements
+LIMIT = 10_000
+
+
 class Findings:
-    """An append-only list of findings without repeats; ``partial`` if data is missing."""
+    """An append-only list of findings without repeats; ``partial`` if data is missing.
+
+    Of more than ``LIMIT`` the first are kept, and how many there were.
+    """
 
     def __init__(self) -> None:
         self._list: List[Finding] = []
         self._seen: Set[Tuple[str, Optional[int], str]] = set()
         #: what was taken over whole, by identity: a cached result is used many times
         self._taken: Dict[int, Findings] = {}
+        self._more = 0
         self.partial = False
 
     def add(
@@ -34,9 +42,13 @@ class Findings:
         """Record one finding; ``partial=False`` where nothing is missing for it."""
         finding = Finding(what, address, detail)
         self.partial = self.partial or partial
-        if finding not in self._seen:
-            self._seen.add(finding)
-            self._list.append(finding)
+        if finding in self._seen:
+            return
+        if len(self._list) >= LIMIT:
+            self._more += 1
+            return
+        self._seen.add(finding)
+        self._list.append(finding)
 
     def extend(self, other: Findings) -> None:
         """Take over what another list, now complete, has found; once, however often asked."""
@@ -44,11 +56,14 @@ class Findings:
         if not other._list or self._taken.get(id(other)) is other:
             return
         self._taken[id(other)] = other
-        for finding in other:
+        for finding in other._list:
             self.add(*finding, partial=False)
+        self._more += other._more
 
     def __iter__(self) -> Iterator[Finding]:
-        return iter(self._list)
+        yield from self._list
+        if self._more:
+            yield Finding("findings", None, f"{self._more} more, not kept")
 
     def __len__(self) -> int:
-        return len(self._list)
+        return len(self._list) + bool(self._more)

@@ -337,7 +337,7 @@ def test_counters_without_bios_are_a_finding(tmp_path: Path) -> None:
     kernel = opened(m, tmp_path)
     geom_io.check_accounts(kernel)
     (finding,) = kernel.warnings
-    assert finding.what == "da0"
+    assert finding.what == "provider da0"
     assert finding.detail == "nstart - nend says 4 in flight, 0 found"
     (ours,) = geom_io.accounts(kernel).values()
     # The 32-bit counters have wrapped.

@@ -18,6 +18,8 @@ B_DONE = 0x200
 _MAXBCACHEBUF = 65536
 #: more bufs than any kernel makes: 1 TB of them
 _MAX_BUFS = 1 << 28
+#: pages missing among the headers before nbuf is taken for corrupt
+_MAX_HOLES = 256
 
 
 class Buf(NamedTuple):
@@ -165,19 +167,30 @@ def _scan(kernel: Kernel, *more: str) -> Iterator[Tuple[Buf, Tuple[int, ...]]]:
     known = len(_PATHS)
     unpack_from = fields.unpack_from
     batch = max(1, (1 << 18) // array.stride)
-    for first in range(0, array.nbuf, batch):
+    first, holes = 0, 0
+    while first < array.nbuf:
         count = min(batch, array.nbuf - first)
         at = array.address + first * array.stride
+        after = first + count
         try:
             data = kernel.read(at, (count - 1) * array.stride + fields.span)
         except MemoryFault as fault:
             kernel.warnings.add("buffer headers", fault.address, fault.reason)
-            continue
+            holes += 1
+            if holes > _MAX_HOLES:
+                kernel.warnings.add("buffer headers", at, f"given up after {first} of {array.nbuf}")
+                return
+            # What lies before and behind the page that is missing is still to be had.
+            count = min(max(0, fault.address - at) // array.stride, count - 1)
+            beyond = (fault.address // kernel.page_size + 1) * kernel.page_size
+            after = max(first + count + 1, -((array.address - beyond) // array.stride))
+            data = kernel.read(at, count * array.stride)
         for i in range(count):
             values = unpack_from(data, i * array.stride)
             yield _make(kernel, at + i * array.stride, values[:known], True), values[known:]
+        first = after
         if kernel.interrupted():
-            kernel.warnings.add("buffer headers", at, f"interrupted after {first + count}")
+            kernel.warnings.add("buffer headers", at, f"interrupted after {first}")
             return
 
 

@@ -691,7 +691,7 @@ def check_accounts(kernel: Kernel) -> None:
         found = account.driver_found if by_disk else account.found
         if account.source != "bios found" and counted != found:
             kernel.warnings.add(
-                account.provider.name,
+                f"provider {account.provider.name}",
                 account.provider.address,
                 f"{account.source} says {counted} in flight, {found} found",
                 partial=False,

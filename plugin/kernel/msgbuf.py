@@ -15,9 +15,27 @@ _PRIORITY = re.compile(r"^<\d{1,3}>", re.MULTILINE)
 def message_buffer(kernel: Kernel) -> str:
     """The text written last, oldest first, as dmesg(8) shows it.
 
-    WchanError where the buffer's header is not one.  A buffer that lies partly
-    outside the dump gives what is there, with a finding.
+    Where the buffer's header is not one, the copy that a minidump begins with, with
+    a finding; WchanError where there is none.  A buffer that lies partly outside the
+    dump gives what is there, with a finding.
     """
+    try:
+        data = _ring(kernel)
+    except WchanError as error:
+        data = getattr(kernel.target, "message_buffer", b"")
+        if not data:
+            raise
+        kernel.warnings.add(
+            "message buffer",
+            error.address if isinstance(error, MemoryFault) else None,
+            f"{error}; this is the dump's own copy, which may begin in its middle",
+        )
+    text = data.replace(b"\0", b"").decode("utf-8", "backslashreplace")
+    return _PRIORITY.sub("", text)
+
+
+def _ring(kernel: Kernel) -> bytes:
+    """The ring of characters, unrolled."""
     view = kernel.view("msgbuf", kernel.global_value("msgbufp"))
     size, written = view.msg_size, view.msg_wseq
     if view.msg_magic != MSG_MAGIC or not 0 < size <= 1 << 26:
@@ -37,5 +55,6 @@ def message_buffer(kernel: Kernel) -> str:
             kernel.warnings.add("message buffer", fault.address, fault.reason)
             if fault.address > address:
                 data += kernel.read(address, fault.address - address)
-    text = data.replace(b"\0", b"").decode("utf-8", "backslashreplace")
-    return _PRIORITY.sub("", text)
+    if not data:
+        raise WchanError(f"the message buffer at {view.msg_ptr:#x} is not in the dump")
+    return data

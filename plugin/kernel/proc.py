@@ -6,7 +6,7 @@ Mirrors sys/sys/proc.h; the states are those DDB's ``ps`` prints
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.lock_object import LockObject, lock_object
@@ -212,6 +212,7 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
         )
     }
     strings: Dict[int, str] = {}
+    seen: Set[int] = set()
     locks: Dict[int, Optional[LockObject]] = {}
     lockobj_offset = _lockobj_offset(kernel)
     p_threads = layouts.offsetof("proc", "p_threads")
@@ -240,6 +241,12 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                 kstack,
                 pages,
             ) = values[:14]
+            if address in seen:
+                kernel.warnings.add(
+                    f"threads of pid {proc.pid}", address, "is on another process's list already"
+                )
+                break
+            seen.add(address)
             extra = dict(zip(optional, values[14:]))
             state = _state(proc, td_state, inhibitors, tdi)
             wmesg: Optional[str] = None
