@@ -8,7 +8,7 @@ from typing import Iterator, List, NamedTuple, Optional
 
 from plugin.errors import DumpError, LayoutError
 from plugin.structs.ctf import SECTION, Ctf
-from plugin.structs.dwarf import Dwarf
+from plugin.structs.dwarf import Dwarf, has_dwarf
 from plugin.structs.layout import LayoutSource
 from plugin.vmcore.elf import ElfFile
 
@@ -24,16 +24,18 @@ class DebugInfo(NamedTuple):
     notes: List[str]
 
 
-def open_debug(elf: ElfFile) -> Optional[DebugInfo]:
+def open_debug(elf: ElfFile, notes: Optional[List[str]] = None) -> Optional[DebugInfo]:
     """The best debug information of a kernel: its DWARF, a separate file's, its CTF; else None.
 
     A separate file is found by ``.gnu_debuglink`` and by the names FreeBSD gives it
     (kernel.debug, kernel.symbols), beside the kernel and below /usr/lib/debug; one
-    that belongs to another kernel is passed over, with a note.
+    that belongs to another kernel is passed over, and DWARF is where there is no
+    pyelftools: each with a line in ``notes``.
     """
-    notes: List[str] = []
-    if elf.section(".debug_info"):
-        return DebugInfo(Dwarf(elf), elf.path, notes)
+    notes = [] if notes is None else notes
+    own = _dwarf(elf, notes)
+    if own is not None:
+        return DebugInfo(own, elf.path, notes)
     for path in _separate(elf):
         try:
             found = ElfFile(path)
@@ -42,12 +44,25 @@ def open_debug(elf: ElfFile) -> Optional[DebugInfo]:
             continue
         if not _belongs(elf, found):
             notes.append(f"{path} is passed over: it is another kernel's debug file")
-        elif found.section(".debug_info"):
-            return DebugInfo(Dwarf(found), path, notes)
+        else:
+            source = _dwarf(found, notes)
+            if source is not None:
+                return DebugInfo(source, path, notes)
         found.close()
     if elf.section(SECTION):
         return DebugInfo(Ctf(elf), elf.path, notes)
     return None
+
+
+def _dwarf(elf: ElfFile, notes: List[str]) -> Optional[Dwarf]:
+    """The DWARF of a file, None where it has none or nothing is there to read it with."""
+    if not has_dwarf(elf):
+        return None
+    try:
+        return Dwarf(elf)
+    except LayoutError as error:
+        notes.append(str(error))
+        return None
 
 
 def _separate(elf: ElfFile) -> Iterator[str]:
@@ -100,7 +115,9 @@ def debug_of_kind(elf: ElfFile, kind: str) -> LayoutSource:
     """The DWARF or the CTF of a file, as asked for; LayoutError where it has none."""
     if kind == "ctf":
         return Ctf(elf)
-    found = open_debug(elf)
+    notes: List[str] = []
+    found = open_debug(elf, notes)
     if found is None or found.source.name != "dwarf":
-        raise LayoutError(f"{elf.path} has no DWARF, nor a debug file beside it")
+        none = f"{elf.path} has no DWARF, nor a debug file beside it"
+        raise LayoutError("; ".join(notes) or none)
     return found.source

@@ -1,93 +1,129 @@
-"""Layouts out of DWARF (versions 2 to 5), one struct at a time.
+"""Layouts out of DWARF (versions 2 to 5), one struct at a time; pyelftools decodes it.
 
 A FreeBSD kernel.debug describes every struct thousands of times, once for each
-source file, in a hundred megabytes and more: nothing is read that is not asked
-for.  A struct's name is looked up in the string table; the bytes that refer to
-that string lead straight to its definitions.  What was found is kept in the
-cache, keyed by the file's build-id or content.
+source file, in a hundred megabytes and more, of which pyelftools would take
+minutes to read one half.  So it is given nothing that is not asked for: a
+struct's name is looked up in the string table, the bytes that refer to that
+string lead to what may be its definitions, and those entries alone are decoded.
+What was found is kept in the cache, keyed by the file's build-id or content.
 
-The reader is wchan's own and needs no library.
+The search guesses where a definition may be, never what it says: whatever it
+comes upon counts only once pyelftools has read a struct of that name there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
+import struct
+import zlib
 from bisect import bisect_right
 from collections import Counter
-from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
+from contextlib import suppress
+from importlib.util import find_spec
+from io import SEEK_SET, BytesIO
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Type,
+    cast,
+)
 
 from plugin.errors import LayoutError
 from plugin.structs.cache import LayoutCache, cache_key
 from plugin.structs.ctype import Field, Node, base_name, flatten, size_of
 from plugin.structs.layout import Layout
-from plugin.vmcore.elf import ElfFile
+from plugin.vmcore.elf import SHT_NOBITS, ElfFile
 
-# DW_TAG_*
-_ARRAY, _ENUM, _PARAMETER, _MEMBER, _POINTER = 0x01, 0x04, 0x05, 0x0D, 0x0F
-_STRUCT, _FUNCTION, _TYPEDEF, _UNION, _UNSPECIFIED = 0x13, 0x15, 0x16, 0x17, 0x18
-_SUBRANGE, _BASE, _UNIT_TAGS = 0x21, 0x24, (0x11, 0x3C, 0x41)
-_QUALIFIERS = {0x26: "const", 0x35: "volatile", 0x37: "restrict", 0x47: "_Atomic"}
+if TYPE_CHECKING:
+    from elftools.dwarf.abbrevtable import AbbrevDecl
+    from elftools.dwarf.compileunit import CompileUnit
+    from elftools.dwarf.die import DIE
+    from elftools.dwarf.dwarfinfo import DWARFInfo
 
-# DW_AT_*
-_SIBLING, _NAME, _BYTE_SIZE, _BIT_OFFSET, _BIT_SIZE = 0x01, 0x03, 0x0B, 0x0C, 0x0D
-_UPPER_BOUND, _COUNT, _LOCATION, _DECLARATION = 0x2F, 0x37, 0x38, 0x3C
-_TYPE, _PROTOTYPED, _DATA_BIT_OFFSET, _STR_OFFSETS_BASE = 0x49, 0x27, 0x6B, 0x72
+#: those that types, and the attributes of the units that hold them, refer to
+_SECTIONS = ("info", "abbrev", "str", "line_str", "str_offsets", "addr", "rnglists")
+_RECORDS = {"DW_TAG_structure_type": "struct", "DW_TAG_union_type": "union"}
+_QUALIFIERS = {
+    "DW_TAG_const_type": "const",
+    "DW_TAG_volatile_type": "volatile",
+    "DW_TAG_restrict_type": "restrict",
+    "DW_TAG_atomic_type": "_Atomic",
+}
 
-# DW_FORM_* whose value has a fixed number of bytes
-_FIXED = {
-    0x05: 2, 0x06: 4, 0x07: 8, 0x0B: 1, 0x0C: 1, 0x11: 1, 0x12: 2, 0x13: 4, 0x14: 8,
-    0x19: 0, 0x1C: 4, 0x1E: 16, 0x20: 8, 0x24: 8, 0x25: 1, 0x26: 2, 0x27: 3, 0x28: 4,
-    0x29: 1, 0x2A: 2, 0x2B: 3, 0x2C: 4,
-}  # fmt: skip
-_BLOCKS = {0x0A: 1, 0x03: 2, 0x04: 4}
-#: strp, sec_offset, line_strp, strp_sup and GNU's like: as wide as the unit's offsets
-_OFFSETS = frozenset((0x0E, 0x17, 0x1F, 0x1D, 0x1F20, 0x1F21))
-_LEB = frozenset((0x0F, 0x15, 0x1A, 0x1B, 0x22, 0x23, 0x1F01, 0x1F02))
-_STRING, _STRP, _LINE_STRP, _ADDR, _REF_ADDR, _SDATA = 0x08, 0x0E, 0x1F, 0x01, 0x10, 0x0D
-_BLOCK, _EXPRLOC, _INDIRECT, _IMPLICIT, _PRESENT = 0x09, 0x18, 0x16, 0x21, 0x19
-_STRX = frozenset((0x1A, 0x25, 0x26, 0x27, 0x28, 0x1F02))
-_UNIT_REFS = frozenset((0x11, 0x12, 0x13, 0x14, 0x15))
-_SIGNATURE = 0x20
+#: An abbreviation of a struct or union (DW_TAG 0x13, 0x17) with its code and the form of
+#: its name (DW_AT 0x03).  Every compiler puts the name first but GCC before 4.5, which
+#: put DW_AT_sibling as DW_FORM_ref4 before it.  DW_AT_declaration (0x3C) comes next
+#: where nothing is defined.
+_RECORD = re.compile(
+    rb"\0\0([\x80-\xff]{0,3}[\x01-\x7f])[\x13\x17][\0\1](\x01\x13)?\x03([\x08\x0e\x1a\x25-\x28])(?!\x3c)",
+    re.DOTALL,
+)
+_STRING, _STRP = 0x08, 0x0E
+#: DW_FORM_strx and its like: bytes of an index, 0 where that varies
+_STRX = {0x1A: 0, 0x25: 1, 0x26: 2, 0x27: 3, 0x28: 4}
 
 #: definitions of one struct that agree before the search ends
 _ENOUGH = 4
 _MAX_CHILDREN = 20000
+#: bytes that one entry, one string or the abbreviations of one unit may have
+_MAX_READ = 1 << 18
+#: how far behind its start a unit's own entry may give DW_AT_str_offsets_base
+_BASE_WITHIN = 64
+#: more than any kernel's debug information has: bytes of a section, units
+_MAX_SECTION = 1 << 32
+_MAX_UNITS = 1 << 18
 
 
-class _Unit(NamedTuple):
-    """A compilation unit's header."""
+class _Record(NamedTuple):
+    """How a unit writes struct definitions: code, bytes between it and the name, DW_FORM."""
 
-    start: int
-    first: int
-    end: int
-    version: int
-    address_size: int
-    offset_size: int
-    abbrevs: int
+    code: bytes
+    gap: int
+    form: int
 
 
-class _Abbrev(NamedTuple):
-    code: int
-    tag: int
-    children: bool
-    #: (attribute, form, implicit constant)
-    attributes: Tuple[Tuple[int, int, int], ...]
+class _Section(BytesIO):
+    """A section's bytes, of which no single look reads more than _MAX_READ.
+
+    A number or a block without end in damaged data is thereby none of 100 MB.
+    """
+
+    _limit = _MAX_READ
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        at = super().seek(offset, whence)
+        self._limit = at + _MAX_READ
+        return at
+
+    def read(self, size: Optional[int] = -1, /) -> bytes:
+        left = max(0, self._limit - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
-class _Die(NamedTuple):
-    """One entry: its attributes' (form, value), and where the next begins."""
-
-    offset: int
-    tag: int
-    children: bool
-    attributes: Dict[int, Tuple[int, Any]]
-    next: int
+def has_dwarf(elf: ElfFile) -> bool:
+    """True for a file with types in DWARF, which are not read yet."""
+    return any(
+        section.name in (".debug_info", ".zdebug_info")
+        and section.size
+        and section.type != SHT_NOBITS
+        for section in elf.sections
+    )
 
 
 class Dwarf:
     """A LayoutSource over the DWARF sections of an ELF file.
 
-    ``name`` is "dwarf".  LayoutError, in one line, for what cannot be understood.
+    ``name`` is "dwarf".  LayoutError, in one line, for what cannot be understood,
+    and where pyelftools is not installed.
     """
 
     name = "dwarf"
@@ -95,40 +131,88 @@ class Dwarf:
     def __init__(self, elf: ElfFile) -> None:
         self.path = elf.path
         self._elf = elf
-        self._info = self._abbrev = self._str = self._line_str = self._str_offsets = b""
-        if not any(section.name == ".debug_info" and section.size for section in elf.sections):
+        if not has_dwarf(elf):
             raise LayoutError(f"{elf.path} has no DWARF debug information")
+        if find_spec("elftools") is None:
+            raise LayoutError(
+                f"debug information in {elf.path} is not read: pyelftools is not installed"
+            )
         self.pointer_size = elf.bits // 8
-        self._units: List[_Unit] = []
-        self._starts: List[int] = []
-        self._abbrevs: Dict[int, Dict[int, _Abbrev]] = {}
-        self._records: Dict[int, List[Tuple[bytes, int, int]]] = {}
+        self._loaded: Optional[DWARFInfo] = None
+        self._info = self._abbrev = self._str = self._str_offsets = b""
+        #: where the abbreviations of the units begin, and those that define structs
+        self._tables: List[int] = []
+        self._records: Dict[int, List[_Record]] = {}
+        #: where the units' contributions to .debug_str_offsets begin, and whose they may be
+        self._bases: List[int] = []
+        self._of_base: Dict[int, List[CompileUnit]] = {}
         self._walked: Dict[int, FrozenSet[int]] = {}
         self._nodes: Dict[int, Node] = {}
-        self._bases: Optional[List[Tuple[int, int]]] = None
         self._cache = LayoutCache(cache_key("dwarf", elf.build_id or self._digest()))
 
-    def _load(self) -> None:
-        """Reads the sections: a hundred megabytes that a start with a warm cache spares."""
-        if self._units:
-            return
-        elf = self._elf
-        self._info = elf.section(".debug_info") or b""
-        self._abbrev = elf.section(".debug_abbrev") or b""
-        self._str = elf.section(".debug_str") or b""
-        self._line_str = elf.section(".debug_line_str") or b""
-        self._str_offsets = elf.section(".debug_str_offsets") or b""
-        self._units = list(self._read_units())
-        self._starts = [unit.start for unit in self._units]
-        if not self._units or not self._abbrev:
-            raise LayoutError("damaged DWARF debug information")
+    def _section(self, name: str) -> bytes:
+        """A section's bytes, decompressed; b"" where there is none."""
+        data = self._elf.section(f".debug_{name}")
+        if data is None:
+            packed = self._elf.section(f".zdebug_{name}") or b""
+            size = int.from_bytes(packed[4:12], "big")
+            if packed[:4] == b"ZLIB" and size <= _MAX_SECTION:
+                with suppress(zlib.error):
+                    data = zlib.decompressobj().decompress(packed[12:], size)
+        return data or b""
 
     def _digest(self) -> str:
         """Without a build-id only the content itself tells one kernel from another."""
         digest = hashlib.sha256()
-        for name in (".debug_info", ".debug_abbrev", ".debug_str", ".debug_str_offsets"):
-            digest.update(self._elf.section(name) or b"")
+        for name in ("info", "abbrev", "str", "str_offsets"):
+            digest.update(self._section(name))
         return digest.hexdigest()
+
+    @property
+    def _dwarf(self) -> DWARFInfo:
+        """The sections, read on first use: a start with a warm cache is spared them."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> DWARFInfo:
+        try:
+            from elftools.dwarf.dwarfinfo import DebugSectionDescriptor, DwarfConfig, DWARFInfo
+        except ImportError as error:
+            raise LayoutError(f"pyelftools cannot be imported: {error}") from None
+        sections = {}
+        for name in _SECTIONS:
+            data = self._section(name)
+            if data:
+                sections[f"debug_{name}_sec"] = DebugSectionDescriptor(
+                    _Section(data), f".debug_{name}", 0, len(data), 0
+                )
+            if name in ("info", "abbrev", "str", "str_offsets"):
+                setattr(self, f"_{name}", data)
+        if not self._info or not self._abbrev:
+            raise LayoutError("damaged DWARF debug information")
+        # the sections it can be given are more in each of its releases
+        known = [name for name in inspect.signature(DWARFInfo).parameters if name != "config"]
+        made = DWARFInfo(
+            config=DwarfConfig(True, "", self.pointer_size),
+            **{name: sections.get(name) for name in known},
+        )
+        units = list(self._units(made))
+        self._tables = sorted({unit["debug_abbrev_offset"] for unit in units})
+        if self._str_offsets:
+            self._find_bases(made, units)
+        return made
+
+    def _units(self, dwarf: DWARFInfo) -> Iterator[CompileUnit]:
+        at, end, count = 0, len(self._info), 0
+        # some linkers fill up with zeros
+        while at + 11 <= end and any(self._info[at : at + 6]):
+            unit = dwarf.get_CU_at(at)
+            at += unit.size
+            count += 1
+            if unit["unit_length"] < 7 or at > end or count > _MAX_UNITS:
+                raise LayoutError(f"damaged DWARF debug information at {unit.cu_offset:#x}")
+            yield unit
 
     # What a LayoutSource gives
 
@@ -145,11 +229,10 @@ class Dwarf:
     def _look_up(self, name: str) -> Optional[Layout]:
         """The layout most definitions agree on.  Damaged data is told in one line."""
         try:
-            self._load()
             return self._most_common(name)
         except LayoutError as error:
             raise LayoutError(f"{self.path}: {error}") from None
-        except (IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError):
+        except _damage():
             raise LayoutError(f"{self.path}: damaged DWARF debug information") from None
 
     def _most_common(self, name: str) -> Optional[Layout]:
@@ -165,329 +248,208 @@ class Dwarf:
             return None
         return flatten(self, first[counted.most_common(1)[0][0]], name)
 
-    # Finding a struct's definitions
-
     def _definitions(self, name: str) -> Iterator[int]:
         """Offsets of the entries that define a struct or union of that name."""
-        seen = set()
-        for at in self._candidates(name):
-            if at not in seen:
-                seen.add(at)
-                yield at
-
-    def _candidates(self, name: str) -> Iterator[int]:
+        dwarf = self._dwarf
         text = name.encode() + b"\0"
-        # whole strings first, then the ends of others that a linker may have shared
         places = list(_finds(self._str, text))
         whole = [at for at in places if at == 0 or self._str[at - 1] == 0]
-        found = False
-        for group in (whole, [at for at in places if at not in set(whole)]):
-            for place in group:
-                for at in self._by_strp(name, place):
-                    found = True
+        seen = set()
+        for unit, at in self._candidates(dwarf, text, whole):
+            if at not in seen and self._defines(name, unit, at):
+                seen.add(at)
+                yield at
+        if not seen:
+            # a linker may have made it the end of a longer string
+            for unit, at in self._candidates(dwarf, b"", sorted({*places} - {*whole})):
+                if at not in seen and self._defines(name, unit, at):
+                    seen.add(at)
                     yield at
-                for at in self._by_strx(name, place):
-                    found = True
-                    yield at
-            if found:
+
+    # Finding where a struct may be defined
+
+    def _candidates(
+        self, dwarf: DWARFInfo, text: bytes, places: List[int]
+    ) -> Iterator[Tuple[CompileUnit, int]]:
+        """(unit, offset) where an entry may begin that defines a struct of the name wanted.
+
+        ``places`` is where the name lies in .debug_str, ``text`` how it is written in place.
+        """
+        for place in places:
+            # the low half of an offset of 64 bits is found as well
+            for hit in _finds(self._info, struct.pack("<I", place)):
+                yield from self._before(dwarf, hit, _STRP)
+            for position in _finds(self._str_offsets, struct.pack("<I", place)):
+                yield from self._by_index(position)
+        for hit in _finds(self._info, text) if text else ():
+            yield from self._before(dwarf, hit, _STRING)
+
+    def _before(self, dwarf: DWARFInfo, hit: int, form: int) -> Iterator[Tuple[CompileUnit, int]]:
+        """The entry whose name is written at ``hit``."""
+        unit = dwarf.get_CU_containing(hit)
+        for record in self._records_of(unit):
+            start = hit - record.gap - len(record.code)
+            if record.form == form and self._info.startswith(record.code, max(start, 0)):
+                yield unit, start
+
+    def _by_index(self, position: int) -> Iterator[Tuple[CompileUnit, int]]:
+        """Entries whose name is what .debug_str_offsets has at ``position``."""
+        i = bisect_right(self._bases, position) - 1
+        base = self._bases[i] if i >= 0 else 0
+        for unit in self._of_base.get(base, ()):
+            index, odd = divmod(position - base, unit.structs.dwarf_format // 8)
+            if odd:
+                continue
+            for record in self._records_of(unit):
+                if record.form not in _STRX or record.gap:
+                    continue
+                width = _STRX[record.form] or len(_uleb(index))
+                if index >> 8 * width:
+                    continue
+                value = index.to_bytes(width, "little") if _STRX[record.form] else _uleb(index)
+                end = unit.cu_offset + unit.size
+                for start in _finds(self._info, record.code + value, unit.cu_die_offset, end):
+                    yield unit, start
+
+    def _find_bases(self, dwarf: DWARFInfo, units: List[CompileUnit]) -> None:
+        """Where .debug_str_offsets begins for which unit.
+
+        Decoding every unit's own entry would take longer than all the rest: what there
+        looks like the address of a contribution is taken for it, and read again by pyelftools.
+        """
+        at, data = 0, self._str_offsets
+        while at + 8 <= len(data):
+            length, head = struct.unpack_from("<I", data, at)[0], 8
+            if length == 0xFFFFFFFF and at + 16 <= len(data):
+                length, head = struct.unpack_from("<Q", data, at + 4)[0], 16
+            if length < 4:
                 break
-        for hit in _finds(self._info, text):
-            yield from self._at_hit(name, hit, _STRING)
+            self._bases.append(at + head)
+            at += length + head - 4
+        known = frozenset(self._bases)
+        for unit in units:
+            start = unit.cu_die_offset
+            own = self._info[start : min(start + _BASE_WITHIN, unit.cu_offset + unit.size)]
+            values = {struct.unpack_from("<I", own, k)[0] for k in range(len(own) - 3)}
+            for base in values & known:
+                self._of_base.setdefault(base, []).append(unit)
 
-    def _by_strp(self, name: str, place: int) -> Iterator[int]:
-        for width in {unit.offset_size for unit in self._units}:
-            for hit in _finds(self._info, place.to_bytes(width, "little")):
-                yield from self._at_hit(name, hit, _STRP)
+    def _records_of(self, unit: CompileUnit) -> List[_Record]:
+        """The unit's abbreviations that look as if they define structs."""
+        start = unit["debug_abbrev_offset"]
+        if start not in self._records:
+            i = bisect_right(self._tables, start)
+            end = self._tables[i] if i < len(self._tables) else len(self._abbrev)
+            self._records[start] = [
+                _Record(match[1], 4 if match[2] else 0, match[3][0])
+                for match in _RECORD.finditer(self._abbrev, start, end)
+            ]
+        return self._records[start]
 
-    def _by_strx(self, name: str, place: int) -> Iterator[int]:
-        if not self._str_offsets:
-            return
-        if self._bases is None:
-            self._bases = sorted(self._unit_bases())
-        for position in _finds(self._str_offsets, place.to_bytes(4, "little")):
-            i = bisect_right(self._bases, (position, len(self._units))) - 1
-            if i < 0:
-                continue
-            base = self._bases[i][0]
-            # units that share a contribution stand next to one another
-            while i >= 0 and self._bases[i][0] == base:
-                unit = self._units[self._bases[i][1]]
-                index, odd = divmod(position - base, unit.offset_size)
-                if not odd:
-                    yield from self._by_index(name, unit, index)
-                i -= 1
+    # Making sure
 
-    def _by_index(self, name: str, unit: _Unit, index: int) -> Iterator[int]:
-        for code, prefix, form in self._record_abbrevs(unit):
-            if form not in _STRX:
-                continue
-            width = _FIXED.get(form)
-            if width is not None and index >> 8 * width:
-                continue
-            value = index.to_bytes(width, "little") if width is not None else _uleb_bytes(index)
-            at = self._info.find(value, unit.first, unit.end)
-            while at >= 0:
-                start = at - prefix - len(code)
-                if start >= unit.first and self._info.startswith(code, start):
-                    yield from self._checked(name, unit, start)
-                at = self._info.find(value, at + 1, unit.end)
-
-    def _unit_bases(self) -> Iterator[Tuple[int, int]]:
-        for i, unit in enumerate(self._units):
-            top = self._die(unit, unit.first)
-            if _STR_OFFSETS_BASE in top.attributes:
-                yield int(top.attributes[_STR_OFFSETS_BASE][1]), i
-            elif unit.version < 5:
-                yield 0, i
-
-    def _at_hit(self, name: str, hit: int, form: int) -> Iterator[int]:
-        """The definition whose name attribute lies at ``hit``, if one does."""
-        unit = self._unit_of(hit)
-        if unit is None:
-            return
-        for code, prefix, own in self._record_abbrevs(unit):
-            if own != form:
-                continue
-            start = hit - prefix - len(code)
-            if start >= unit.first and self._info.startswith(code, start):
-                yield from self._checked(name, unit, start)
-
-    def _checked(self, name: str, unit: _Unit, start: int) -> Iterator[int]:
-        """``start``, if a whole definition of that name begins there and not by chance."""
+    def _defines(self, name: str, unit: CompileUnit, start: int) -> bool:
+        """True where a whole definition of that name begins at ``start``, and not by chance."""
         try:
             die = self._die(unit, start)
-            if die.tag not in (_STRUCT, _UNION) or self._name(unit, die) != name:
-                return
-            size = die.attributes[_BYTE_SIZE][1]
-            for child in self._children(unit, die):
-                if child.tag == _MEMBER and _TYPE in child.attributes:
-                    self._reference(unit, child.attributes[_TYPE])
-                    inside, _ = self._place(child)
-                    if inside > 8 * size:
-                        return
-            certain = die.attributes[_NAME][0] in (_STRP, _STRING) and size and die.children
-            if not certain and start not in self._records_of(unit):
-                return
-        except (LayoutError, IndexError, KeyError, ValueError, TypeError):
-            return
-        yield start
+            if die.tag not in _RECORDS or _name(die) != name:
+                return False
+            size = die.attributes["DW_AT_byte_size"].value
+            for child in self._children(die):
+                if child.tag == "DW_TAG_member" and "DW_AT_type" in child.attributes:
+                    self._target(child)
+                    if self._place(child)[0] > 8 * size:
+                        return False
+            by_string = die.attributes["DW_AT_name"].form in ("DW_FORM_strp", "DW_FORM_string")
+            return bool(by_string and size and die.has_children) or start in self._starts(unit)
+        except LayoutError:
+            return False
+        except _damage():
+            return False
 
-    def _records_of(self, unit: _Unit) -> FrozenSet[int]:
-        """Where the unit's structs and unions begin, by walking all of its entries.
+    def _starts(self, unit: CompileUnit) -> FrozenSet[int]:
+        """Where the unit's structs and unions begin, by passing over all of its entries.
 
-        A short index may occur by chance where no entry begins; this tells.
+        A short index may occur by chance where no entry begins; this tells.  What
+        need not be decoded is passed over by the sizes that pyelftools gives its forms.
         """
-        known = self._walked.get(unit.start)
+        known = self._walked.get(unit.cu_offset)
         if known is None:
-            starts = []
-            table = self._table(unit.abbrevs)
-            widths = {abbrev.code: _total(abbrev, unit) for abbrev in table.values()}
-            info, at = self._info, unit.first
-            while at < unit.end:
-                code, after = _uleb(info, at)
-                if code == 0:
-                    at = after
-                    continue
-                if table[code].tag in (_STRUCT, _UNION):
-                    starts.append(at)
-                width = widths[code]
-                at = self._die(unit, at).next if width is None else after + width
-            known = self._walked[unit.start] = frozenset(starts)
+            known = self._walked[unit.cu_offset] = frozenset(self._walk(unit))
         return known
 
-    def _record_abbrevs(self, unit: _Unit) -> List[Tuple[bytes, int, int]]:
-        """(code, bytes before the name, the name's form) of abbreviations that define structs.
+    def _walk(self, unit: CompileUnit) -> Iterator[int]:
+        stream, uleb = unit.get_top_DIE().stream, unit.structs.Dwarf_uleb128("")
+        table = unit.get_abbrev_table()
+        steps: Dict[int, Tuple[bool, List[Any]]] = {0: (False, [0])}
+        at, end = unit.cu_die_offset, unit.cu_offset + unit.size
+        while at < end:
+            start, code = at, self._info[at]
+            at += 1
+            if code >= 0x80:
+                stream.seek(start)
+                code = uleb.parse_stream(stream)
+                at = stream.tell()
+            if code not in steps:
+                declared = table.get_abbrev(code)
+                steps[code] = declared["tag"] in _RECORDS, _widths(unit, declared)
+            is_record, widths = steps[code]
+            if is_record:
+                yield start
+            for width in widths:
+                if isinstance(width, int):
+                    at += width
+                else:
+                    stream.seek(at)
+                    width.parse_stream(stream)
+                    at = stream.tell()
 
-        Every compiler known puts the name first; one that puts something of varying
-        length before it would go unseen.
+    # Entries
+
+    def _die(self, unit: CompileUnit, at: int) -> DIE:
+        """The entry at ``at``, which ends within its unit."""
+        die = unit.get_DIE_from_refaddr(at)
+        if at + die.size > unit.cu_offset + unit.size:
+            raise LayoutError(f"damaged DWARF debug information at {at:#x}")
+        return die
+
+    def _children(self, die: DIE) -> Iterator[DIE]:
+        """The entries below ``die``, without those below them.
+
+        pyelftools' own iteration trusts that DW_AT_sibling leads forward.
         """
-        known = self._records.get(unit.abbrevs)
-        if known is None:
-            known = self._records[unit.abbrevs] = []
-            for abbrev in self._table(unit.abbrevs).values():
-                given = {attribute for attribute, _, _ in abbrev.attributes}
-                if (
-                    abbrev.tag not in (_STRUCT, _UNION)
-                    or not {_NAME, _BYTE_SIZE} <= given
-                    or _DECLARATION in given
-                ):
-                    continue
-                prefix = 0
-                for attribute, form, _ in abbrev.attributes:
-                    if attribute == _NAME:
-                        known.append((_uleb_bytes(abbrev.code), prefix, form))
-                        break
-                    width = _width(form, unit)
-                    if width is None:
-                        break
-                    prefix += width
-        return known
-
-    # Units, abbreviations, entries
-
-    def _read_units(self) -> Iterator[_Unit]:
-        info, at = self._info, 0
-        while at + 11 <= len(info):
-            start, width = at, 4
-            length = int.from_bytes(info[at : at + 4], "little")
-            at += 4
-            if length == 0xFFFFFFFF:
-                width = 8
-                length = int.from_bytes(info[at : at + 8], "little")
-                at += 8
-            end = at + length
-            version = int.from_bytes(info[at : at + 2], "little")
-            if length == 0 and version == 0:
-                return
-            if not 2 <= version <= 5 or end > len(info) or length < 7:
-                raise LayoutError(f"damaged DWARF debug information at {start:#x}")
-            at += 2
-            if version >= 5:
-                kind, address_size = info[at], info[at + 1]
-                abbrevs = int.from_bytes(info[at + 2 : at + 2 + width], "little")
-                # type units and split units carry an identifier behind
-                first = at + 2 + width + {2: 8 + width, 6: 8 + width, 4: 8, 5: 8}.get(kind, 0)
-            else:
-                abbrevs = int.from_bytes(info[at : at + width], "little")
-                address_size = info[at + width]
-                first = at + width + 1
-            yield _Unit(start, first, end, version, address_size, width, abbrevs)
-            at = end
-
-    def _unit_of(self, offset: int) -> Optional[_Unit]:
-        i = bisect_right(self._starts, offset) - 1
-        return self._units[i] if i >= 0 and offset < self._units[i].end else None
-
-    def _table(self, offset: int) -> Dict[int, _Abbrev]:
-        table = self._abbrevs.get(offset)
-        if table is None:
-            table = self._abbrevs[offset] = {}
-            data, at = self._abbrev, offset
-            while at < len(data):
-                code, at = _uleb(data, at)
-                if code == 0:
-                    break
-                tag, at = _uleb(data, at)
-                children = data[at] != 0
-                at += 1
-                attributes = []
-                while True:
-                    attribute, at = _uleb(data, at)
-                    form, at = _uleb(data, at)
-                    implicit = 0
-                    if form == _IMPLICIT:
-                        implicit, at = _sleb(data, at)
-                    if attribute == 0 and form == 0:
-                        break
-                    attributes.append((attribute, form, implicit))
-                table[code] = _Abbrev(code, tag, children, tuple(attributes))
-        return table
-
-    def _die(self, unit: _Unit, offset: int) -> _Die:
-        """The entry at ``offset``; tag 0 for the one that ends a list of children."""
-        code, at = _uleb(self._info, offset)
-        if code == 0:
-            return _Die(offset, 0, False, {}, at)
-        try:
-            abbrev = self._table(unit.abbrevs)[code]
-        except KeyError:
-            raise LayoutError(f"damaged DWARF debug information at {offset:#x}") from None
-        attributes: Dict[int, Tuple[int, Any]] = {}
-        for attribute, form, implicit in abbrev.attributes:
-            if form == _IMPLICIT:
-                attributes[attribute] = form, implicit
-                continue
-            form, value, at = self._value(unit, form, at)
-            attributes[attribute] = form, value
-        if at > unit.end:
-            raise LayoutError(f"damaged DWARF debug information at {offset:#x}")
-        return _Die(offset, abbrev.tag, abbrev.children, attributes, at)
-
-    def _value(self, unit: _Unit, form: int, at: int) -> Tuple[int, Any, int]:
-        """(form, value, where the next begins) of one attribute."""
-        info = self._info
-        if form == _INDIRECT:
-            form, at = _uleb(info, at)
-        if form == _PRESENT:
-            return form, 1, at
-        width = _width(form, unit)
-        if width is not None:
-            return form, int.from_bytes(info[at : at + width], "little"), at + width
-        if form in _LEB:
-            value, at = _uleb(info, at)
-            return form, value, at
-        if form == _SDATA:
-            value, at = _sleb(info, at)
-            return form, value, at
-        if form == _STRING:
-            end = info.index(b"\0", at)
-            return form, info[at:end], end + 1
-        if form in (_BLOCK, _EXPRLOC):
-            length, at = _uleb(info, at)
-        elif form in _BLOCKS:
-            length = int.from_bytes(info[at : at + _BLOCKS[form]], "little")
-            at += _BLOCKS[form]
-        else:
-            raise LayoutError(f"DWARF form {form:#x} is not known")
-        return form, info[at : at + length], at + length
-
-    def _children(self, unit: _Unit, die: _Die) -> Iterator[_Die]:
-        """The entries below ``die``, without those below them."""
-        at = die.next
-        for _ in range(_MAX_CHILDREN if die.children else 0):
+        unit, at = cast("CompileUnit", die.cu), die.offset + die.size
+        for _ in range(_MAX_CHILDREN if die.has_children else 0):
             child = self._die(unit, at)
-            if child.tag == 0:
+            if child.is_null():
                 return
             yield child
             at = self._after(unit, child)
-        if die.children:
+        if die.has_children:
             raise LayoutError(f"damaged DWARF debug information at {die.offset:#x}")
 
-    def _after(self, unit: _Unit, die: _Die) -> int:
+    def _after(self, unit: CompileUnit, die: DIE) -> int:
         """Where the next sibling of ``die`` begins."""
-        if not die.children:
-            return die.next
-        if _SIBLING in die.attributes:
-            at = self._reference(unit, die.attributes[_SIBLING])
-            if at <= die.offset:
-                raise LayoutError(f"damaged DWARF debug information at {die.offset:#x}")
+        at = die.offset + die.size
+        if not die.has_children:
             return at
-        depth, at = 1, die.next
+        if "DW_AT_sibling" in die.attributes:
+            sibling = die.get_DIE_from_attribute("DW_AT_sibling").offset
+            if sibling < at:
+                raise LayoutError(f"damaged DWARF debug information at {die.offset:#x}")
+            return sibling
+        depth = 1
         while depth:
             child = self._die(unit, at)
-            at = child.next
-            depth += -1 if child.tag == 0 else child.children
+            at += child.size
+            depth += -1 if child.is_null() else bool(child.has_children)
         return at
 
-    def _name(self, unit: _Unit, die: _Die) -> str:
-        if _NAME not in die.attributes:
-            return ""
-        form, value = die.attributes[_NAME]
-        if form == _STRING:
-            return bytes(value).decode("utf-8", "replace")
-        table = self._line_str if form == _LINE_STRP else self._str
-        if form in _STRX:
-            base = 0
-            if unit.version >= 5:
-                top = self._die(unit, unit.first)
-                base = int(top.attributes[_STR_OFFSETS_BASE][1])
-            at = base + int(value) * unit.offset_size
-            value = int.from_bytes(self._str_offsets[at : at + unit.offset_size], "little")
-        if not isinstance(value, int) or not 0 <= value < len(table):
-            raise LayoutError(f"damaged DWARF debug information at {die.offset:#x}")
-        return table[value : table.index(b"\0", value)].decode("utf-8", "replace")
-
-    def _reference(self, unit: _Unit, attribute: Tuple[int, Any]) -> int:
-        """Offset in .debug_info of what an attribute refers to."""
-        form, value = attribute
-        if form in _UNIT_REFS:
-            at = unit.start + int(value)
-            if not unit.first <= at < unit.end:
-                raise LayoutError(f"damaged DWARF debug information at {unit.start:#x}")
-            return at
-        if form == _REF_ADDR and isinstance(value, int) and value < len(self._info):
-            return value
-        raise LayoutError(f"DWARF reference of form {form:#x} is not supported")
+    def _target(self, die: DIE) -> Optional[int]:
+        """Offset in .debug_info of the type that an entry refers to; None is void."""
+        if "DW_AT_type" not in die.attributes:
+            return None
+        return die.get_DIE_from_attribute("DW_AT_type").offset
 
     # What plugin.structs.ctype asks for
 
@@ -495,52 +457,50 @@ class Dwarf:
         """The type whose entry lies at ``ref``."""
         known = self._nodes.get(ref)
         if known is None:
-            unit = self._unit_of(ref)
-            if unit is None:
-                raise LayoutError(f"damaged DWARF debug information at {ref:#x}")
-            known = self._nodes[ref] = self._make(unit, self._die(unit, ref))
+            known = self._nodes[ref] = self._make(self._at(ref))
         return known
 
-    def _make(self, unit: _Unit, die: _Die) -> Node:
-        size = self._number(die, _BYTE_SIZE)
-        target: Optional[int] = None
-        if _TYPE in die.attributes:
-            target = self._reference(unit, die.attributes[_TYPE])
-        if die.tag in _QUALIFIERS:
-            return Node(_QUALIFIERS[die.tag], target=target)
-        if die.tag == _POINTER:
-            return Node("pointer", size=size, target=target)
-        if die.tag == _TYPEDEF:
-            return Node("typedef", self._name(unit, die), target=target)
-        if die.tag in (_STRUCT, _UNION, _ENUM):
-            kind = {_STRUCT: "struct", _UNION: "union", _ENUM: "enum"}[die.tag]
-            return Node(kind, self._name(unit, die), size)
-        if die.tag == _ARRAY:
-            return self._array(unit, die, target)
-        if die.tag == _FUNCTION:
-            params: List[Optional[int]] = []
-            for child in self._children(unit, die):
-                if child.tag == _PARAMETER and _TYPE in child.attributes:
-                    params.append(self._reference(unit, child.attributes[_TYPE]))
-                elif child.tag == _UNSPECIFIED:
-                    params.append(None)
-            known = tuple(params) if params or _PROTOTYPED in die.attributes else None
-            return Node("function", target=target, params=known)
-        if die.tag == _BASE:
-            return Node("base", base_name(self._name(unit, die)), size)
-        return Node("base", self._name(unit, die) or "void", size)
+    def _at(self, ref: int) -> DIE:
+        return self._die(self._dwarf.get_CU_containing(ref), ref)
 
-    def _array(self, unit: _Unit, die: _Die, target: Optional[int]) -> Node:
+    def _make(self, die: DIE) -> Node:
+        size = _number(die, "DW_AT_byte_size") or 0
+        target = self._target(die)
+        tag = str(die.tag)
+        if tag in _QUALIFIERS:
+            return Node(_QUALIFIERS[tag], target=target)
+        if tag == "DW_TAG_pointer_type":
+            return Node("pointer", size=size, target=target)
+        if tag == "DW_TAG_typedef":
+            return Node("typedef", _name(die), target=target)
+        if tag in _RECORDS:
+            return Node(_RECORDS[tag], _name(die), size)
+        if tag == "DW_TAG_enumeration_type":
+            return Node("enum", _name(die), size)
+        if tag == "DW_TAG_array_type":
+            return self._array(die, target)
+        if tag == "DW_TAG_subroutine_type":
+            params: List[Optional[int]] = []
+            for child in self._children(die):
+                if child.tag == "DW_TAG_formal_parameter":
+                    params.append(self._target(child))
+                elif child.tag == "DW_TAG_unspecified_parameters":
+                    params.append(None)
+            known = tuple(params) if params or "DW_AT_prototyped" in die.attributes else None
+            return Node("function", target=target, params=known)
+        if tag == "DW_TAG_base_type":
+            return Node("base", base_name(_name(die)), size)
+        return Node("base", _name(die) or "void", size)
+
+    def _array(self, die: DIE, target: Optional[int]) -> Node:
         counts: List[Optional[int]] = []
-        for child in self._children(unit, die):
-            if child.tag == _SUBRANGE:
-                count: Optional[int] = None
-                if _COUNT in child.attributes:
-                    count = self._number(child, _COUNT)
-                elif _UPPER_BOUND in child.attributes:
-                    bound = self._number(child, _UPPER_BOUND)
-                    # some compilers write the bound of a flexible array as -1
-                    count = bound + 1 if 0 <= bound < 0xFFFFFFFF else None
+        for child in self._children(die):
+            if child.tag == "DW_TAG_subrange_type":
+                count = _number(child, "DW_AT_count")
+                bound = _number(child, "DW_AT_upper_bound")
+                # some compilers write the bound of a flexible array as -1
+                if count is None and bound is not None and 0 <= bound < 0xFFFFFFFF:
+                    count = bound + 1
                 counts.append(count)
         node = Node("array", target=target, elements=counts[-1] if counts else None)
         # each further dimension is a node of its own, at an offset no entry has
@@ -552,95 +512,101 @@ class Dwarf:
 
     def fields(self, ref: int) -> List[Field]:
         """The members of the struct or union whose entry lies at ``ref``."""
-        unit = self._unit_of(ref)
-        if unit is None:
-            raise LayoutError(f"damaged DWARF debug information at {ref:#x}")
         made = []
-        for child in self._children(unit, self._die(unit, ref)):
-            if child.tag == _MEMBER and _TYPE in child.attributes:
-                type_ = self._reference(unit, child.attributes[_TYPE])
+        for child in self._children(self._at(ref)):
+            type_ = self._target(child) if child.tag == "DW_TAG_member" else None
+            if type_ is not None:
                 bit, width = self._place(child, type_)
-                made.append(Field(self._name(unit, child), type_, bit, width))
+                made.append(Field(_name(child), type_, bit, width))
         return made
 
-    def _place(self, die: _Die, type_: Optional[int] = None) -> Tuple[int, int]:
+    def _place(self, die: DIE, type_: Optional[int] = None) -> Tuple[int, int]:
         """(bit from the start of the struct, width of a bit-field or 0) of a member."""
-        width = self._number(die, _BIT_SIZE)
-        if _DATA_BIT_OFFSET in die.attributes:
-            return self._number(die, _DATA_BIT_OFFSET), width
-        byte = 0
-        if _LOCATION in die.attributes:
-            value = die.attributes[_LOCATION][1]
-            if isinstance(value, bytes):
-                # DWARF 2 and 3: DW_OP_plus_uconst
-                if value[:1] != b"\x23":
-                    raise LayoutError(f"DWARF member location {value.hex()} is not supported")
-                byte, _ = _uleb(value, 1)
-            else:
-                byte = int(value)
-        if not width or _BIT_OFFSET not in die.attributes:
+        width = _number(die, "DW_AT_bit_size") or 0
+        bit = _number(die, "DW_AT_data_bit_offset")
+        if bit is not None:
+            return bit, width
+        byte = _location(die)
+        high = _number(die, "DW_AT_bit_offset")
+        if not width or high is None:
             return 8 * byte, width
         # the old form counts from the most significant bit of the storage unit
-        unit_size = self._number(die, _BYTE_SIZE)
+        unit_size = _number(die, "DW_AT_byte_size") or 0
         if not unit_size and type_ is not None:
             unit_size = size_of(self, type_)
-        return 8 * (byte + unit_size) - self._number(die, _BIT_OFFSET) - width, width
-
-    def _number(self, die: _Die, attribute: int) -> int:
-        value = die.attributes.get(attribute, (0, 0))[1]
-        return value if isinstance(value, int) else 0
+        return 8 * (byte + unit_size) - high - width, width
 
 
-def _finds(data: bytes, wanted: bytes) -> Iterator[int]:
-    at = data.find(wanted)
+def _widths(unit: CompileUnit, declared: AbbrevDecl) -> List[Any]:
+    """Bytes of an abbreviation's attributes, with a parser for each that varies."""
+    from elftools.construct import SizeofError
+
+    widths: List[Any] = [0]
+    for _, form in declared.iter_attr_specs():
+        if form == "DW_FORM_implicit_const":
+            continue
+        parser = unit.structs.Dwarf_dw_form[form]
+        if parser is None or form == "DW_FORM_indirect":
+            raise LayoutError(f"{form} is not supported")
+        try:
+            widths[-1] += parser.sizeof()
+        except SizeofError:
+            widths += [parser, 0]
+    return widths
+
+
+def _name(die: DIE) -> str:
+    """DW_AT_name, "" without one."""
+    if "DW_AT_name" not in die.attributes:
+        return ""
+    value = die.attributes["DW_AT_name"].value
+    if not isinstance(value, bytes):
+        raise LayoutError(f"damaged DWARF debug information at {die.offset:#x}")
+    return value.decode("utf-8", "replace")
+
+
+def _number(die: DIE, attribute: str) -> Optional[int]:
+    """A constant, None where there is none or it is computed when the program runs."""
+    found = die.attributes.get(attribute)
+    if found is None or not isinstance(found.value, int) or "ref" in found.form:
+        return None
+    return int(found.value)
+
+
+def _location(die: DIE) -> int:
+    """DW_AT_data_member_location in bytes: a constant, in DWARF 2 and 3 an expression."""
+    found = die.attributes.get("DW_AT_data_member_location")
+    if found is None:
+        return 0
+    if isinstance(found.value, int):
+        return found.value
+    from elftools.dwarf.dwarf_expr import DWARFExprParser
+
+    steps = DWARFExprParser(die.cu.structs).parse_expr(found.value)
+    if len(steps) != 1 or steps[0].op_name != "DW_OP_plus_uconst":
+        raise LayoutError(f"damaged DWARF debug information at {die.offset:#x}")
+    return int(steps[0].args[0])
+
+
+def _damage() -> Tuple[Type[Exception], ...]:
+    """What pyelftools raises, in its own words and in Python's, for data that is damaged."""
+    from elftools.common.exceptions import DWARFError, ELFError
+    from elftools.construct import ConstructError
+
+    return (
+        *(DWARFError, ELFError, ConstructError, ArithmeticError, AssertionError, AttributeError),
+        *(LookupError, NotImplementedError, RecursionError, TypeError, ValueError, struct.error),
+    )
+
+
+def _finds(data: bytes, wanted: bytes, start: int = 0, end: Optional[int] = None) -> Iterator[int]:
+    at = data.find(wanted, start, end)
     while at >= 0:
         yield at
-        at = data.find(wanted, at + 1)
+        at = data.find(wanted, at + 1, end)
 
 
-def _width(form: int, unit: _Unit) -> Optional[int]:
-    """Bytes of a form's value, None where it varies."""
-    if form in _OFFSETS:
-        return unit.offset_size
-    if form == _ADDR:
-        return unit.address_size
-    if form == _REF_ADDR:
-        return unit.address_size if unit.version == 2 else unit.offset_size
-    return _FIXED.get(form)
-
-
-def _total(abbrev: _Abbrev, unit: _Unit) -> Optional[int]:
-    """Bytes of all attributes of an abbreviation together, None where that varies."""
-    total = 0
-    for _, form, _ in abbrev.attributes:
-        width = 0 if form in (_IMPLICIT, _PRESENT) else _width(form, unit)
-        if width is None:
-            return None
-        total += width
-    return total
-
-
-def _uleb(data: bytes, at: int) -> Tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 70:
-            raise LayoutError("damaged DWARF debug information: a number without end")
-
-
-def _sleb(data: bytes, at: int) -> Tuple[int, int]:
-    start = at
-    value, at = _uleb(data, at)
-    bits = 7 * (at - start)
-    return (value - (1 << bits) if value >> (bits - 1) & 1 else value), at
-
-
-def _uleb_bytes(value: int) -> bytes:
+def _uleb(value: int) -> bytes:
     out = bytearray()
     while True:
         byte = value & 0x7F

@@ -61,13 +61,15 @@ def choose_layouts(
     both, else its structs come before theirs.  LayoutError, with the kernel's own
     evidence, where nothing fits and ``force`` is not given.
     """
-    unread = []
+    unread: List[str] = []
     over = StructsFile(override) if override is not None else None
     if over is None or not over.own_kernels:
         try:
             types = target.types()
+            unread += getattr(target, "type_notes", [])
             if types is not None:
-                return _with_types(target, types, osreldate, over)
+                chosen = _with_types(target, types, osreldate, over)
+                return chosen._replace(notes=unread + chosen.notes)
         except LayoutError as error:
             unread.append(f"the kernel's debug information is not used: {error}")
     chosen = _from_yaml(target, osreldate, override, force)

@@ -111,10 +111,12 @@ class KernelFile:
         """Its debug information, or that of the kind named; LayoutError where there is none."""
         if kind is not None:
             return debug_of_kind(self.elf, kind)
-        found = open_debug(self.elf)
+        notes: List[str] = []
+        found = open_debug(self.elf, notes)
         if found is None:
             raise LayoutError(
-                f"{self.path} has neither DWARF nor CTF, and there is no debug file beside it; "
+                "; ".join(notes)
+                or f"{self.path} has neither DWARF nor CTF, and there is no debug file beside it; "
                 "install the kernel-dbg set, or take kernel.debug from the build"
             )
         return found.source

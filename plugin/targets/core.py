@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence
 
 from plugin import interrupt
 from plugin.targets import Symbol
@@ -26,6 +26,8 @@ class CoreTarget:
         self.description = memory.path
         self.truncated = memory.truncated
         self.read = memory.read
+        #: debug information that could not be used, one line each
+        self.type_notes: List[str] = []
 
     @property
     def message_buffer(self) -> bytes:
@@ -48,7 +50,8 @@ class CoreTarget:
         """The DWARF or CTF of the kernel file or of its separate debug file."""
         from plugin.structs.debuginfo import open_debug
 
-        found = open_debug(self.kernel)
+        self.type_notes = []
+        found = open_debug(self.kernel, self.type_notes)
         return found.source if found else None
 
     def interrupted(self) -> bool:
