@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any, List, Optional, Sequence
 
@@ -32,6 +33,7 @@ def _cell(value: Any) -> str:
 #: a column is never cut below this many characters to make a table fit
 _NARROWEST = 8
 _GAP = 2
+_ADDRESS = re.compile(r"0x[0-9a-f]+\Z")
 
 
 def table(
@@ -49,19 +51,21 @@ def table(
 
 
 def _fit(names: List[str], align: List[str], cells: List[List[str]], width: int) -> List[List[str]]:
+    if not cells:
+        return cells
     widths = [max(map(len, column)) for column in zip(names, *cells)]
     # Numbers and addresses stay whole; of the texts the widest gives first.
-    elastic = [
-        i
-        for i, column in enumerate(zip(*cells))
-        if align[i] == "left" and not any(cell.startswith("0x") for cell in column)
+    elastic = [i for i, side in enumerate(align) if side == "left"]
+    narrowest = [
+        max(_NARROWEST, len(name), *(len(cell) for cell in column if _ADDRESS.match(cell)))
+        for name, column in zip(names, zip(*cells))
     ]
     excess = sum(widths) + _GAP * (len(widths) - 1) - width
     while excess > 0:
-        widest = max(elastic, key=lambda i: widths[i], default=None)
-        if widest is None or widths[widest] <= max(_NARROWEST, len(names[widest])):
+        yielding = [i for i in elastic if widths[i] > narrowest[i]]
+        if not yielding:
             break
-        widths[widest] -= 1
+        widths[max(yielding, key=lambda i: widths[i])] -= 1
         excess -= 1
     return [
         [
