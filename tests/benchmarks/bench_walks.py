@@ -9,6 +9,7 @@ information of struct bio; without one their own values are left out.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -43,6 +44,8 @@ def of_kernel(kernel: Any) -> float:
     from plugin.kernel.bio import bios_of_tailq
 
     head = kernel.address_of("g_bio_run_down") + kernel.layouts.offsetof("g_bioq", "bio_queue")
+    # As while any command runs (plugin.runner.run_command).
+    gc.disable()
     return best(lambda: sum(1 for _ in bios_of_tailq(kernel, head)))
 
 
