@@ -219,8 +219,10 @@ def _split(text: str) -> List[str]:
 # ELF
 
 
-def elf(sections: Dict[str, bytes], bits: int = 64, machine: int = 62) -> bytes:
-    """An ELF file that is nothing but sections."""
+def elf(
+    sections: Dict[str, bytes], bits: int = 64, machine: int = 62, compressed: bool = False
+) -> bytes:
+    """An ELF file that is nothing but sections, ``compressed`` as SHF_COMPRESSED if asked for."""
     wide = bits == 64
     names = b"\0"
     offsets = {}
@@ -234,7 +236,11 @@ def elf(sections: Dict[str, bytes], bits: int = 64, machine: int = 62) -> bytes:
     for name, data in [*sections.items(), (".shstrtab", names)]:
         at = header_size + len(body)
         kind = 3 if name == ".shstrtab" else 1
-        headers.append(struct.pack(form, offsets[name], kind, 0, 0, at, len(data), 0, 0, 1, 0))
+        flags = 0x800 if compressed and kind == 1 else 0
+        if flags:
+            size = len(data)
+            data = struct.pack("<I4xQQ" if wide else "<III", 1, size, 1) + zlib.compress(data)
+        headers.append(struct.pack(form, offsets[name], kind, flags, 0, at, len(data), 0, 0, 1, 0))
         body += data
     shoff = header_size + len(body)
     ident = b"\x7fELF" + bytes((2 if wide else 1, 1, 1, 9)) + b"\0" * 8
@@ -291,12 +297,17 @@ def sleb(value: int) -> bytes:
 
 
 def dwarf(
-    graph: Graph, version: int = 4, strings: str = "strp", old_bits: bool = False
+    graph: Graph,
+    version: int = 4,
+    strings: str = "strp",
+    old_bits: bool = False,
+    gcc42: bool = False,
 ) -> Dict[str, bytes]:
     """The sections of one compilation unit, as version 4 or 5 has them.
 
     ``strings``: "strp" (into .debug_str), "strx" (by index, version 5) or "inline"
     (GCC's way with short names).  ``old_bits``: bit-fields as DWARF 2 and 3 wrote them.
+    ``gcc42``: a struct's DW_AT_sibling before its name, where members lie as expressions.
     """
     table = b"\0"
     index: Dict[str, int] = {}
@@ -317,6 +328,7 @@ def dwarf(
     abbrevs = _Abbrevs()
     header = 12 if version >= 5 else 11
     starts: Dict[int, int] = {}
+    ends: Dict[int, int] = {}
 
     def emit() -> bytes:
         body = b""
@@ -345,7 +357,8 @@ def dwarf(
                 if type_.name and not type_.size and not type_.fields:
                     die(tag, False, *name(type_.name), (0x3C, 0x19, b""))
                     continue
-                die(tag, bool(type_.fields), *name(type_.name), *size)
+                after = [(0x01, 0x13, struct.pack("<I", ends.get(number, 0)))] if gcc42 else []
+                die(tag, bool(type_.fields), *after, *name(type_.name), *size)
                 for field in type_.fields:
                     where = [(0x38, 0x0F, uleb(field.bit // 8))]
                     if field.width and old_bits:
@@ -357,8 +370,13 @@ def dwarf(
                         where += [(0x0C, 0x0D, sleb(high))]
                     elif field.width:
                         where = [(0x0D, 0x0B, bytes((field.width,))), (0x6B, 0x0F, uleb(field.bit))]
+                    if gcc42 and where[0][0] == 0x38:
+                        expression = b"\x23" + where[0][2]
+                        block = bytes((len(expression),)) + expression
+                        where[0] = (0x38, 0x0A, block)
                     die(0x0D, False, *name(field.name), *ref(field.type), *where)
                 body += b"\0" if type_.fields else b""
+                ends[number] = header + len(body)
             elif type_.kind == "array":
                 die(tag, True, *ref(type_.target))
                 count = [] if type_.elements is None else [(0x37, 0x0F, uleb(type_.elements))]

@@ -26,12 +26,13 @@ from plugin.structs.dwarf import Dwarf
 from plugin.structs.tool import Difference, compare
 from plugin.structs.yamlfile import StructsFile, read_kernel
 from plugin.vmcore.elf import ElfFile
-from tests.structs_typegraph import ctf, dwarf, elf
+from tests.structs_typegraph import Graph, GraphType, ctf, dwarf, elf
 from tests.test_ctf import _FILE, kernel_graph, same
 
 FORMS = {
     "DWARF 4": {"version": 4},
     "DWARF 4 as GCC writes it": {"version": 4, "strings": "inline"},
+    "DWARF 2 as GCC 4.2 writes it": {"version": 2, "old_bits": True, "gcc42": True},
     "DWARF 3 bit-fields": {"version": 3, "old_bits": True},
     "DWARF 5 with names by index": {"version": 5, "strings": "strx"},
     "DWARF 5": {"version": 5},
@@ -53,6 +54,55 @@ def test_a_whole_kernel_comes_back(name: str, form: str, tmp_path: Path) -> None
         assert found is not None, struct
         same(found, layout, typed_bits=True)
     assert source.struct("no_such_struct") is None
+
+
+@pytest.mark.parametrize("way", ["SHF_COMPRESSED", ".zdebug"])
+@pytest.mark.parametrize("name", ["14.2-amd64", "7.0c-700014-i386"])
+def test_compressed_sections_are_read(name: str, way: str, tmp_path: Path) -> None:
+    graph, structs = kernel_graph(name)
+    sections = dwarf(graph)
+    if way == ".zdebug":
+        sections = {
+            section.replace(".debug", ".zdebug"): b"ZLIB"
+            + len(data).to_bytes(8, "big")
+            + zlib.compress(data)
+            for section, data in sections.items()
+        }
+    path = tmp_path / "kernel.debug"
+    bits = 8 * graph.pointer_size
+    path.write_bytes(elf(sections, bits=bits, compressed=way == "SHF_COMPRESSED"))
+    found = Dwarf(ElfFile(path)).struct("bio")
+    assert found is not None
+    same(found, structs["bio"], typed_bits=True)
+
+
+def test_a_struct_that_is_only_declared_is_not_found(tmp_path: Path) -> None:
+    """Most units name structs that others define; nor is a member's name a struct's."""
+    graph = Graph(8, {})
+    graph.add(GraphType("struct", "somewhere"))
+    graph.add_layouts([kernel_graph("14.2-amd64")[1]["bio"]])
+    path = tmp_path / "kernel.debug"
+    path.write_bytes(elf(dwarf(graph)))
+    source = Dwarf(ElfFile(path))
+    assert source.struct("somewhere") is None
+    assert source.struct("bio_cmd") is None
+    assert source.struct("bio") is not None
+
+
+def test_without_pyelftools_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line; CTF, where the kernel has it, is used in its place."""
+    graph, _ = kernel_graph("14.2-amd64")
+    path = tmp_path / "kernel"
+    path.write_bytes(elf({**dwarf(graph), ".SUNW_ctf": ctf(graph)}))
+    monkeypatch.setitem(sys.modules, "elftools", None)
+    said = f"debug information in {path} is not read: pyelftools is not installed"
+    with pytest.raises(LayoutError, match="pyelftools is not installed") as raised:
+        Dwarf(ElfFile(path))
+    assert str(raised.value) == said
+    found = open_debug(ElfFile(path))
+    assert found is not None
+    assert isinstance(found.source, Ctf)
+    assert found.notes == [said]
 
 
 def test_of_several_structs_of_one_name_the_common_one_is_taken(tmp_path: Path) -> None:
@@ -144,8 +194,6 @@ def test_a_kernel_without_any_has_none(tmp_path: Path) -> None:
 
 
 def _small_sections() -> Dict[str, bytes]:
-    from tests.structs_typegraph import Graph
-
     graph, structs = kernel_graph("14.2-amd64")
     small = Graph(8, graph.typedefs)
     small.add_layouts(structs[name] for name in ("bio", "g_bioq", "mtx", "lock_object"))

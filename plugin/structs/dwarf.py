@@ -354,14 +354,18 @@ class Dwarf:
             die = self._die(unit, start)
             if die.tag not in _RECORDS or _name(die) != name:
                 return False
-            size = die.attributes["DW_AT_byte_size"].value
+            size, members = die.attributes["DW_AT_byte_size"].value, 0
             for child in self._children(die):
                 if child.tag == "DW_TAG_member" and "DW_AT_type" in child.attributes:
                     self._target(child)
+                    members += 1
                     if self._place(child)[0] > 8 * size:
                         return False
+            # four bytes of a name right behind the code, and members: hardly by chance
             by_string = die.attributes["DW_AT_name"].form in ("DW_FORM_strp", "DW_FORM_string")
-            return bool(by_string and size and die.has_children) or start in self._starts(unit)
+            first = next(iter(die.attributes))
+            certain = by_string and first == "DW_AT_name" and size and members
+            return bool(certain) or start in self._starts(unit)
         except LayoutError:
             return False
         except _damage():
