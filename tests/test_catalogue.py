@@ -109,6 +109,16 @@ def test_a_row_whose_channel_contradicts_is_never_taken(catalogue: Catalogue) ->
     assert catalogue.match("pwait", None, no, 1402000) == (None, "")
 
 
+def test_a_message_nobody_knows_on_an_object_everybody_knows(catalogue: Catalogue) -> None:
+    def fits(spec: Spec) -> Optional[bool]:
+        return spec.name == "bio"
+
+    row, why = catalogue.match("mywait", None, fits, 1402000)
+    assert row is not None and row.resolver == "bio"
+    assert why == "the channel is a bio"
+    assert catalogue.match("mywait", None, fitting(), 1402000) == (None, "")
+
+
 def test_what_cannot_be_told_is_taken_and_said_to_be(catalogue: Catalogue) -> None:
     row, why = catalogue.match("biord", None, fitting(), 1402000)
     assert row is not None

@@ -98,6 +98,35 @@ def test_a_shared_lock_counts_its_sharers_and_its_holder_is_a_guess(
     assert [holder["certainty"] for holder in lock["holders"]] == ["guessed"] * keeps_count
 
 
+@pytest.mark.parametrize(
+    "osreldate, arch", [(700014, "i386"), (1402000, "amd64"), (1500068, "amd64")]
+)
+def test_witness_proves_who_holds_a_lock_shared_and_where_it_was_taken(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, arch, ("INVARIANTS", "WITNESS"))
+    if not m.lookup("w_data"):
+        m.variable("w_data", 0, size=8)
+    lock = m.locks.sx("allproc")
+    reader, writer = (m.procs.process(name).thread() for name in ("read", "write"))
+    lock.shared_by(reader)
+    lock.slept_on_by(writer)
+    entries = m.new("lock_list_entry", ll_count=1)
+    entries.set(
+        **{
+            "ll_children[0].li_lock": lock.object,
+            "ll_children[0].li_file": m.string("kern/kern_fork.c"),
+            "ll_children[0].li_line": 431,
+        }
+    )
+    reader.obj["td_sleeplocks"] = entries
+    _, data = klocks(opened(m, tmp_path))
+    (found,) = (each for each in data["locks"] if each["name"] == "allproc")
+    (holder,) = found["holders"]
+    assert (holder["tid"], holder["certainty"]) == (reader.tid, "proven")
+    assert "kern/kern_fork.c:431" in holder["evidence"]
+
+
 def test_a_buffer_handed_to_the_io_is_owned_by_no_thread(tmp_path: Path) -> None:
     for osreldate, arch in ((700014, "i386"), (1402000, "amd64")):
         machine = Machine(osreldate, arch)

@@ -114,6 +114,63 @@ def test_writes_that_have_drained_while_writers_sleep_are_a_lost_wakeup(
     assert only_cause(explain(m, tmp_path))["kind"] == "lost-wakeup"
 
 
+def memory_disk(m: Machine) -> Any:
+    """md0: a GEOM class of its own at the bottom, with a thread that does its work."""
+    geom = m.geom.geom("MD", "md0")
+    provider = m.geom.new_provider(geom, "md0", 1 << 28, 512)
+    return m.geom.request(m.geom.vfs(provider), BIO_WRITE, 0, 16384)
+
+
+def test_a_request_of_a_memory_disk_leads_to_its_thread_and_what_that_waits_for(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1402000)
+    bio = memory_disk(m)
+    worker = m.procs.kthread("md0")
+    lock = m.locks.sx("backing file")
+    holder = m.procs.process("holder").thread(calls=("kern_example", "sys_example"))
+    lock.owned_by(holder)
+    holder.runs_on(0)
+    lock.slept_on_by(worker)
+    waiter = m.procs.process("waiter").thread(calls=("biowait", "sys_example"))
+    waiter.sleeps(int(bio), "biowr", seconds=60)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "running"
+    assert sorted(cause["tids"]) == sorted([waiter.tid, worker.tid])
+
+
+def test_a_memory_disk_whose_thread_waits_for_work_is_named_as_what_has_the_request(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1402000)
+    bio = memory_disk(m)
+    worker = m.procs.kthread("md0")
+    worker.sleeps(m.take(8), "mdwait", seconds=60)
+    waiter = m.procs.process("waiter").thread(calls=("biowait", "sys_example"))
+    waiter.sleeps(int(bio), "biowr", seconds=60)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "device"
+    assert "md0" in cause["summary"]
+
+
+def test_a_request_that_geli_has_leads_to_gelis_thread(storage: Storage, tmp_path: Path) -> None:
+    m = storage.m
+    eli = m.geom.eli(m.geom.disk("da", 1, mediasize=1 << 30))
+    bio = m.geom.request(m.geom.vfs(eli.providers[0]), BIO_WRITE, 0, 16384)
+    worker = m.procs.kthread("g_eli[0] da1")
+    lock = m.locks.mutex("crypto")
+    holder = storage.thread("holder")
+    lock.owned_by(holder)
+    holder.runs_on(0)
+    worker.blocks_on(lock)
+    waiter = storage.thread("waiter", "biowait")
+    waiter.sleeps(int(bio), "biowr", seconds=60)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "running"
+    assert sorted(cause["tids"]) == sorted([waiter.tid, worker.tid])
+
+
 # Pages and objects
 
 

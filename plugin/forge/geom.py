@@ -36,6 +36,7 @@ _CLASSES: Dict[str, Tuple[str, str, str]] = {
     "LABEL": ("g_label_class", "g_slice_start", "g_std_done"),
     "MIRROR": ("g_mirror_class", "g_mirror_start", "g_mirror_done"),
     "STRIPE": ("g_stripe_class", "g_stripe_start", "g_stripe_done"),
+    "MD": ("g_md_class", "g_md_start", ""),
     "ELI": ("g_eli_class", "g_eli_start", "g_eli_write_done"),
 }
 _SLICERS = ("MBR", "BSD", "PART", "LABEL")

@@ -145,6 +145,13 @@ class Builder:
         constant = self.kernel.layouts.constant
         return bool(thread.p_flag & (constant("P_SYSTEM", 0x200) | constant("P_KPROC", 0x4)))
 
+    def waits_for_work(self, thread: Thread) -> bool:
+        """The thread sleeps where the catalogue says a service waits for work to come."""
+        if thread.state != "sleeping" or thread.address in self.lock_waits:
+            return False
+        row, _ = self._row(thread, self.channel(thread))
+        return row is not None and row.klass == "idle"
+
     def standing(self, thread: Thread) -> Standing:
         """What a thread is taken for; explains it now if that has not been done."""
         known = self.standings.get(thread.address)

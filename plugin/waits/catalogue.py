@@ -96,7 +96,8 @@ class Catalogue:
 
         ``symbol`` is the variable that the channel lies in.  A row whose channel
         contradicts the sleeper's is never taken, whatever its message; a row of
-        other versions only if no better one fits.
+        other versions only if no better one fits.  A message in no row leaves the
+        rows for any message, whose channel has to be verified.
         """
         if symbol is not None:
             here = self._by_symbol.get(symbol, [])
@@ -113,7 +114,13 @@ class Catalogue:
                 rank = (-score, 0 if row.covers(osreldate) else 1, order)
                 if best is None or rank < best[0]:
                     best = rank, row, why
-        return (best[1], best[2]) if best else (None, "")
+        if best is not None:
+            return best[1], best[2]
+        for row in self._by_wmesg.get("*", ()):
+            for spec in row.channel:
+                if spec.kind == "any" or (spec.kind != "symbol" and fits(spec)):
+                    return row, f"the channel is a {spec.name}" if spec.name else "any sleep"
+        return None, ""
 
 
 def _has(row: Row, wmesg: str) -> bool:

@@ -12,8 +12,10 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import geom_io
 from plugin.kernel.bio import try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
+from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import Provider
 from plugin.kernel.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
+from plugin.kernel.geom_kern import workers
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.vfs_bio import Space, runningbufspace, spaces
@@ -162,7 +164,7 @@ def _join_place(b: Builder, node: Node, leaf: OutstandingBio, top: OutstandingBi
         holder = geom_io.flight(b.kernel).held_by(leaf.bio.address)
         if holder is not None:
             b.join(node, b.thread(holder), "served-by", certainty, evidence)
-        else:
+        elif leaf.provider is None or not _join_workers(b, node, leaf.provider, evidence):
             node.end = End("unknown", f"{node.label}: {leaf.why}", evidence, leaf.age)
 
 
@@ -237,10 +239,23 @@ def _queue_length(kernel: Kernel, name: str) -> Optional[int]:
 def provider_node(b: Builder, provider: Provider) -> Node:
     """A provider that has bios; a device at the bottom owes them."""
     node = b.object("provider", provider.address, provider.name)
-    if node.end is None:
+    if node.end is None and not b.graph.successors(node.id):
         node.facts = uses(b.kernel, provider)
-        node.end = device_end(b.kernel, provider)
+        if provider.class_name == DISK_CLASS or not _join_workers(b, node, provider):
+            node.end = device_end(b.kernel, provider)
     return node
+
+
+def _join_workers(b: Builder, node: Node, provider: Provider, evidence: str = "") -> bool:
+    """The class's own threads that have this geom's requests (md0, g_eli[0] da0), if any works."""
+    geom = provider.geom
+    if geom is None:
+        return False
+    found = b.kernel.once(("workers", geom.address), lambda: workers(b.kernel, geom))
+    busy = [each for each in found if not b.waits_for_work(each)]
+    who = f"the thread of {provider.class_name} {geom.name}, told by its name"
+    b.served_by(node, busy, f"{evidence}; {who}" if evidence else who)
+    return bool(busy)
 
 
 def _owed(kernel: Kernel, provider: Provider) -> List[OutstandingBio]:
