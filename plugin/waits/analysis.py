@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from plugin.kernel.proc import Thread
+from plugin.kernel.proc import Thread, thread_by_tid
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
 from plugin.waits.build import BENIGN, IDLE, STUCK, TIMED, Builder, Standing
@@ -22,6 +22,8 @@ LONG_BLOCKED, LONG_ASLEEP = 900.0, 1800.0
 _MAX_PATH = 100_000
 #: frames of a holder's stack that are evidence enough
 _FRAMES = 8
+#: of so many causes the thread they end at is shown with its stack
+_WITH_STACK = 50
 
 
 class Chain(NamedTuple):
@@ -222,7 +224,10 @@ def _causes(
     for key, threads in behind.items():
         found.append(_cause(builder, graph, solution, key, threads))
     found.sort(key=lambda c: (-len(c.tids), CAUSES.index(c.kind), -(c.since or 0.0)))
-    causes = [cause._replace(rank=rank) for rank, cause in enumerate(found, 1)]
+    first = [_with_stack(builder.kernel, cause) for cause in found[:_WITH_STACK]]
+    causes = [
+        cause._replace(rank=rank) for rank, cause in enumerate(first + found[_WITH_STACK:], 1)
+    ]
     return causes, _groups(builder, graph, solution, residue)
 
 
@@ -254,23 +259,25 @@ def _cause(
     node = graph.nodes[key]
     end = node.end or End("unknown", f"{node.label}: nothing more is known")
     if node.kind == "thread":
-        end = _with_stack(builder, node, _holder_end(builder, graph, solution, node, end))
+        end = _holder_end(builder.kernel, graph, solution, node, end)
     return Cause(
         0, end.kind, node, tids, end.summary, end.evidence, end.since or since, surest, key, None
     )
 
 
-def _with_stack(builder: Builder, node: Node, end: End) -> End:
+def _with_stack(kernel: Kernel, cause: Cause) -> Cause:
     """The stack of a thread that others wait for says what it is at."""
-    thread = next((t for t in builder.threads if t.tid == node.tid), None)
-    stack = backtrace(builder.kernel, thread)[:_FRAMES] if thread is not None else []
+    thread = thread_by_tid(kernel, cause.node.tid) if cause.node.tid is not None else None
+    if thread is None or cause.cycle is not None:
+        return cause
+    stack = backtrace(kernel, thread)[:_FRAMES]
     if not stack:
-        return end
-    said = f"{end.evidence}; " if end.evidence else ""
-    return end._replace(evidence=f"{said}stack {' <- '.join(stack)}")
+        return cause
+    said = f"{cause.evidence}; " if cause.evidence else ""
+    return cause._replace(evidence=f"{said}stack {' <- '.join(stack)}")
 
 
-def _holder_end(builder: Builder, graph: Graph, solution: Solution, node: Node, end: End) -> End:
+def _holder_end(kernel: Kernel, graph: Graph, solution: Solution, node: Node, end: End) -> End:
     """A thread others wait for: what it does, and what it holds meanwhile."""
     held = [
         graph.nodes[edge.source]
@@ -288,7 +295,7 @@ def _holder_end(builder: Builder, graph: Graph, solution: Solution, node: Node, 
         return end
     last = beyond[-1]
     found = last.end or End("unknown", last.label)
-    thread = next((t for t in builder.threads if t.tid == node.tid), None)
+    thread = thread_by_tid(kernel, node.tid) if node.tid is not None else None
     inside = f' in "{thread.wmesg}"' if thread is not None and thread.wmesg else ""
     return End(
         found.kind,
