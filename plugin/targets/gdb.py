@@ -152,7 +152,8 @@ class GdbTarget:
         if found.find("thread") is not None:
             return found
         # CTF, or a debug file beside the kernel that only our own readers know.
-        return self.image.types() if self.image else None
+        self.type_notes: List[str] = []
+        return self.image.types(self.type_notes) if self.image else None
 
     def interrupted(self) -> bool:
         return interrupt.requested()

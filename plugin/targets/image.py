@@ -63,12 +63,15 @@ class KernelImage:
             self._is_kernel = not low and all(map(self.elf.symbols, wanted))
         return self._is_kernel
 
-    def types(self) -> Optional[LayoutSource]:
-        """Layouts out of the file's own debug information or one beside it, None if none."""
+    def types(self, notes: List[str]) -> Optional[LayoutSource]:
+        """Layouts out of the file's own debug information or one beside it, None if none.
+
+        What could not be read is said in ``notes``.
+        """
         from plugin.structs.debuginfo import open_debug
 
         with suppress(WchanError):
-            found = open_debug(self.elf)
+            found = open_debug(self.elf, notes)
             return found.source if found is not None else None
         return None
 
