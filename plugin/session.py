@@ -195,7 +195,9 @@ class Kernel:
     ) -> int:
         """The integer or pointer that a kernel variable holds, by its symbol's size.
 
-        SymbolMissing without ``default``; a symbol without a size is a pointer's.
+        ``default`` where the kernel has no such variable or, with a finding, where it
+        cannot be read; without it SymbolMissing and MemoryFault.  A symbol without a
+        size is a pointer's.
         """
         found = self.symbol(name)
         if found is None:
@@ -203,7 +205,14 @@ class Kernel:
                 raise SymbolMissing(name)
             return default
         size = found.size if found.size in _UNSIGNED else self.pointer_size
-        return self.signed(found.address, size) if signed else self.unsigned(found.address, size)
+        read = self.signed if signed else self.unsigned
+        try:
+            return read(found.address, size)
+        except MemoryFault as fault:
+            if default is None:
+                raise
+            self.warnings.add(name, fault.address, fault.reason)
+            return default
 
     def symbolize(self, address: int) -> str:
         """ "name+0x12" for an address that a symbol covers, else ""."""
