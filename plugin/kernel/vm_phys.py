@@ -152,8 +152,11 @@ def _fictitious(kernel: Kernel) -> Dict[int, int]:
 
 def is_vm_page(kernel: Kernel, address: int) -> bool:
     """True where ``address`` is that of a struct vm_page, fictitious ones included."""
-    if page_array(kernel).holds(address):
-        return True
+    try:
+        if page_array(kernel).holds(address):
+            return True
+    except MemoryFault as fault:
+        kernel.warnings.add("vm_page_array", fault.address, fault.reason)
     for segment in segments(kernel):
         index, rest = divmod(address - segment.first_page, kernel.layouts.sizeof("vm_page"))
         if rest == 0 and 0 <= index < segment.npages:
