@@ -278,7 +278,11 @@ def done_name(kernel: Kernel, bio: Bio) -> str:
     """The function that bio_done points to, or the module it lies in; "" for NULL."""
     if not bio.done:
         return ""
-    return kernel.once(("bio_done", bio.done), lambda: name_of(kernel, bio.done))
+    names: Dict[int, str] = kernel.once("bio_done", dict)
+    name = names.get(bio.done)
+    if name is None:
+        name = names[bio.done] = name_of(kernel, bio.done)
+    return name
 
 
 class Origin(NamedTuple):
@@ -331,7 +335,7 @@ def bio_origin(kernel: Kernel, bio: Bio, known: Optional[Mapping[int, Bio]] = No
 
     ``known`` as in bio_chain().
     """
-    top = bio_chain(kernel, bio, known)[-1]
+    top = bio_chain(kernel, bio, known)[-1] if bio.parent else bio
     name = done_name(kernel, top)
     base = name.split("+")[0]
     maker = _ORIGINS.get(base)

@@ -148,8 +148,8 @@ class Flight:
                 if disk.owes != 0:
                     for address in search(kernel, disk):
                         self._reach(address, f"the driver of {disk.name} refers to it")
-        for address in list(self.bios):
-            for parent in bio_chain(kernel, self.bios[address], self.bios)[1:]:
+        for bio in [b for b in self.bios.values() if b.parent and b.parent not in self.bios]:
+            for parent in bio_chain(kernel, bio, self.bios)[1:]:
                 self._add(parent, "bio_parent")
         for bio in self.bios.values():
             if bio.parent:
@@ -450,15 +450,13 @@ def outstanding(kernel: Kernel) -> List[OutstandingBio]:
 
 def _outstanding(kernel: Kernel) -> Iterator[OutstandingBio]:
     everything = flight(kernel)
+    now = uptime(kernel)
     for address, bio in everything.bios.items():
         place = everything.place(address)
         if place is None:
             continue
-        clones = tuple(
-            clone
-            for clone in everything.clones.get(address, ())
-            if everything.place(clone) is not None
-        )
+        below = everything.clones.get(address)
+        clones = tuple(c for c in below if everything.place(c) is not None) if below else ()
         yield OutstandingBio(
             bio,
             place.state,
@@ -468,7 +466,7 @@ def _outstanding(kernel: Kernel) -> Iterator[OutstandingBio]:
             place.queue,
             place.position,
             clones,
-            age(kernel, bio),
+            _since(now, bio),
         )
 
 
@@ -485,10 +483,11 @@ def top_requests(kernel: Kernel) -> List[OutstandingBio]:
 
 def age(kernel: Kernel, bio: Bio) -> Optional[float]:
     """Seconds since the bio was requested, None where it was not or the clock is unknown."""
-    now = uptime(kernel)
-    if now is None or bio.t0 is None:
-        return None
-    return max(0.0, now - bio.t0)
+    return _since(uptime(kernel), bio)
+
+
+def _since(now: Optional[float], bio: Bio) -> Optional[float]:
+    return None if now is None or bio.t0 is None else max(0.0, now - bio.t0)
 
 
 def is_delivered(kernel: Kernel, each: OutstandingBio) -> bool:
