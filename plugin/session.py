@@ -245,12 +245,12 @@ class Kernel:
                 value = compute()
             finally:
                 findings, self.warnings = self.warnings, outer
-            self._cache[key] = known = value, findings
-        value, findings = known
-        # Asked a hundred thousand times in one command, mostly for what is already read.
-        if findings:
-            self.warnings.extend(findings)
-        return value
+            # Asked a hundred thousand times in one command, mostly with nothing to report.
+            known = value, findings if findings.partial or len(findings) else None
+            self._cache[key] = known
+        if known[1] is not None:
+            self.warnings.extend(known[1])
+        return known[0]
 
     def forget(self) -> None:
         """Drop everything read: the target has run."""

@@ -238,9 +238,7 @@ _DATA: Dict[str, Check] = {
     "kthreads": fields(threads=each(_THREAD)),
     "bioq": fields(
         queues=each(
-            fields(
-                name=text, address=address, length=maybe(whole), walked=natural, bios=each(_BIO)
-            )
+            fields(name=text, address=address, length=maybe(whole), walked=natural, bios=each(_BIO))
         )
     ),
     "pbuf": fields(
@@ -443,6 +441,7 @@ def _why_stuck(data: Any, where: str) -> Iterator[str]:
     for node in data["nodes"]:
         if (node["kind"] == "thread") != ("tid" in node):
             yield f"{where}: node {node['id']} of kind {node['kind']} and its tid do not agree"
+    used: List[Tuple[str, Tuple[Any, ...]]]
     used = [(f"edge {e['from']} -> {e['to']}", (e["from"], e["to"])) for e in data["edges"]]
     used += [(f"chain of {c['tids'][:3]}", (*c["path"], c["end"])) for c in data["chains"]]
     used += [(f"cause {c['rank']}", (c["node"],)) for c in data["causes"]]
