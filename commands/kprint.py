@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from plugin.errors import MemoryFault, UsageError
 from plugin.report import Report, address, count
 from plugin.session import Kernel
-from plugin.structs.value import Link, Value, elements, find_link, head_of_symbol, values
+from plugin.structs.value import Link, Value, Wanted, elements, find_link, head_of_symbol, values
 
 HELP = "any struct at an address or symbol, decoded; --list walks one of its lists"
 EXAMPLE = "kprint proc allproc --list p_list --members p_pid,p_comm,p_flag"
@@ -93,7 +93,7 @@ def _one(
     kernel: Kernel, struct: str, start: int, wanted: Optional[List[str]], depth: int
 ) -> Report:
     layout = kernel.layouts[struct]
-    shown = list(_wanted(kernel, struct, start, wanted, depth))
+    shown = list(_wanted(kernel, struct, start, Wanted(wanted) if wanted else None, depth))
     report = Report(
         {
             "struct": struct,
@@ -113,13 +113,9 @@ def _one(
 
 
 def _wanted(
-    kernel: Kernel, struct: str, start: int, wanted: Optional[List[str]], depth: int
+    kernel: Kernel, struct: str, start: int, wanted: Optional[Wanted], depth: int
 ) -> Iterator[Value]:
-    for value in values(kernel, struct, start, max(depth, 8 if wanted else 0)):
-        if wanted is None or any(
-            value.path == name or value.path.startswith((f"{name}.", f"{name}[")) for name in wanted
-        ):
-            yield value
+    return values(kernel, struct, start, max(depth, 8 if wanted else 0), wanted)
 
 
 def _as_json(value: Value) -> Dict[str, Any]:
@@ -146,12 +142,13 @@ def _list(
     kernel: Kernel, link: Link, wanted: Optional[List[str]], args: argparse.Namespace
 ) -> Report:
     columns = wanted or _telling(kernel, link.struct)
+    picked = Wanted(columns)
     rows = []
     made = []
     for at in elements(kernel, link):
         try:
             found = {
-                value.path: value for value in _wanted(kernel, link.struct, at, columns, args.depth)
+                value.path: value for value in _wanted(kernel, link.struct, at, picked, args.depth)
             }
         except MemoryFault as fault:
             kernel.warnings.add(f"struct {link.struct}", at, fault.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Iterator, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.findings import Findings
@@ -70,15 +70,39 @@ class Link(NamedTuple):
     first: int
 
 
-def values(memory: Memory, struct: str, address: int, depth: int = 1) -> Iterator[Value]:
-    """Every member of the ``struct`` at ``address``.
+class Wanted:
+    """Picks members by path: those named, what holds them and what they hold."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._known: Dict[str, bool] = {}
+
+    def __call__(self, path: str) -> bool:
+        known = self._known.get(path)
+        if known is None:
+            known = self._known[path] = self.is_named(path) or any(
+                name.startswith((f"{path}.", f"{path}[")) for name in self._names
+            )
+        return known
+
+    def is_named(self, path: str) -> bool:
+        """True for what is named itself, or lies within."""
+        return any(path == n or path.startswith((f"{n}.", f"{n}[")) for n in self._names)
+
+
+def values(
+    memory: Memory, struct: str, address: int, depth: int = 1, wanted: Optional[Wanted] = None
+) -> Iterator[Value]:
+    """Every member of the ``struct`` at ``address``, or those ``wanted``.
 
     Structs held by value are opened ``depth`` levels deep.  What cannot be read has
     the value None and is a finding; MemoryFault where not even the first byte can.
     """
     layout = memory.layouts[struct]
     data = _bytes(memory, f"struct {struct}", address, layout.size)
-    yield from _members(memory, layout, data, address, "", depth)
+    for value in _members(memory, layout, data, address, "", depth, wanted):
+        if wanted is None or wanted.is_named(value.path):
+            yield value
 
 
 def _bytes(memory: Memory, what: str, address: int, size: int) -> bytes:
@@ -92,9 +116,18 @@ def _bytes(memory: Memory, what: str, address: int, size: int) -> bytes:
 
 
 def _members(
-    memory: Memory, layout: Layout, data: bytes, address: int, prefix: str, depth: int
+    memory: Memory,
+    layout: Layout,
+    data: bytes,
+    address: int,
+    prefix: str,
+    depth: int,
+    wanted: Optional[Wanted],
 ) -> Iterator[Value]:
     for member in layout:
+        # Names are asked for first: a listing shows seven members of two hundred.
+        if wanted is not None and not wanted(prefix + member.name):
+            continue
         if "[]." in member.name or (_is_record(member) and not member.struct):
             # shown with the array, or by its own members
             continue
@@ -103,9 +136,9 @@ def _members(
         path = prefix + member.name
         if member.struct and depth > 0 and member.struct in memory.layouts:
             inner = memory.layouts[member.struct]
-            yield from _members(memory, inner, piece, at, f"{path}.", depth - 1)
+            yield from _members(memory, inner, piece, at, f"{path}.", depth - 1, wanted)
         elif member.element is not None:
-            yield from _array(memory, layout, member, data, address, path, depth)
+            yield from _array(memory, layout, member, data, address, path, depth, wanted)
         elif member.struct:
             # its bytes are not looked at
             yield Value(path, at, member.type, f"{at:#x}", f"{{{member.bare}}}")
@@ -163,6 +196,7 @@ def _array(
     address: int,
     path: str,
     depth: int,
+    wanted: Optional[Wanted],
 ) -> Iterator[Value]:
     type_, count = member.element or ("", 0)
     at = address + member.offset
@@ -193,7 +227,8 @@ def _array(
             part = piece[i * size : (i + 1) * size]
             start = at + i * size
             if known is not None:
-                yield from _members(memory, known, part, start, f"{path}[{i}].", depth - 1)
+                inner = f"{path}[{i}]."
+                yield from _members(memory, known, part, start, inner, depth - 1, wanted)
             for m in anonymous:
                 inner = f"{path}[{i}].{m.name.partition('[].')[2]}"
                 yield _scalar(memory, m, part, start + m.offset, inner)
@@ -318,6 +353,8 @@ def elements(memory: Memory, link: Link) -> Iterator[int]:
             return
         yield at
         at = following
-        if len(seen) % _POLL == 0 and (len(seen) >= _MOST or memory.interrupted()):
-            memory.warnings.add(what, at, f"given up after {len(seen)} elements")
-            return
+        if len(seen) % _POLL == 0:
+            why = "interrupted" if memory.interrupted() else "given up"
+            if len(seen) >= _MOST or why == "interrupted":
+                memory.warnings.add(what, at, f"{why} after {len(seen)} elements")
+                return
