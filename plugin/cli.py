@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import (
     TYPE_CHECKING,
     Callable,
@@ -120,15 +120,22 @@ class Progress:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command line; returns the exit status (0, 1 or 3)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
     try:
-        return _main(words)
+        status = _main(words)
+        sys.stdout.flush()
+        return status
     except WchanError as error:
         _complain(str(error) if str(error).startswith("wchan: ") else f"wchan: {error}")
     except KeyboardInterrupt:
         _complain("wchan: interrupted")
     except BrokenPipeError:
-        # The reader (head, less) has gone; keep the interpreter from failing on flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has gone.
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"wchan: {where}{error.strerror or error}")
     except Exception as error:
         if os.environ.get("WCHAN_DEBUG"):
             raise
@@ -137,6 +144,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             "set WCHAN_DEBUG=1 for the traceback and report it"
         )
     return EXIT_FAILED
+
+
+def _prepare_streams() -> None:
+    """Make what is closed a sink, and names in any script printable in any locale."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by whoever called: Python has no stream then, not one that fails.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from failing once more when it flushes what could not be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(text: str) -> None:
@@ -165,7 +189,14 @@ def _main(words: List[str]) -> int:
 
     def write(text: str) -> None:
         progress.clear()
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _drop_output()
+            raise WchanError(f"cannot write the report: {error.strerror}") from None
 
     def complain(text: str) -> None:
         progress.clear()

@@ -69,7 +69,10 @@ def parser_for(name: str) -> argparse.ArgumentParser:
 
 
 def _limit(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if value < 0:
         raise argparse.ArgumentTypeError("cannot be negative")
     return value
@@ -148,7 +151,7 @@ def _run(
     report = commands.load(name).run(kernel, args)
     findings = kernel.warnings
     text = render(name, kernel, report, findings, args, width)
-    if args.output:
+    if args.output is not None:
         try:
             with open(args.output, "w", encoding="utf-8") as file:
                 file.write(text)
