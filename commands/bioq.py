@@ -352,7 +352,7 @@ def _one(kernel: Kernel, bio: Bio) -> Report:
             details.append(f"bio_done {done_name(kernel, link) or hex(link.done)}")
         if each is not None:
             details.append(f"{each.state}: {each.why} [{each.certainty}]")
-        report.pre("\n".join("  " * depth + "    " + line for line in details))
+        report.pre(*("  " * depth + "    " + line for line in details))
     origin = flight(kernel).origin(bio)
     report.text(f"It is for {behind(kernel, origin)} ({origin.evidence}).")
     for line in _behind_it(kernel, origin):

@@ -23,5 +23,5 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     if kernel.panicstr:
         report.text(f"panic: {kernel.panicstr}")
     # dmesg(8) habit: the newest lines are the ones wanted, so --limit counts from the end.
-    report.pre("\n".join(lines[-args.limit :] if args.limit else lines))
+    report.pre(*(lines[-args.limit :] if args.limit else lines))
     return report

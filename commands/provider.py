@@ -77,7 +77,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         return Report(data, raw=_drawn(kernel, args, found, part))
     report = Report(data)
     if args.tree:
-        report.pre(tree(found, _notes(books), part))
+        report.pre(*tree(found, _notes(books), part))
         return report
     if args.provider is not None:
         for provider in chosen:

@@ -236,7 +236,7 @@ def _show(kernel: Kernel, report: Report, page: Page) -> None:
         lines.append(f"  in the pages of buf {buf:#x}, whose I/O it takes part in")
     for thread in waiting:
         lines.append(f'  thread {thread.tid} {thread.label} sleeps on it in "{thread.wmesg}"')
-    report.pre("\n".join(lines))
+    report.pre(*lines)
 
 
 def _swaps(owner: Optional[Object]) -> bool:

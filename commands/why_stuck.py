@@ -67,7 +67,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     drawing = chains.Drawing(analysis, args.width)
     if chosen:
         for thread in chosen:
-            report.pre(drawing.in_full(thread))
+            report.pre(*drawing.in_full(thread).split("\n"))
         return report
     report.text(_heading(analysis))
     report.pre("")
@@ -85,7 +85,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     _chains(report, analysis, args, drawing)
     if analysis.residue:
         report.heading("residue")
-        report.pre("\n".join(chains.residue_lines(analysis.residue, args.width)))
+        report.pre(*chains.residue_lines(analysis.residue, args.width))
     if args.all:
         _others(report, analysis)
     _more(report, analysis)
@@ -124,7 +124,7 @@ def _chains(
     cut = shown[:limit] if limit else shown
     report.heading("chains")
     for each in cut:
-        report.pre(drawing.chain(each))
+        report.pre(*drawing.chain(each).split("\n"))
     if len(cut) < len(shown):
         report.text(f" ... {count(len(shown) - len(cut), 'more chain')}; --all shows every one")
 

@@ -16,9 +16,9 @@ class Text(NamedTuple):
 
 
 class Pre(NamedTuple):
-    """Lines shown as they are (a drawing, a message buffer)."""
+    """Lines shown as they are (a drawing, a message buffer); what breaks one is escaped."""
 
-    text: str
+    lines: Sequence[str]
 
 
 class Heading(NamedTuple):
@@ -63,8 +63,8 @@ class Report:
     ) -> None:
         self.body.append(Table(headers, rows, limit))
 
-    def pre(self, text: str) -> None:
-        self.body.append(Pre(text))
+    def pre(self, *lines: str) -> None:
+        self.body.append(Pre(lines))
 
 
 def address(value: Optional[int]) -> Optional[str]:

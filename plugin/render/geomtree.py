@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Container, Iterator, List, Mapping, Optional, Set
+from typing import Container, Iterator, List, Mapping, Optional, Set, Tuple
 
 from plugin.kernel.geom import Geom, Mesh, Provider
 
@@ -10,7 +10,7 @@ from plugin.kernel.geom import Geom, Mesh, Provider
 _DEPTH = 32
 
 
-def tree(mesh: Mesh, notes: Mapping[int, str], geoms: Optional[Container[int]] = None) -> str:
+def tree(mesh: Mesh, notes: Mapping[int, str], geoms: Optional[Container[int]] = None) -> List[str]:
     """One line per provider and per geom above it; ``notes`` by address end a line.
 
     Geoms without a consumer and without a provider come last: a class may keep
@@ -24,7 +24,7 @@ def tree(mesh: Mesh, notes: Mapping[int, str], geoms: Optional[Container[int]] =
                 continue
             seen.add(geom.address)
             for provider in geom.providers:
-                lines.extend(_provider(provider, notes, 0, seen, geoms))
+                lines.extend(_provider(provider, notes, (), seen, geoms))
     rest = [
         geom
         for geom in mesh.geoms.values()
@@ -33,24 +33,27 @@ def tree(mesh: Mesh, notes: Mapping[int, str], geoms: Optional[Container[int]] =
     if rest:
         lines.append("on no device:")
         lines.extend(f"  {_geom_line(geom, notes)}" for geom in rest)
-    return "\n".join(lines)
+    return lines
 
 
 def _provider(
     provider: Provider,
     notes: Mapping[int, str],
-    depth: int,
+    below: Tuple[int, ...],
     seen: Set[int],
     geoms: Optional[Container[int]],
 ) -> Iterator[str]:
+    """The provider and what stands on it; ``below``: the providers that it stands on."""
+    depth = 2 * len(below)
     note = notes.get(provider.address, "")
     yield (
         "  " * depth
         + f"{provider.name}  {provider.class_name} {provider.access}"
         + (f"  {note}" if note else "")
     )
-    if depth >= _DEPTH:
-        yield "  " * (depth + 1) + "... deeper than any mesh is"
+    if depth >= _DEPTH or provider.address in below:
+        why = "deeper than any mesh is" if depth >= _DEPTH else "the mesh loops"
+        yield "  " * (depth + 1) + f"... {why}"
         return
     for consumer in provider.consumers:
         above = consumer.geom
@@ -59,7 +62,7 @@ def _provider(
         seen.add(above.address)
         yield "  " * (depth + 1) + f"{_geom_line(above, notes)}  {consumer.access}"
         for made in above.providers:
-            yield from _provider(made, notes, depth + 2, seen, geoms)
+            yield from _provider(made, notes, (*below, provider.address), seen, geoms)
 
 
 def _geom_line(geom: Geom, notes: Mapping[int, str]) -> str:

@@ -104,14 +104,10 @@ def render(
         if isinstance(block, Heading):
             parts.append("\n" + _fill(block.text, width, "", "  "))
         elif isinstance(block, Pre):
-            parts.append("\n".join(escape(line.expandtabs()) for line in block.text.split("\n")))
+            parts.append("\n".join(escape(line.expandtabs()) for line in block.lines))
         elif isinstance(block, Text):
-            parts.append(
-                "\n".join(
-                    _fill(line, width, " " * block.indent, " " * block.indent)
-                    for line in block.text.split("\n")
-                )
-            )
+            indent = " " * block.indent
+            parts.append(_fill(block.text, width, indent, indent))
         elif isinstance(block, Table):
             rows = block.rows
             cut = len(rows) if limit is None or not block.limit else limit
