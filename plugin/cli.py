@@ -136,6 +136,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         _drop_output()
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"wchan: {where}{error.strerror or error}")
+    except ModuleNotFoundError as error:
+        from plugin.runner import missing_module
+
+        _complain(f"wchan: {missing_module(error)}")
     except Exception as error:
         if os.environ.get("WCHAN_DEBUG"):
             raise

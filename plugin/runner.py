@@ -124,6 +124,10 @@ def run_command(
         raise
     except RecursionError:
         write_error(f"{name}: gave up, structures are nested too deeply")
+    except MemoryError:
+        write_error(f"{name}: gave up, this machine has not enough memory for it")
+    except ModuleNotFoundError as error:
+        write_error(f"{name}: {missing_module(error)}")
     except Exception as error:
         if os.environ.get("WCHAN_DEBUG"):
             raise
@@ -135,6 +139,15 @@ def run_command(
         if collecting:
             gc.enable()
     return EXIT_FAILED
+
+
+def missing_module(error: ModuleNotFoundError) -> str:
+    """What to do about a Python without one of the modules that wchan is made with."""
+    version = ".".join(str(part) for part in sys.version_info[:2])
+    return (
+        f"this Python ({version}) has no module {error.name!r}; install.sh sets wchan up with "
+        "all it needs, or: pip install tabulate PyYAML"
+    )
 
 
 def _run(

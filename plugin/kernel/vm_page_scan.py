@@ -519,7 +519,8 @@ def objects_by_type(kernel: Kernel, found: Scan) -> Tuple[Dict[str, int], Dict[s
             continue
         of = known.get(address)
         scanned[of.type if of is not None else "unknown"] += number
-    return dict(scanned), dict(counted)
+    # In an order of their own: numpy counts the pages in another one than Python does.
+    return dict(sorted(scanned.items(), key=lambda each: (-each[1], each[0]))), dict(counted)
 
 
 # Pages by name
