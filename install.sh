@@ -575,7 +575,7 @@ exec $(quoted "$venv/bin/python") -I -c '
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 sys.argv[0] = "wchan"
-from plugin.cli import main
+from plugin.hosts.shell import main
 sys.exit(main())' $(quoted "$app") "\$@"
 END
     chmod +x "$launcher.new"

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from plugin.report import Report
+    from plugin.render.report import Report
     from plugin.session import Kernel
 
 NAMES = (

@@ -6,6 +6,19 @@ import argparse
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from plugin.errors import UsageError
+from plugin.judge.geom_io import (
+    LOST,
+    STATES,
+    OutstandingBio,
+    age,
+    bufs_without_bio,
+    check_accounts,
+    flight,
+    outstanding,
+    outstanding_by_address,
+    top_requests,
+)
+from plugin.judge.geom_workers import geom_threads, pacing
 from plugin.kernel.bio import (
     GEOM_QUEUES,
     Bio,
@@ -22,23 +35,11 @@ from plugin.kernel.bio import (
 from plugin.kernel.buf import b_pages, iodone_name, try_buf_at
 from plugin.kernel.disk import provider_of_disk
 from plugin.kernel.geom import consumer_at, provider_at
-from plugin.kernel.geom_io import (
-    LOST,
-    STATES,
-    OutstandingBio,
-    age,
-    bufs_without_bio,
-    check_accounts,
-    flight,
-    outstanding,
-    outstanding_by_address,
-    top_requests,
-)
-from plugin.kernel.geom_kern import geom_threads, pacing
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import vnode_at
-from plugin.report import Report, address, count, seconds
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count, seconds
 
 HELP = "bios: GEOM's queues, any queue by address, and where every outstanding I/O is"
 EXAMPLE = "bioq down --limit 20"

@@ -6,12 +6,13 @@ import argparse
 from typing import Any, Dict, List, Optional
 
 from plugin.errors import WchanError
+from plugin.hosts.runner import number
+from plugin.judge.locks import Contended, Holder, contended, holders
 from plugin.kernel import locks
-from plugin.kernel.lockwait import Contended, Holder, contended, holders
 from plugin.kernel.vnode import vnode_at, vnode_of_lock
-from plugin.report import Report, address, count
-from plugin.runner import number
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count
 
 HELP = "every contended lock, its owners and waiters; or one lock decoded"
 EXAMPLE = "klocks 0xfffff80002cf03f0"

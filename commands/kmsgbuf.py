@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from plugin.kernel.msgbuf import message_buffer
-from plugin.report import Report
+from plugin.render.report import Report
 from plugin.session import Kernel
 
 HELP = "the kernel message buffer and the panic string"

@@ -6,9 +6,10 @@ import argparse
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from plugin.errors import MemoryFault, UsageError
-from plugin.report import Report, address, count
+from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.structs.value import Link, Value, Wanted, elements, find_link, head_of_symbol, values
+from plugin.words import address, count
 
 HELP = "any struct at an address or symbol, decoded; --list walks one of its lists"
 EXAMPLE = "kprint proc allproc --list p_list --members p_pid,p_comm,p_flag"

@@ -7,8 +7,9 @@ from typing import Any, Dict, List, Tuple
 
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.stack import backtrace
-from plugin.report import Report, address, count, seconds
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count, seconds
 
 HELP = "every thread: its state, what it waits for, since when (DDB's ps)"
 EXAMPLE = "kthreads --stacks --wmesg biord"

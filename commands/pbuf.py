@@ -8,8 +8,9 @@ from typing import Any, Dict, List, Optional
 from plugin.kernel.pbuf import Pbuf, Pool, bufs, has_zones, pools
 from plugin.kernel.proc import thread_by_tid
 from plugin.kernel.vm_object import label, try_object_at
-from plugin.report import Report, address, count, seconds
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count, seconds
 
 HELP = "pager buffers: each pool's limit, use and waiters, and the I/O behind every one in use"
 EXAMPLE = "pbuf\npbuf --json"

@@ -7,6 +7,17 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set
 
 from commands.bioq import bio_data, show_bios
 from plugin.errors import UsageError
+from plugin.judge.geom_io import (
+    Account,
+    OutstandingBio,
+    accounts,
+    check_accounts,
+    doing,
+    held_by_driver,
+    outstanding,
+)
+from plugin.judge.geom_workers import Health, health, workers
+from plugin.judge.locks import Contended
 from plugin.kernel.bio import g_bioqs
 from plugin.kernel.disk import config as disk_config
 from plugin.kernel.disk import disk_of
@@ -22,22 +33,12 @@ from plugin.kernel.geom import (
     mesh,
     select,
 )
-from plugin.kernel.geom_io import (
-    Account,
-    OutstandingBio,
-    accounts,
-    check_accounts,
-    doing,
-    held_by_driver,
-    outstanding,
-)
-from plugin.kernel.geom_kern import Health, health, workers
-from plugin.kernel.lockwait import Contended
 from plugin.render import confdot, confxml, svg
 from plugin.render.confdot import ERROR, OWES, WAITS, Mark
 from plugin.render.geomtree import tree
-from plugin.report import Report, address, count, seconds
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count, seconds
 
 HELP = "GEOM: every provider, what it owes, the topology as tree, dot, xml or svg"
 EXAMPLE = "provider vtbd1\nprovider --tree"

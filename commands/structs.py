@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Callable, Dict, List, NoReturn, Optional, Sequ
 
 from plugin.errors import EXIT_FAILED, EXIT_OK, LayoutError, UsageError, WchanError
 from plugin.findings import Findings
-from plugin.report import Report
+from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.structs.layout import Layout, LayoutSource
 
 if TYPE_CHECKING:
-    from plugin.structs.tool import Difference
+    from plugin.structs.making.tool import Difference
 
 # What only the shell needs is imported where it is needed: this module is loaded
 # with every command's name and help.
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     """The layouts of the kernel at hand."""
-    from plugin.structs.tool import known_names
+    from plugin.structs.making.tool import known_names
 
     sources = kernel.layouts.sources
     if args.action == "show":
@@ -174,7 +174,7 @@ def _write(args: argparse.Namespace, report: Report, out: TextIO) -> None:
 
 
 def _list(args: argparse.Namespace, out: TextIO) -> int:
-    from plugin.structs.tool import known_names, named_source
+    from plugin.structs.making.tool import known_names, named_source
     from plugin.structs.yamlfile import StructsFile
 
     if args.kernel is not None:
@@ -198,7 +198,7 @@ def _list(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _show_shell(args: argparse.Namespace, out: TextIO) -> int:
-    from plugin.structs.tool import named_source
+    from plugin.structs.making.tool import named_source
 
     source = named_source(args.kernel, args.structs)
     found = []
@@ -212,7 +212,7 @@ def _show_shell(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _generate(args: argparse.Namespace, out: TextIO) -> int:
-    from plugin.structs.tool import generate
+    from plugin.structs.making.tool import generate
 
     made = generate(
         args.file,
@@ -261,7 +261,7 @@ def _check(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _check_kernel(args: argparse.Namespace, report: Report) -> None:
-    from plugin.structs.tool import KernelFile, near_yaml
+    from plugin.structs.making.tool import KernelFile, near_yaml
 
     kernel = KernelFile(args.file)
     yaml = near_yaml(kernel, kernel.osreldate, args.kernel, args.structs)
@@ -279,8 +279,8 @@ def _check_kernel(args: argparse.Namespace, report: Report) -> None:
 
 
 def _check_folder(args: argparse.Namespace, report: Report) -> None:
-    from plugin.structs.facts import read_folder
-    from plugin.structs.tool import Difference
+    from plugin.structs.making.facts import read_folder
+    from plugin.structs.making.tool import Difference
     from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
 
     file = StructsFile(args.structs)
@@ -302,7 +302,7 @@ def _compared(
     names: Sequence[str],
     strict: bool = False,
 ) -> None:
-    from plugin.structs.tool import Difference, compare_sources
+    from plugin.structs.making.tool import Difference, compare_sources
 
     both, differences = compare_sources(left, right, names)
     if strict:
@@ -333,7 +333,7 @@ def _differs(report: Report, left: str, right: str, differences: Sequence[Differ
 
 
 def _diff(args: argparse.Namespace, out: TextIO) -> int:
-    from plugin.structs.tool import known_names, named_source
+    from plugin.structs.making.tool import known_names, named_source
 
     left = named_source(args.left, args.structs)
     right = named_source(args.right, args.structs)
@@ -349,8 +349,8 @@ def _diff(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _import(args: argparse.Namespace, out: TextIO) -> int:
-    from plugin.structs.corpus import Corpus
-    from plugin.structs.facts import read_folder
+    from plugin.structs.making.corpus import Corpus
+    from plugin.structs.making.facts import read_folder
     from plugin.structs.yamlfile import SHIPPED, StructsFile
 
     path = args.output or args.structs or SHIPPED

@@ -6,6 +6,13 @@ import argparse
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.errors import UsageError
+from plugin.hosts.runner import number
+from plugin.judge.pages import (
+    PageArray,
+    array_verdict,
+    check_array,
+    page_panic,
+)
 from plugin.kernel.pbuf import holders
 from plugin.kernel.proc import Thread, thread_by_tid
 from plugin.kernel.swap_pager import device_of_block, swap_block
@@ -34,15 +41,9 @@ from plugin.kernel.vm_page_scan import (
     resolve,
     scan,
 )
-from plugin.kernel.vm_pager import (
-    PageArray,
-    array_verdict,
-    check_array,
-    page_panic,
-)
-from plugin.report import Report, address, count
-from plugin.runner import number
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count
 
 HELP = "pages: one decoded bit by bit, all busy ones, a pager's page array, an object's pages"
 EXAMPLE = (

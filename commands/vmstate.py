@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Dict, List, Optional, Tuple
 
+from plugin.judge.daemons import Daemon, daemons
 from plugin.kernel import swap_pager, vfs_bio
 from plugin.kernel.pbuf import bufs
 from plugin.kernel.proc import thread_by_tid
@@ -12,10 +13,10 @@ from plugin.kernel.swap_pager import SwapDevice
 from plugin.kernel.uma import Zone, zones
 from plugin.kernel.vfs_bio import Space
 from plugin.kernel.vm_domain import Domain, domains, memory_shortage
-from plugin.kernel.vm_pageout import Daemon, daemons
 from plugin.kernel.vmem import Arena, arenas
-from plugin.report import Report, address, count, seconds
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address, count, seconds
 
 HELP = "memory: free pages, thresholds, waiters, page daemon, laundry, swap, buffers, zones"
 EXAMPLE = "vmstate\nvmstate --zones"

@@ -6,12 +6,12 @@ import argparse
 from typing import Any, Dict, List, Optional
 
 from plugin.errors import UsageError, WchanError
+from plugin.hosts.runner import number
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.tc import uptime
 from plugin.render import chains, dot, html, svg
 from plugin.render.picture import picture
-from plugin.report import Report, address, count, seconds
-from plugin.runner import number
+from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, Chain, Group, analyse
 from plugin.waits.build import STUCK
@@ -19,6 +19,7 @@ from plugin.waits.catalogue import with_file
 from plugin.waits.graph import Edge, Node
 from plugin.waits.panic import Panic, panic
 from plugin.waits.verdict import sentences
+from plugin.words import address, count, seconds
 
 HELP = "who waits for whom, to the end of each chain; the ranked root causes"
 EXAMPLE = "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html"

@@ -9,8 +9,21 @@ ints and bytes; a failed read raises MemoryFault, which the walks in
 from __future__ import annotations
 
 import struct
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, TypeVar
+from contextlib import contextmanager
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
+from plugin.caching import Lifetime
 from plugin.errors import MemoryFault, SymbolMissing
 from plugin.findings import Findings
 from plugin.structs import Layouts
@@ -88,6 +101,7 @@ class Kernel:
         self.page_size = facts.page_size
         self._symbols: Dict[str, Optional[Symbol]] = {}
         self._cache: Dict[Any, Any] = {}
+        self._layout_cache: Dict[Any, Any] = {}
 
     # What kernel this is
 
@@ -231,14 +245,38 @@ class Kernel:
         for note in self.facts.notes:
             self.warnings.add("kernel", None, note, partial=False)
 
+    # Findings
+
+    @contextmanager
+    def noting(self) -> Iterator[Findings]:
+        """What is found wrong inside the ``with``, apart; afterwards it is reported as ever.
+
+        A walk learns by it whether it is whole: ``not found.partial``.
+        """
+        outer, self.warnings = self.warnings, Findings()
+        inner = self.warnings
+        try:
+            yield inner
+        finally:
+            self.warnings = outer
+            outer.extend(inner)
+
     # Caching
 
     def once(self, key: Any, compute: Callable[[], _T]) -> _T:
-        """``compute()``, kept for this session, of a running kernel for this command.
+        """As ``remember``, with a key by hand: for what @cached has not taken over yet."""
+        return self._kept(self._cache, key, compute)
 
-        What it found wrong is kept with it, and reported at every use.
-        """
-        known = self._cache.get(key)
+    def remember(
+        self, lifetime: Lifetime, function: Callable[..., _T], arguments: Tuple[Any, ...]
+    ) -> _T:
+        """What ``function(self, *arguments)`` returns, computed once in ``lifetime``."""
+        cache = self._layout_cache if lifetime is Lifetime.LAYOUT else self._cache
+        return self._kept(cache, (function, arguments), lambda: function(self, *arguments))
+
+    def _kept(self, cache: Dict[Any, Any], key: Any, compute: Callable[[], _T]) -> _T:
+        """``compute()``, once; what it found wrong is kept with it, and reported at every use."""
+        known = cache.get(key)
         if known is None:
             outer, self.warnings = self.warnings, Findings()
             try:
@@ -247,7 +285,7 @@ class Kernel:
                 findings, self.warnings = self.warnings, outer
             # Asked a hundred thousand times in one command, mostly with nothing to report.
             known = value, findings if findings.partial or len(findings) else None
-            self._cache[key] = known
+            cache[key] = known
         if known[1] is not None:
             self.warnings.extend(known[1])
         return known[0]
@@ -255,6 +293,7 @@ class Kernel:
     def forget(self) -> None:
         """Drop everything read: the target has run."""
         self._cache.clear()
+        self._layout_cache.clear()
         self._symbols.clear()
         self.warnings = Findings()
 
@@ -288,51 +327,3 @@ class KernelFacts:
 
 def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-
-
-# Opening
-
-
-def open_core(
-    vmcore: str,
-    kernel: Optional[str] = None,
-    *,
-    force: bool = False,
-    structs: Optional[str] = None,
-    progress: Optional[Callable[[int, int], None]] = None,
-) -> Kernel:
-    """Open a dump without a debugger.
-
-    ``kernel`` names the kernel file; without it, it is looked for beside the dump,
-    in /boot/kernel and where the dump's version string says.  KernelMismatch where
-    it is another kernel's, unless ``force``; DumpError where the dump is none.
-    """
-    from plugin.find_kernel import open_dump
-
-    target, notes = open_dump(vmcore, kernel, force=force, progress=progress)
-    return open_target(target, structs=structs, force=force, notes=notes)
-
-
-def open_target(
-    target: Target,
-    *,
-    structs: Optional[str] = None,
-    force: bool = False,
-    notes: Sequence[str] = (),
-) -> Kernel:
-    """A Kernel on any target: finds out which kernel it is and chooses its layouts."""
-    from plugin.identify import identify
-    from plugin.structs.select import choose_layouts
-
-    identity = identify(target)
-    chosen = choose_layouts(target, identity.osreldate, override=structs, force=force)
-    facts = KernelFacts(
-        release=identity.release,
-        osreldate=identity.osreldate,
-        ident=identity.ident,
-        version=identity.version,
-        variant=chosen.variant,
-        page_size=identity.page_size,
-        notes=[*notes, *identity.notes, *chosen.notes],
-    )
-    return Kernel(target, chosen.layouts, facts)

@@ -2,7 +2,7 @@
 
 Written from FreeBSD's headers (sys/<arch>/include/minidump.h, pmap.h, pte.h,
 sys/sys/kerneldump.h), apart from the code under test and apart from
-plugin.forge: an error in one must not hide the same error in the other.
+tests.forge: an error in one must not hide the same error in the other.
 """
 
 from __future__ import annotations

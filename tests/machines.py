@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from plugin.forge.machine import Machine
+from tests.forge.machine import Machine
 
 #: innermost first, as a backtrace shows them
 PANICKED = ["doadump", "kern_reboot", "panic", "example_syscall"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 from plugin.errors import MemoryFault
-from plugin.session import Kernel, open_target
+from plugin.opening import open_target
+from plugin.session import Kernel
 from plugin.targets import Symbol
 
 

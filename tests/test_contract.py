@@ -9,7 +9,7 @@ import pytest
 from contract import load, problems
 from hosts import shell
 
-from plugin.forge.demo import make
+from tests.forge.demo import make
 
 COMMANDS = (
     ("bioq",),

@@ -23,7 +23,7 @@ from plugin.errors import LayoutError, WchanError
 from plugin.structs.ctf import Ctf
 from plugin.structs.debuginfo import open_debug
 from plugin.structs.dwarf import Dwarf
-from plugin.structs.tool import Difference, compare
+from plugin.structs.making.tool import Difference, compare
 from plugin.structs.yamlfile import StructsFile, read_kernel
 from plugin.vmcore.elf import ElfFile
 from tests.structs_typegraph import Graph, GraphType, ctf, dwarf, elf

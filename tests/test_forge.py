@@ -7,8 +7,8 @@ from typing import List
 import pytest
 
 from plugin.errors import LayoutError, UsageError
-from plugin.forge.builder import Obj
-from plugin.forge.machine import Machine
+from tests.forge.builder import Obj
+from tests.forge.machine import Machine
 
 EVERY = [
     (700014, "i386"),

@@ -9,11 +9,11 @@ from typing import Any, Dict, Optional
 import pytest
 
 from plugin.errors import MemoryFault, UsageError
-from plugin.forge.formats import Format
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios.deadlocks import states
 from plugin.vmcore import open_memory
 from plugin.vmcore.elf import ElfFile
+from tests.forge.formats import Format
+from tests.forge.machine import Machine
+from tests.forge.scenarios.deadlocks import states
 
 FULL = Format("full")
 

@@ -7,16 +7,17 @@ from typing import Any, Callable, Dict
 
 import pytest
 
-from plugin.forge import demo
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios import deadlocks, geom_tour, memory, pbufs, scale
-from plugin.forge.scenarios.sendfile_panic import BOGUS, COUNT, PAGE, PANIC, sendfile_panic
-from plugin.forge.scenarios.storage_deadlock import MEDIASIZE, NEND, NSTART, storage_deadlock
-from plugin.kernel import geom_io
+from plugin.judge import geom_io
 from plugin.kernel.proc import threads
 from plugin.kernel.queue import list_foreach, tailq_foreach
 from plugin.kernel.stack import backtrace
-from plugin.session import Kernel, open_core
+from plugin.opening import open_core
+from plugin.session import Kernel
+from tests.forge import demo
+from tests.forge.machine import Machine
+from tests.forge.scenarios import deadlocks, geom_tour, memory, pbufs, scale
+from tests.forge.scenarios.sendfile_panic import BOGUS, COUNT, PAGE, PANIC, sendfile_panic
+from tests.forge.scenarios.storage_deadlock import MEDIASIZE, NEND, NSTART, storage_deadlock
 
 EVERY = [
     (700014, "i386"),

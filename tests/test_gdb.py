@@ -16,9 +16,9 @@ import pytest
 from hosts import ROOT
 from machines import HZ, KERNELS, PANICKED, WAITS, Example, example
 
-from plugin.inferior import KernelInferior
-from plugin.session import open_core
-from plugin.vmcore.rsp import Server
+from plugin.hosts.inferior import KernelInferior
+from plugin.hosts.rsp import Server
+from plugin.opening import open_core
 
 ENTRY = ROOT / "plugin" / "kernel-gdb.py"
 

@@ -17,10 +17,13 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 import pytest
 from hosts import wchan
 
-from plugin.forge.geom import Bio
-from plugin.forge.machine import Machine
-from plugin.kernel import geom, geom_io, geom_kern
-from plugin.session import Kernel, open_core
+from plugin.judge import geom_io
+from plugin.judge import geom_workers as geom_kern
+from plugin.kernel import geom
+from plugin.opening import open_core
+from plugin.session import Kernel
+from tests.forge.geom import Bio
+from tests.forge.machine import Machine
 
 MB = 1 << 20
 WRITE = 2

@@ -14,8 +14,8 @@ from typing import Any, Dict, Tuple
 import pytest
 from hosts import wchan
 
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios.storage_deadlock import storage_deadlock
+from tests.forge.machine import Machine
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 
 @pytest.fixture(scope="module")

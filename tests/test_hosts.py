@@ -17,9 +17,9 @@ from debuggers import Batch
 from hosts import ROOT
 
 import commands
-from plugin.forge.scenarios.storage_deadlock import storage_deadlock
-from plugin.runner import run_command
-from plugin.session import open_core
+from plugin.hosts.runner import run_command
+from plugin.opening import open_core
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 #: by the name of a file: what is run; every command that needs no argument
 LINES: Dict[str, str] = {
@@ -138,7 +138,7 @@ def test_help_needs_no_dump_and_is_no_failure(host: Host, demo: Forged) -> None:
 def test_a_kernel_that_is_not_the_dumps_is_refused_before_the_debugger_starts(
     host: Host, demo: Forged, tmp_path: Path
 ) -> None:
-    from plugin.forge.machine import Machine
+    from tests.forge.machine import Machine
 
     class Wrong:
         vmcore = demo.vmcore

@@ -15,9 +15,9 @@ from typing import Dict, List, Optional, Tuple
 import pytest
 from test_why_stuck import Answer, explain, thread
 
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios import deadlocks
-from plugin.forge.scenarios.storage_deadlock import storage_deadlock
+from tests.forge.machine import Machine
+from tests.forge.scenarios import deadlocks
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
 

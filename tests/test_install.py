@@ -32,7 +32,7 @@ TOOLS = (
     *("rm", "rmdir", "sed", "sh", "sort", "tail", "uname"),
 )
 
-#: Says how it was started, in place of plugin/cli.py.
+#: Says how it was started, in place of plugin/hosts/shell.py.
 STAND_IN = """
 import json, os, sys
 
@@ -646,7 +646,7 @@ def test_the_tests_run_on_the_checkout_in_order_and_all_of_them(installed: Machi
     assert done.stdout.splitlines()[-1].startswith("TOOL pytest")
     assert done.stderr == "install.sh: failed: mypy\n"
 
-    cli = installed.checkout / "plugin/cli.py"
+    cli = installed.checkout / "plugin/hosts/shell.py"
     cli.write_text("raise ImportError('half of a change')\n")
     done = installed.install("--test")
     cli.write_text(STAND_IN)

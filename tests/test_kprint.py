@@ -9,8 +9,9 @@ from typing import Any, Deque, Dict, List, Set, Tuple
 import pytest
 
 from plugin.errors import LayoutError
-from plugin.runner import run_command
-from plugin.session import Kernel, open_core, open_target
+from plugin.hosts.runner import run_command
+from plugin.opening import open_core, open_target
+from plugin.session import Kernel
 from plugin.structs.value import Link, Value, elements, find_link, head_of_symbol, values
 from tests.conftest import RealDump
 from tests.memory import MemoryTarget

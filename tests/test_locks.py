@@ -8,12 +8,13 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios import deadlocks
+from plugin.hosts.runner import run_command
+from plugin.judge.locks import contended, lock_waits
 from plugin.kernel import locks
-from plugin.kernel.lockwait import contended, lock_waits
-from plugin.runner import run_command
-from plugin.session import Kernel, open_core
+from plugin.opening import open_core
+from plugin.session import Kernel
+from tests.forge.machine import Machine
+from tests.forge.scenarios import deadlocks
 
 #: (__FreeBSD_version, architecture, options): each has lock words of its own
 KERNELS = [
@@ -171,7 +172,7 @@ def test_an_owner_that_is_no_thread_is_a_finding_and_no_crash(tmp_path: Path) ->
     kernel = open_core(str(vmcore), str(kernel_file))
     (entry,) = contended(kernel)
     broken = entry.lock._replace(state="exclusive", owners=(0xFFFFF80012345000,))
-    from plugin.kernel.lockwait import holders
+    from plugin.judge.locks import holders
 
     assert holders(kernel, broken, []) == []
     assert any("is no thread" in finding.detail for finding in kernel.warnings)

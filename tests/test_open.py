@@ -11,13 +11,13 @@ from typing import Any, Sequence
 import pytest
 from hosts import shell, wchan
 
-from plugin.forge.scenarios.deadlocks import diamond
 from plugin.kernel.proc import threads
-from plugin.session import open_core, open_target
+from plugin.opening import open_core, open_target
 from plugin.targets import Symbol
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import open_memory
 from plugin.vmcore.elf import ElfFile
+from tests.forge.scenarios.deadlocks import diamond
 
 
 def one_line(err: str) -> str:

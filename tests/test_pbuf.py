@@ -10,12 +10,12 @@ from typing import Any, Callable, Dict
 import pytest
 from hosts import shell
 
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios.pbufs import exhaustion
-from plugin.forge.scenarios.storage_deadlock import storage_deadlock
 from plugin.kernel import pbuf, swap_pager
 from plugin.kernel.vm_page import page_at
-from plugin.session import open_core
+from plugin.opening import open_core
+from tests.forge.machine import Machine
+from tests.forge.scenarios.pbufs import exhaustion
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 #: the first era (counters) to 12.x, the second (zones) since
 KERNELS = (

@@ -11,7 +11,8 @@ from memory import kernel
 from plugin.findings import Findings
 from plugin.render import json as as_json
 from plugin.render import text as as_text
-from plugin.report import Report, count, seconds
+from plugin.render.report import Report
+from plugin.words import count, seconds
 
 
 @given(st.text())

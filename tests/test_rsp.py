@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.errors import MemoryFault, WchanError
-from plugin.vmcore import rsp
-from plugin.vmcore.rsp import Connection, Framer, Server, Thread, escape, frame
+from plugin.hosts import rsp
+from plugin.hosts.rsp import Connection, Framer, Server, Thread, escape, frame
 
 BASE = 0xFFFFFFFF80200000
 #: every byte value, so that each one that must be escaped is there

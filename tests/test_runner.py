@@ -11,8 +11,8 @@ from memory import kernel
 
 import commands
 from plugin.errors import MemoryFault, UsageError
-from plugin.report import Report
-from plugin.runner import number, parser_for, run_command, split
+from plugin.hosts.runner import number, parser_for, run_command, split
+from plugin.render.report import Report
 from plugin.session import Kernel
 
 

@@ -8,10 +8,10 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import pytest
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.opening.layouts import choose_layouts
 from plugin.structs import Layouts
 from plugin.structs.choose import choose_yaml
 from plugin.structs.ctf import Ctf
-from plugin.structs.select import choose_layouts
 from plugin.structs.selfcheck import Contradiction, check, options_of, zone_sizes
 from plugin.structs.yamlfile import StructsFile, read_kernel
 from plugin.targets import Symbol

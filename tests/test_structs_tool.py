@@ -11,7 +11,7 @@ import pytest
 from commands import structs
 from plugin.errors import LayoutError, UsageError, WchanError
 from plugin.structs.choose import choose_yaml
-from plugin.structs.tool import compare
+from plugin.structs.making.tool import compare
 from plugin.structs.yamlfile import SHIPPED, StructsFile, read_kernel
 from plugin.vmcore.elf import ElfFile
 from tests.structs_typegraph import ctf, dwarf, elf

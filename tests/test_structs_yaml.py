@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import LayoutError
-from plugin.structs.corpus import Corpus
 from plugin.structs.decoders import NOISE, NOISE_NAMES, TABLES
-from plugin.structs.facts import read_folder
 from plugin.structs.kernels import KernelRow, Spans, split_name
+from plugin.structs.making.corpus import Corpus
+from plugin.structs.making.facts import read_folder
 from plugin.structs.yamlfile import SHIPPED, KernelData, StructsFile, Typedefs, read_kernel
 
 FILE = StructsFile()

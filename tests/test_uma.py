@@ -8,10 +8,11 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from plugin.forge.machine import Machine
 from plugin.kernel.uma import items, zone_named, zone_of_channel, zone_of_page, zones
 from plugin.kernel.vm_page_scan import Predicates, scan
-from plugin.session import Kernel, open_core
+from plugin.opening import open_core
+from plugin.session import Kernel
+from tests.forge.machine import Machine
 
 #: a kernel of each form that zones, slabs and buckets have had
 KERNELS = (

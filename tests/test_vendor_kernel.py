@@ -14,11 +14,11 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import pytest
 from hosts import wchan
 
-from plugin.forge.machine import Machine
 from plugin.structs import Layouts
 from plugin.structs.choose import choose_yaml
 from plugin.structs.layout import Layout
 from plugin.structs.yamlfile import StructsFile
+from tests.forge.machine import Machine
 from tests.structs_typegraph import Graph, ctf, dwarf, elf
 
 _MOVED = 16

@@ -14,10 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import UsageError
-from plugin.forge.machine import Machine, shipped_layouts
-from plugin.forge.scenarios import memory
-from plugin.forge.scenarios.sendfile_panic import PAGE, sendfile_panic
-from plugin.kernel import vm_pager
+from plugin.judge import pages as vm_pager
+from plugin.judge.pages import check_array, page_panic
 from plugin.kernel.buf import b_pages, buf_at
 from plugin.kernel.vm_object import object_at, page_addresses
 from plugin.kernel.vm_page import page_at, verdict
@@ -30,9 +28,12 @@ from plugin.kernel.vm_page_scan import (
     resolve,
     scan,
 )
-from plugin.kernel.vm_pager import check_array, page_panic
 from plugin.kernel.vm_phys import page_array
-from plugin.session import Kernel, open_core
+from plugin.opening import open_core
+from plugin.session import Kernel
+from tests.forge.machine import Machine, shipped_layouts
+from tests.forge.scenarios import memory
+from tests.forge.scenarios.sendfile_panic import PAGE, sendfile_panic
 
 #: a kernel of each way to write down that a page is busy
 ENCODINGS = (

@@ -10,11 +10,11 @@ from typing import Any, Callable, Dict
 import pytest
 from hosts import shell
 
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios import memory
-from plugin.forge.scenarios.storage_deadlock import storage_deadlock
 from plugin.kernel.vm_domain import memory_shortage
-from plugin.session import open_core
+from plugin.opening import open_core
+from tests.forge.machine import Machine
+from tests.forge.scenarios import memory
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 #: global counters, queues per domain, everything per domain
 KERNELS = (

@@ -8,10 +8,10 @@ from typing import Any, Dict, List, Tuple
 import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
-from plugin.forge.bufs import BIO_READ, BIO_WRITE
-from plugin.forge.machine import Machine
-from plugin.forge.procs import SLEEPQ_CONDVAR
-from plugin.session import open_core
+from plugin.opening import open_core
+from tests.forge.bufs import BIO_READ, BIO_WRITE
+from tests.forge.machine import Machine
+from tests.forge.procs import SLEEPQ_CONDVAR
 
 
 class Storage:

@@ -8,12 +8,13 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import pytest
 
-from plugin.forge.machine import Machine
-from plugin.forge.scenarios import deadlocks, memory, pbufs
-from plugin.forge.scenarios.sendfile_panic import sendfile_panic
-from plugin.forge.scenarios.storage_deadlock import storage_deadlock
-from plugin.runner import run_command
-from plugin.session import Kernel, open_core
+from plugin.hosts.runner import run_command
+from plugin.opening import open_core
+from plugin.session import Kernel
+from tests.forge.machine import Machine
+from tests.forge.scenarios import deadlocks, memory, pbufs
+from tests.forge.scenarios.sendfile_panic import sendfile_panic
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 
 class Answer:

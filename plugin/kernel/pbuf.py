@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.judge.geom_io import OutstandingBio, buf_io
 from plugin.kernel.buf import Buf, b_pages, iodone_name, locked_bufs, try_buf_at
-from plugin.kernel.geom_io import OutstandingBio, buf_io
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.uma import Zone, items, zone_at, zones

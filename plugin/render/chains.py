@@ -7,9 +7,9 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tu
 
 from plugin.kernel.proc import Thread
 from plugin.render.text import escape
-from plugin.report import count, seconds
 from plugin.waits.analysis import Analysis, Chain, Group, is_long, path_of
 from plugin.waits.graph import Edge, Graph, Node
+from plugin.words import count, seconds
 
 #: what an edge is called in front of its target
 _VERBS = {

@@ -16,9 +16,9 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 from plugin.render.dot import FILLS
 from plugin.render.picture import Box, Line, Picture, picture, step
 from plugin.render.text import escape
-from plugin.report import seconds
 from plugin.waits.analysis import LONG_ASLEEP, LONG_BLOCKED, Analysis, is_long
 from plugin.waits.verdict import sentences
+from plugin.words import seconds
 
 _BOX_WIDTH, _LINE_HEIGHT, _PAD = 250, 15, 8
 _GAP_X, _GAP_Y = 70, 12

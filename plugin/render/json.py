@@ -6,8 +6,9 @@ import json
 from typing import Any, Dict, Optional
 
 from plugin.findings import Findings
-from plugin.report import Report, address
+from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import address
 
 SCHEMA = "wchan/1"
 

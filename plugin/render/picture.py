@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Dict, List, NamedTuple, Optional, Set
 
 from plugin.render.chains import named, who
-from plugin.report import count, seconds
 from plugin.waits.analysis import Analysis
 from plugin.waits.graph import Edge, Node
+from plugin.words import count, seconds
 
 #: more boxes than this are no picture any more
 MAX_BOXES = 600

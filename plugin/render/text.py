@@ -9,7 +9,7 @@ from typing import Any, List, Optional, Sequence
 from tabulate import tabulate
 
 from plugin.findings import Findings
-from plugin.report import Heading, Pre, Report, Table, Text
+from plugin.render.report import Heading, Pre, Report, Table, Text
 
 
 def escape(text: str) -> str:

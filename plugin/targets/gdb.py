@@ -24,9 +24,9 @@ from typing import (
 import gdb
 import gdb.unwinder
 
-from plugin import debugger as shared
 from plugin import interrupt
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
+from plugin.hosts import debugger as shared
 from plugin.kernel import stack
 from plugin.session import Kernel
 from plugin.structs.ctype import Field, Node, base_name

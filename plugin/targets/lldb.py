@@ -26,8 +26,8 @@ from typing import (
 import lldb
 
 import commands
-from plugin import debugger as shared
 from plugin.errors import EXIT_FAILED, MemoryFault, WchanError
+from plugin.hosts import debugger as shared
 from plugin.kernel import stack
 from plugin.structs.ctype import Field, Node, base_name
 from plugin.targets import Symbol

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Optional, Set
 
+from plugin.arch import BY_NAME
 from plugin.errors import DumpError, KernelMismatch
-from plugin.vmcore.arch import BY_NAME
 from plugin.vmcore.elf import ET_CORE, PT_LOAD, PT_NOTE, ElfFile, notes
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.memory import KernelMemory

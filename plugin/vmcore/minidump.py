@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from typing import List, Optional, Tuple
 
+from plugin.arch import BY_MAGIC
 from plugin.errors import DumpError
-from plugin.vmcore.arch import BY_MAGIC
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.memory import KernelMemory
 from plugin.vmcore.physical import BitmapMemory

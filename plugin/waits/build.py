@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import WchanError
-from plugin.kernel.lockwait import LockWait, lock_waits, thread_sleeps
+from plugin.judge.locks import LockWait, lock_waits, thread_sleeps
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep
 from plugin.session import Kernel

@@ -163,7 +163,7 @@ def _is_buf(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bo
 
 
 def _is_bio(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.geom_io import flight
+    from plugin.judge.geom_io import flight
 
     if address in flight(kernel).bios:
         return True

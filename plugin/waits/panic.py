@@ -2,7 +2,7 @@
 
 The messages are those of sys/kern: deadlkres() in kern_clock.c, the spin locks
 of kern_mutex.c, propagate_priority() in subr_turnstile.c; panics about a page
-are plugin.kernel.vm_pager's.
+are plugin.judge.pages's.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import re
 from typing import List, NamedTuple, Optional, Tuple
 
 from plugin.errors import WchanError
+from plugin.judge.pages import page_panic, panicking_thread
 from plugin.kernel import witness
 from plugin.kernel.locks import lock_at
 from plugin.kernel.msgbuf import message_buffer
 from plugin.kernel.proc import Thread, thread_at, thread_by_tid
 from plugin.kernel.stack import backtrace
-from plugin.kernel.vm_pager import page_panic, panicking_thread
-from plugin.report import seconds
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis
+from plugin.words import seconds
 
 _DEADLKRES = re.compile(r"possible deadlock detected for (0x)?([0-9a-f]+)")
 _SPIN = re.compile(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import List, Sequence, Tuple
 
-from plugin.kernel.geom_io import Account, accounts
-from plugin.report import count
+from plugin.judge.geom_io import Account, accounts
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, around, path_of
 from plugin.waits.graph import Node
+from plugin.words import count
 
 _NUMBERS = (
     "no",

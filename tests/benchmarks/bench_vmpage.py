@@ -34,7 +34,7 @@ def measure(vmcore: Path, kernel_file: Path, rounds: int) -> bool:
     from plugin.kernel.vm_page_columns import have_numpy
     from plugin.kernel.vm_page_scan import CHUNK, Predicates, scan
     from plugin.kernel.vm_phys import page_array
-    from plugin.session import open_core
+    from plugin.opening import open_core
 
     kernel = open_core(str(vmcore), str(kernel_file))
     array = page_array(kernel)
@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--in", dest="folder", metavar="DIR", help="keep the dump there")
     args = parser.parse_args()
-    from plugin.forge.scenarios.scale import page_array
+    from tests.forge.scenarios.scale import page_array
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)

@@ -44,7 +44,7 @@ def of_kernel(kernel: Any) -> float:
     from plugin.kernel.bio import bios_of_tailq
 
     head = kernel.address_of("g_bio_run_down") + kernel.layouts.offsetof("g_bioq", "bio_queue")
-    # As while any command runs (plugin.runner.run_command).
+    # As while any command runs (plugin.hosts.runner.run_command).
     gc.disable()
     return best(lambda: sum(1 for _ in bios_of_tailq(kernel, head)))
 
@@ -55,7 +55,7 @@ def of_kernel(kernel: Any) -> float:
 def in_gdb(limit: int) -> None:
     import gdb
 
-    from plugin.debugger import Session
+    from plugin.hosts.debugger import Session
     from plugin.targets.gdb import GdbDebugger
 
     kernel = Session(GdbDebugger()).kernel()
@@ -84,7 +84,7 @@ def in_gdb(limit: int) -> None:
 def in_lldb(debugger: Any, limit: int) -> None:
     import lldb
 
-    from plugin.debugger import Session
+    from plugin.hosts.debugger import Session
     from plugin.targets.lldb import LldbDebugger
 
     kernel = Session(LldbDebugger(debugger)).kernel()
@@ -129,8 +129,8 @@ def in_lldb(debugger: Any, limit: int) -> None:
 
 def forge(folder: Path, bios: int) -> Any:
     """A machine of FreeBSD 14.2 with that many bios on g_bio_run_down."""
-    from plugin.forge.bufs import BIO_READ
-    from plugin.forge.machine import Machine
+    from tests.forge.bufs import BIO_READ
+    from tests.forge.machine import Machine
 
     machine = Machine(1402000, ram=max(64 << 20, bios * 1024))
     disk = machine.geom.disk("da", 0, mediasize=1 << 40)
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--bios", type=int, default=100_000)
     args = parser.parse_args()
-    from plugin.session import open_core
+    from plugin.opening import open_core
 
     with tempfile.TemporaryDirectory(prefix="wchan-bench-") as name:
         folder = Path(name)

@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 def measure(folder: str) -> float:
     """CPU seconds of opening the dump and analysing it, imports included."""
-    from plugin.session import open_core
+    from plugin.opening import open_core
     from plugin.waits import catalogue
     from plugin.waits.analysis import analyse
 
-    # As while any command runs (plugin.runner.run_command).
+    # As while any command runs (plugin.hosts.runner.run_command).
     gc.disable()
     kernel = open_core(f"{folder}/vmcore", f"{folder}/kernel")
     analyse(kernel, catalogue.shipped())
@@ -41,7 +41,7 @@ def main() -> None:
     if args.measure:
         print(measure(args.measure))
         return
-    from plugin.forge.scenarios.scale import crowd
+    from tests.forge.scenarios.scale import crowd
 
     print("threads     bios  CPU s  cost of one, against the smallest")
     smallest = 0.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from plugin.report import seconds
 from plugin.waits.build import BENIGN, IDLE, OTHER, STUCK, TIMED, Case, Standing
 from plugin.waits.graph import PROVEN, End
+from plugin.words import seconds
 
 #: a timeout further away than what DEADLKRES takes for a deadlock (1800 s) is none
 LONG_TIMEOUT = 1800.0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Optional
 
-from plugin.kernel import geom_kern
+from plugin.judge import geom_workers as geom_kern
+from plugin.judge.geom_workers import GeomThread
 from plugin.kernel.bio import g_bioqs
-from plugin.kernel.geom_kern import GeomThread
-from plugin.report import count
 from plugin.waits.build import STUCK, Case, Standing
 from plugin.waits.graph import CATALOGUED, PROVEN, End
 from plugin.waits.resolvers.common import generic, idle, lost_wakeup
+from plugin.words import count
 
 
 def _role(case: Case) -> Optional[GeomThread]:

@@ -1,6 +1,6 @@
 """I/O: from a buffer or a bio to the queue, the class or the device that has it.
 
-Rests on plugin.kernel.geom_io, which finds every outstanding bio and says where
+Rests on plugin.judge.geom_io, which finds every outstanding bio and says where
 it is and by what that is known.
 """
 
@@ -9,23 +9,23 @@ from __future__ import annotations
 from typing import Dict, List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel import geom_io
+from plugin.judge import geom_io
+from plugin.judge.daemons import daemons
+from plugin.judge.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
+from plugin.judge.geom_workers import workers
 from plugin.kernel.bio import try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
 from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import Provider
-from plugin.kernel.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
-from plugin.kernel.geom_kern import workers
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.vfs_bio import Space, runningbufspace, spaces
-from plugin.kernel.vm_pageout import daemons
 from plugin.kernel.vnode import vnode_at
-from plugin.report import count, seconds
 from plugin.session import Kernel
 from plugin.waits.build import STUCK, Builder, Case, Standing
 from plugin.waits.graph import GUESSED, PROVEN, End, Node
 from plugin.waits.resolvers.common import idle
+from plugin.words import count, seconds
 
 
 def _certainty(request: OutstandingBio) -> str:
@@ -200,7 +200,7 @@ def bio(case: Case) -> Optional[Standing]:
 
 def queue_node(b: Builder, name: str, provider: Optional[Provider]) -> Node:
     """A queue of bios: of GEOM's own the thread that empties it, of a driver its device."""
-    from plugin.kernel.geom_kern import geom_threads
+    from plugin.judge.geom_workers import geom_threads
 
     node = b.node("queue", name, name)
     if node.end is not None or b.graph.successors(node.id):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.judge.locks import Contended, LockWait, contended
 from plugin.kernel import locks
-from plugin.kernel.lockwait import Contended, LockWait, contended
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import Vnode, vnode_at, vnode_of_lock
 from plugin.session import Kernel

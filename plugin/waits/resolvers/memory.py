@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.judge.daemons import Daemon, daemons
 from plugin.kernel.vm_domain import Channel, Domain, domains, memory_shortage
-from plugin.kernel.vm_pageout import Daemon, daemons
-from plugin.report import count
 from plugin.session import Kernel
 from plugin.waits.build import IDLE, STUCK, TIMED, Builder, Case, Standing
 from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
 from plugin.waits.resolvers.common import generic, idle
+from plugin.words import count
 
 
 def is_short(domain: Domain) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Dict, List, Optional, Tuple
 
 from plugin.errors import MemoryFault
-from plugin.kernel import geom_io, pbuf
+from plugin.judge import geom_io
+from plugin.kernel import pbuf
 from plugin.kernel.proc import thread_by_tid
 from plugin.kernel.vm_object import label, try_object_at
 from plugin.kernel.vm_page import EXCLUSIVE, SHARED, Page, encoding, try_page_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List, Optional, Tuple
 
 from plugin.errors import MemoryFault
-from plugin.kernel.lockwait import kernel_stack_holds
+from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.mount import Mount, mounts
 from plugin.kernel.proc import Thread
 from plugin.waits.build import STUCK, Case, Standing
@@ -90,7 +90,7 @@ def _join_daemon(
 
 def cam(case: Case) -> Optional[Standing]:
     """A CAM periph or ccb: the device's outstanding requests are what it waits for."""
-    from plugin.kernel import geom_io
+    from plugin.judge import geom_io
     from plugin.kernel.disk import disks
     from plugin.kernel.geom import mesh
     from plugin.waits.resolvers.io import provider_node

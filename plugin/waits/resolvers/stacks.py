@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterable, List, Optional, Sequence
 
-from plugin.kernel.lockwait import kernel_stack_holds
+from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.proc import Thread
 from plugin.kernel.stack import backtrace
 from plugin.waits.build import Builder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import List, Optional, Tuple
 
-from plugin.kernel import geom_io
+from plugin.judge import geom_io
 from plugin.kernel.bio import bio_origin
 from plugin.kernel.proc import Thread
 from plugin.waits.build import STUCK, Builder, Case, Standing

@@ -1,0 +1,1 @@
+"""Where wchan runs: the shell, lldb, gdb; the runner they share."""

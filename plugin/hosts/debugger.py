@@ -1,0 +1,302 @@
+"""What the lldb and gdb entries share: setting up Python, and the session's Kernel.
+
+A debugger's back end (``plugin.targets.lldb``, ``plugin.targets.gdb``) gives a
+``Debugger``; ``Session`` makes one Kernel out of it, keeps it while nothing moves,
+and reads the dump's file directly where the server the debugger is connected to
+says which file that is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Protocol
+
+from plugin.errors import EXIT_FAILED, KernelMismatch, WchanError
+
+if TYPE_CHECKING:
+    from plugin.session import Kernel
+    from plugin.targets import Target
+    from plugin.vmcore import KernelMemory
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Directories that install.sh found the dependencies in, one a line.
+DEPS_FILE = ROOT / ".wchan-deps"
+#: Set to "no": read memory through the debugger even where the dump's file is known.
+BYPASS_VARIABLE = "WCHAN_BYPASS"
+#: Set to "yes": go on with a kernel file that does not match the memory.
+FORCE_VARIABLE = "WCHAN_FORCE"
+
+
+def prepare() -> List[str]:
+    """Make ``plugin``, ``commands`` and what they need importable; what hinders, as text.
+
+    A debugger's Python is not ours: it may lack tabulate and PyYAML, and another
+    plugin may have taken the name of one of our folders.
+    """
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    for name in ("plugin", "commands"):
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        if name in sys.modules and not _is_ours(loaded):
+            return [
+                f"wchan: another module named {name!r} is loaded already "
+                f"({loaded or 'no file'}); wchan cannot be loaded into the same debugger"
+            ]
+    missing = _missing()
+    if missing:
+        for directory in _deps_directories():
+            if directory not in sys.path:
+                # Last, so that nothing of the debugger's own Python is hidden by it.
+                sys.path.append(directory)
+        missing = _missing()
+    if missing:
+        version = ".".join(str(part) for part in sys.version_info[:2])
+        return [
+            f"wchan: this debugger's Python ({version}) has no {' and no '.join(missing)}; "
+            f"run {ROOT / 'install.sh'}, which puts them where wchan finds them"
+        ]
+    return []
+
+
+def _is_ours(file: Optional[str]) -> bool:
+    try:
+        return file is not None and ROOT in Path(file).resolve().parents
+    except OSError:
+        return False
+
+
+def _missing() -> List[str]:
+    missing = []
+    for name in ("tabulate", "yaml"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    return missing
+
+
+def _deps_directories() -> List[str]:
+    try:
+        lines = DEPS_FILE.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def output_width(columns: Optional[int]) -> int:
+    """Columns to fill: the debugger's own idea on a terminal, 80 where nobody looks."""
+    if not os.isatty(1):
+        return 80
+    return columns if columns and columns > 20 else 80
+
+
+class Debugger(Protocol):
+    """What ``Session`` must know of a debugger."""
+
+    #: "lldb" or "gdb"
+    name: str
+
+    def state(self) -> Hashable:
+        """A value that differs once the target ran, changed or was replaced."""
+        ...
+
+    def ask_server(self, packet: str) -> str:
+        """The reply of the remote stub to one packet, "" if there is none."""
+        ...
+
+    def target(self, memory: Optional[KernelMemory]) -> Target:
+        """The back end for what is debugged now, reading from ``memory`` if given.
+
+        WchanError where no kernel is being debugged.
+        """
+        ...
+
+    def kernel_file(self) -> Optional[str]:
+        """Path of the executable that is debugged, None if there is none."""
+        ...
+
+
+class Session:
+    """The Kernel of a debugger's session."""
+
+    def __init__(self, debugger: Debugger) -> None:
+        from plugin.hosts.shell import Progress
+
+        self._debugger = debugger
+        # sys.stderr is the debugger's own object, which never claims to be a terminal.
+        self.progress = Progress(sys.__stderr__ or sys.stderr)
+        self._kernel: Optional[Kernel] = None
+        self._memory: Optional[KernelMemory] = None
+        self._state: Hashable = None
+
+    @property
+    def reads_file(self) -> bool:
+        """True while memory comes from the dump's file, not through the debugger."""
+        return self._memory is not None
+
+    def kernel(self) -> Kernel:
+        """The Kernel that is debugged now: the one from before if nothing has moved."""
+        state = self._debugger.state()
+        if self._kernel is None or state != self._state:
+            self.forget()
+            self._kernel = self._open()
+            self._state = state
+        return self._kernel
+
+    def after_command(self) -> None:
+        """Drop what an interrupted command has read in part, lest the next one believe it."""
+        if self._kernel is not None and self._kernel.interrupted():
+            self._kernel.forget()
+
+    def forget(self) -> None:
+        """Drop what is known of the target."""
+        self._kernel = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _open(self) -> Kernel:
+        from plugin.opening import open_target
+
+        info = self._server_info()
+        notes: List[str] = []
+        self._memory = self._bypass(info, notes)
+        target: Any = self._debugger.target(self._memory)
+        target.truncated = target.truncated or info.get("truncated") is True
+        force = info.get("force") is True or os.environ.get(FORCE_VARIABLE) == "yes"
+        file = self._debugger.kernel_file()
+        if file is not None and file == info.get("kernel"):
+            # The server has compared it with the dump already.
+            told = info.get("notes")
+            notes += map(str, told) if isinstance(told, list) else []
+        elif file is not None:
+            notes += _mismatch(target, file, force)
+        kernel = open_target(target, structs=_text(info.get("structs")), force=force, notes=notes)
+        kernel.progress = self.progress
+        return kernel
+
+    def _server_info(self) -> Dict[str, Any]:
+        from plugin.hosts.rsp import SESSION_PACKET
+
+        try:
+            reply = self._debugger.ask_server(SESSION_PACKET)
+            info = json.loads(bytes.fromhex(reply)) if reply else {}
+        except (WchanError, ValueError):
+            # A stub that is not ours may answer anything.
+            return {}
+        return info if isinstance(info, dict) else {}
+
+    def _bypass(self, info: Dict[str, Any], notes: List[str]) -> Optional[KernelMemory]:
+        """The dump's file, opened, where the server says which one it is."""
+        path, kernel = _text(info.get("vmcore")), _text(info.get("kernel"))
+        if path is None or os.environ.get(BYPASS_VARIABLE) == "no" or not _is_plain_file(path):
+            return None
+        from plugin.vmcore import open_memory
+        from plugin.vmcore.elf import ElfFile
+
+        try:
+            return open_memory(path, ElfFile(kernel) if kernel else None)
+        except WchanError as error:
+            notes.append(f"memory is read through {self._debugger.name}: {error}")
+            return None
+
+
+def _mismatch(target: Target, path: str, force: bool) -> List[str]:
+    """KernelMismatch where the file loaded did not make this memory; a note if forced."""
+    from plugin.opening.find_kernel import version_of_file
+    from plugin.opening.identify import require_match
+    from plugin.targets.image import KernelImage
+
+    image = KernelImage.open(path)
+    if image is None:
+        return []
+    try:
+        require_match(target, version_of_file(image.elf), path)
+    except KernelMismatch as mismatch:
+        what = str(mismatch).rsplit(";", 1)[0]
+        if not force:
+            raise KernelMismatch(
+                f"{what}; load the right file, or set {FORCE_VARIABLE}=yes in the environment"
+            ) from None
+        return [f"forced: {what}"]
+    return []
+
+
+def _text(value: object) -> Optional[str]:
+    return value if isinstance(value, str) and value else None
+
+
+def _is_plain_file(path: str) -> bool:
+    try:
+        return os.path.isabs(path) and stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def run(
+    session: Session,
+    name: str,
+    line: str,
+    write: Callable[[str], None],
+    write_error: Callable[[str], None],
+    *,
+    width: int,
+    catch_interrupts: bool = False,
+) -> int:
+    """Run a command on a debugger's command line; returns its exit status.
+
+    ``catch_interrupts`` for a debugger that does not say itself that its user
+    pressed Ctrl-C.
+    """
+    from plugin import interrupt
+    from plugin.hosts.runner import run_command, split
+
+    def clear_and_write(text: str) -> None:
+        session.progress.clear()
+        write(text)
+
+    try:
+        words = split(line)
+    except WchanError as error:
+        write_error(f"{name}: {error}")
+        return EXIT_FAILED
+    with ExitStack() as until_done:
+
+        def kernel() -> Kernel:
+            opened = session.kernel()
+            # A remote that does not answer is the debugger's to interrupt.
+            if catch_interrupts and session.reads_file:
+                until_done.enter_context(interrupt.caught())
+            return opened
+
+        try:
+            return run_command(name, words, kernel, clear_and_write, write_error, width=width)
+        finally:
+            session.progress.clear()
+            session.after_command()
+
+
+def complete(name: str, word: str) -> List[str]:
+    """What ``word``, the last one on a command's line, may become: options, fixed choices."""
+    from plugin.hosts.runner import parser_for
+
+    found: List[str] = []
+    for action in parser_for(name)._actions:
+        found += action.option_strings
+        if action.choices is not None and not action.option_strings:
+            found += [str(choice) for choice in action.choices]
+    return sorted(text for text in found if text.startswith(word))
+
+
+def help_text(name: str) -> str:
+    """The help of a command: its one line, then how it is used."""
+    from plugin.hosts.runner import parser_for
+
+    parser = parser_for(name)
+    line, parser.description = parser.description, None
+    return f"{line}\n\n{parser.format_help()}"

@@ -1,0 +1,176 @@
+"""A kernel as the inferior of a debugger: its threads, their names and registers.
+
+The names are those LLVM's FreeBSD kernel process gives, so that scripts that
+read one read the other: ``(pid N) comm[/tdname]``, and ``(crashed)`` or
+``(on CPU n)`` behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from plugin.errors import LayoutError, MemoryFault, WchanError
+from plugin.hosts.rsp import Thread
+from plugin.kernel import proc, stack
+from plugin.session import Kernel
+
+# struct pcb member -> register (sys/<arch>/include/pcb.h; all versions).
+_PCB: Dict[str, Tuple[Tuple[str, str], ...]] = {
+    "amd64": tuple(
+        ("pcb_" + r, r) for r in ("rbx", "rbp", "rsp", "r12", "r13", "r14", "r15", "rip")
+    ),
+    "i386": tuple(("pcb_" + r, r) for r in ("ebx", "ebp", "esp", "esi", "edi", "eip")),
+    "arm64": (("pcb_sp", "sp"), ("pcb_lr", "x30"), ("pcb_pc", "pc")),
+}
+
+
+class KernelInferior:
+    """What the remote-protocol server shows of one dump (rsp.Inferior)."""
+
+    def __init__(self, kernel: Kernel, session: Mapping[str, object]) -> None:
+        self._kernel = kernel
+        self._session = session
+        self.arch = kernel.arch
+        self.page_size = kernel.page_size
+        self._threads: List[Thread] = []
+        self._by_tid: Dict[int, proc.Thread] = {}
+        self._registers: Dict[int, Dict[str, int]] = {}
+        self._stopped: Optional[int] = None
+        self._code = _code_range(kernel)
+
+    def threads(self) -> Sequence[Thread]:
+        if not self._threads:
+            for thread in proc.threads(self._kernel):
+                # The same tid twice is a corrupt dump; a debugger wants one thread each.
+                if thread.tid > 0 and thread.tid not in self._by_tid:
+                    self._by_tid[thread.tid] = thread
+                    self._threads.append(Thread(thread.tid, self._name(thread)))
+            if not self._threads:
+                raise WchanError("no thread can be read from this dump")
+        return self._threads
+
+    @property
+    def stopped_tid(self) -> int:
+        """The thread that dumped, else one that runs, else the first."""
+        if self._stopped is None:
+            listed = [self._by_tid[t.tid] for t in self.threads()]
+            dumped = self._dumped()
+            best = next((t for t in listed if t.tid == dumped), None)
+            best = best or next((t for t in listed if t.state == "running"), listed[0])
+            self._stopped = best.tid
+        return self._stopped
+
+    @property
+    def stop_reason(self) -> str:
+        panic = self._kernel.panicstr
+        return f"panic: {panic}" if panic else "kernel dump"
+
+    def registers(self, tid: int) -> Mapping[str, int]:
+        known = self._registers.get(tid)
+        if known is None:
+            self.threads()
+            known = self._registers[tid] = thread_registers(self._kernel, self._by_tid[tid])
+        return known
+
+    def read(self, address: int, size: int) -> bytes:
+        data = self._kernel.read(address, size)
+        start, end = self._code
+        if size and start <= address < end and not any(data):
+            # A dump reduced for privacy or size has no code.  Debuggers would decode
+            # the zeros and unwind by them; without bytes they go by frame pointers.
+            page = address & ~(self.page_size - 1)
+            if not any(self._kernel.read(page, self.page_size)):
+                raise MemoryFault(address, "the dump has no code here")
+        return data
+
+    def present(self, address: int) -> bool:
+        try:
+            return bool(self._kernel.read(address, 1))
+        except MemoryFault:
+            return False
+
+    def session(self) -> Mapping[str, object]:
+        return self._session
+
+    def _dumped(self) -> Optional[int]:
+        try:
+            return self._kernel.global_value("dumptid", 0) or None
+        except MemoryFault:
+            return None
+
+    def _panicked(self) -> bool:
+        """False only where the dump proves that nothing did: a stuck machine, dumped by hand."""
+        try:
+            return self._kernel.global_value("panicstr", 1) != 0
+        except MemoryFault:
+            return True
+
+    def _name(self, thread: proc.Thread) -> str:
+        name = f"(pid {thread.pid}) {thread.label}"
+        if thread.tid == self._dumped() and self._panicked():
+            return name + " (crashed)"
+        return name if thread.cpu is None else f"{name} (on CPU {thread.cpu})"
+
+
+def _code_range(kernel: Kernel) -> Tuple[int, int]:
+    start, end = kernel.symbol("btext"), kernel.symbol("etext")
+    return (start.address, end.address) if start and end else (0, 0)
+
+
+def thread_registers(kernel: Kernel, thread: proc.Thread) -> Dict[str, int]:
+    """The registers the kernel saved of a thread, by their machine names; {} if none.
+
+    dumppcb for the thread that dumped (sys/kern/kern_shutdown.c), stoppcbs for
+    one on a stopped CPU (sys/kern/subr_smp.c), else td_pcb.
+    """
+    for address in _pcbs(kernel, thread):
+        try:
+            found = pcb_registers(kernel, address)
+        except (MemoryFault, LayoutError):
+            continue
+        pc = found.get(_PC[kernel.arch], 0)
+        if pc and kernel.is_kernel_address(pc):
+            return found
+    return {}
+
+
+_PC = {"amd64": "rip", "i386": "eip", "arm64": "pc"}
+
+
+def _pcbs(kernel: Kernel, thread: proc.Thread) -> List[int]:
+    found: List[int] = []
+    try:
+        dumppcb = kernel.symbol("dumppcb")
+        if dumppcb is not None and kernel.global_value("dumptid", 0) == thread.tid:
+            found.append(dumppcb.address)
+        if thread.state == "running" and thread.cpu is not None:
+            found.append(stack.stoppcb_address(kernel, thread.cpu) or 0)
+    except (MemoryFault, LayoutError):
+        pass
+    found.append(thread.pcb)
+    return [address for address in found if address]
+
+
+def pcb_registers(kernel: Kernel, address: int) -> Dict[str, int]:
+    """Every register that the struct pcb at ``address`` holds.
+
+    arm64 kept x0 on in pcb_x to osreldate 1400083 and x19 to lr since; where there
+    is no pcb_pc a thread goes on where its lr points (sys/arm64/include/pcb.h).
+    """
+    layouts = kernel.layouts
+    found: Dict[str, int] = {}
+    data = kernel.read(address, layouts.sizeof("pcb"))
+    size = kernel.pointer_size
+    for member, register in _PCB[kernel.arch]:
+        if layouts.has("pcb", member):
+            at = layouts.offsetof("pcb", member)
+            found[register] = int.from_bytes(data[at : at + size], "little")
+    if kernel.arch == "arm64":
+        whole = layouts.resolve("pcb", "pcb_x")
+        count = whole.size // size
+        for index in range(count):
+            at = whole.offset + index * size
+            number = index + (19 if count == 12 else 0)
+            found.setdefault(f"x{number}", int.from_bytes(data[at : at + size], "little"))
+        found.setdefault("pc", found["x30"])
+    return found

@@ -1,0 +1,285 @@
+"""``wchan lldb``, ``wchan gdb``, ``wchan serve``: a stock debugger opened on a dump.
+
+The dump is served over the remote protocol by this process; the debugger is its
+child, connected and with the commands loaded, and the server ends with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+
+from plugin.errors import EXIT_OK, UsageError, WchanError
+from plugin.hosts.debugger import ROOT
+from plugin.hosts.inferior import KernelInferior
+from plugin.hosts.rsp import Server
+from plugin.hosts.shell import Progress, core_options
+from plugin.opening import open_target
+from plugin.opening.find_kernel import open_dump
+from plugin.session import Kernel
+
+#: what a gdb built for one kind of machine can debug
+_DEBUGGED_HERE = {
+    "x86_64": ("amd64", "i386"),
+    "amd64": ("amd64", "i386"),
+    "aarch64": ("arm64",),
+    "arm64": ("arm64",),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; try {self.prog} --help")
+
+
+def gdb_main(argv: Sequence[str]) -> int:
+    """``wchan gdb VMCORE [options] [-- gdb's arguments]``; returns gdb's exit status."""
+    return _launch("gdb", argv, _gdb_arguments)
+
+
+def lldb_main(argv: Sequence[str]) -> int:
+    """``wchan lldb VMCORE [options] [-- lldb's arguments]``; returns lldb's exit status."""
+    return _launch("lldb", argv, _lldb_arguments)
+
+
+def serve_main(argv: Sequence[str]) -> int:
+    """``wchan serve VMCORE [options]``: serve until interrupted."""
+    parser = _Parser(
+        prog="wchan serve",
+        description="Serve a dump to a debugger: read-only, on a unix socket that only you "
+        "can reach, until interrupted.",
+    )
+    core_options(parser)
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help="serve on TCP port N of the loopback address instead, where every user of this "
+        "machine can connect; 0 for any free port",
+    )
+    parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    args = _parse(parser, argv)
+    if args is None:
+        return EXIT_OK
+    kernel, inferior = _open(args)
+    with _served(inferior, args.port) as server:
+        sys.stdout.write(_how_to_connect(server.address, kernel) + "\n")
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt, _Left):
+            server.serve_forever()
+    return EXIT_OK
+
+
+@contextmanager
+def _served(inferior: KernelInferior, port: Optional[int] = None) -> Iterator[Server]:
+    """A server that is gone afterwards, socket and all, whatever signal ends this process."""
+    _on_signals(_leave)
+    server: Optional[Server] = None
+    try:
+        server = Server(inferior, port=port)
+        yield server
+    finally:
+        _on_signals(signal.SIG_IGN)
+        if server is not None:
+            server.close()
+
+
+def _how_to_connect(address: str, kernel: Kernel) -> str:
+    file = shlex.quote(_kernel_file(kernel))
+    url = f"unix-connect://{address}" if address.startswith("/") else f"connect://{address}"
+    plugin = ROOT / "plugin"
+    lldb = (f'command script import "{plugin}"', f"process connect --plugin gdb-remote {url}")
+    gdb = (f"target remote {address}", f"source {plugin / 'kernel-gdb.py'}")
+    return "\n".join(
+        (
+            f"serving {kernel.target.description} on {address}",
+            " ".join(("  lldb", file, *(f"-o {shlex.quote(line)}" for line in lldb))),
+            " ".join(
+                ("  gdb -iex 'set osabi none'", file, *(f"-ex {shlex.quote(c)}" for c in gdb))
+            ),
+        )
+    )
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Optional[argparse.Namespace]:
+    """The arguments, or None once --help has been shown."""
+    try:
+        return parser.parse_args(list(argv))
+    except SystemExit:
+        return None
+
+
+def _open(args: argparse.Namespace) -> Tuple[Kernel, KernelInferior]:
+    progress = Progress(sys.stderr)
+    target, notes = open_dump(
+        args.vmcore,
+        args.kernel,
+        force=args.force,
+        progress=lambda done, total: progress("decompressing", done, total),
+    )
+    progress.clear()
+    kernel = open_target(target, structs=args.structs, force=args.force, notes=notes)
+    session: Dict[str, object] = {
+        "vmcore": os.path.abspath(target.memory.file_path),
+        "kernel": _kernel_file(kernel),
+        "structs": os.path.abspath(args.structs) if args.structs else None,
+        "force": bool(args.force),
+        "truncated": target.truncated,
+        "notes": notes,
+    }
+    return kernel, KernelInferior(kernel, session)
+
+
+def _kernel_file(kernel: Kernel) -> str:
+    """The kernel as a debugger can load it: a compressed one has been spooled."""
+    target: Any = kernel.target
+    return os.path.abspath(target.kernel.plain_path)
+
+
+# Debuggers
+
+
+def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List[str]]) -> int:
+    words = list(argv)
+    rest: List[str] = []
+    if "--" in words:
+        cut = words.index("--")
+        words, rest = words[:cut], words[cut + 1 :]
+    parser = _Parser(
+        prog=f"wchan {name}",
+        usage=f"wchan {name} [options] VMCORE [-- {name.upper()}-ARGUMENT ...]",
+        description=f"Open a dump in {name}: kernel threads as threads, wchan's commands loaded.",
+        epilog=f"What follows -- goes to {name}: "
+        + ("-- -b -o kthreads" if name == "lldb" else "-- -batch -ex kthreads"),
+    )
+    core_options(parser)
+    parser.add_argument(
+        "--debugger", metavar="PATH", help=f"the {name} to run (default: wchan's own, then PATH's)"
+    )
+    parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    args = _parse(parser, words)
+    if args is None:
+        return EXIT_OK
+    kernel, inferior = _open(args)
+    program = args.debugger or find_debugger(name, kernel.arch)
+    try:
+        with _served(inferior) as server:
+            server.start()
+            own = arguments(server.address, _kernel_file(kernel))
+            return _run([program, *own, *rest])
+    except _Left as left:
+        return 128 + left.number
+
+
+def find_debugger(name: str, arch: str) -> str:
+    """The debugger installed with wchan, else the newest one on PATH; WchanError if none."""
+    own = os.path.join(sys.prefix, "bin", name)
+    if os.access(own, os.X_OK):
+        return own
+    names = [name]
+    if name == "gdb" and arch not in _DEBUGGED_HERE.get(platform.machine(), ()):
+        # A distribution's gdb knows the machine it runs on alone.
+        names.insert(0, "gdb-multiarch")
+    plain = next(filter(None, map(shutil.which, names)), None)
+    if plain is not None:
+        return plain
+    versioned = re.compile(re.escape(name) + r"-?(\d+)$")
+    found = []
+    for folder in os.get_exec_path():
+        try:
+            entries = os.listdir(folder)
+        except OSError:
+            continue
+        for entry in entries:
+            match = versioned.match(entry)
+            if match and os.access(os.path.join(folder, entry), os.X_OK):
+                found.append((int(match.group(1)), os.path.join(folder, entry)))
+    if found:
+        return max(found)[1]
+    raise WchanError(
+        f"no {name} found: run {ROOT / 'install.sh'}, which installs one, "
+        "or name yours with --debugger PATH"
+    )
+
+
+def _gdb_arguments(address: str, kernel: str) -> List[str]:
+    return [
+        "-q",
+        # gdb would look for a dynamic linker in the kernel, and gdb 13 takes the
+        # FreeBSD kernel for a 32-bit one.
+        *("-iex", "set osabi none"),
+        # sys__umtx_op is no mangled name.
+        *("-iex", "set print demangle off"),
+        kernel,
+        *("-ex", f"target remote {address}"),
+        *("-x", str(ROOT / "plugin" / "kernel-gdb.py")),
+    ]
+
+
+def _lldb_arguments(address: str, kernel: str) -> List[str]:
+    # A file, because lldb echoes the commands of its own command line.
+    commands = os.path.join(os.path.dirname(address), "start.lldb")
+    entry = str(ROOT / "plugin").replace("\\", "\\\\").replace('"', '\\"')
+    with open(commands, "w", encoding="utf-8") as file:
+        file.write(
+            f'command script import "{entry}"\n'
+            f"process connect --plugin gdb-remote unix-connect://{address}\n"
+        )
+    return [kernel, "-o", f"command source -s 1 {commands}"]
+
+
+def _run(command: List[str]) -> int:
+    """Run the debugger to its end, handing it the terminal; its exit status."""
+    # Ctrl-C is the debugger's.  A handler, unlike SIG_IGN, does not outlive exec.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    child: Optional[subprocess.Popen[bytes]] = None
+    try:
+        child = subprocess.Popen(command)
+        status = child.wait()
+        return status if status >= 0 else 128 - status
+    except OSError as error:
+        raise WchanError(f"cannot run {command[0]}: {error.strerror}") from None
+    except _Left:
+        if child is not None:
+            _end(child)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(2)
+    except subprocess.TimeoutExpired:
+        # gdb hears no signal while a command of its user's runs in a shell.
+        child.kill()
+        child.wait()
+
+
+class _Left(BaseException):
+    """Raised where a signal tells this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _leave(number: int, _: object) -> None:
+    # What follows is cleaning up, which a second signal must not cut short.
+    _on_signals(signal.SIG_IGN)
+    raise _Left(number)
+
+
+def _on_signals(handler: Any) -> None:
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), handler)

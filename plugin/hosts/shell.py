@@ -1,0 +1,251 @@
+"""The shell entry: ``wchan [options] VMCORE COMMAND ...`` and the shell-only subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+import textwrap
+import time
+from contextlib import ExitStack, suppress
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Dict,
+    List,
+    NoReturn,
+    Optional,
+    Sequence,
+    TextIO,
+    Tuple,
+)
+
+import commands
+from plugin import interrupt
+from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
+from plugin.version import VERSION
+
+if TYPE_CHECKING:
+    from plugin.session import Kernel
+
+_LAUNCH = "plugin.hosts.launch"
+#: Subcommands of the shell alone: module, function (argv -> exit status), what it does.
+SHELL: Dict[str, Tuple[str, str, str]] = {
+    "lldb": (
+        "plugin.hosts.launch",
+        "lldb_main",
+        "open the dump in lldb, threads and commands loaded",
+    ),
+    "gdb": ("plugin.hosts.launch", "gdb_main", "open the dump in gdb, threads and commands loaded"),
+    "serve": (
+        "plugin.hosts.launch",
+        "serve_main",
+        "serve the dump to a debugger (remote protocol)",
+    ),
+    "structs": ("commands.structs", "main", "list, show, generate, check and compare layouts"),
+    "demo": ("plugin.hosts.demo", "main", "explain an embedded storage deadlock"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        # Naming the commands loads them all: for those who ask, not at every start.
+        self.epilog = _epilog()
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"wchan: {message}; try wchan --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = _Parser(
+        prog="wchan",
+        usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [...]\n"
+        "       wchan " + "|".join(SHELL) + " ...",
+        description="Ask a stuck FreeBSD kernel why.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"wchan {VERSION}")
+    core_options(made)
+    made.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    made.add_argument("command", metavar="COMMAND", help="see below")
+    made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return made
+
+
+def _epilog() -> str:
+    lines = ["commands (each has --help, --json, --limit, --verbose, -o):"]
+    lines += [_line(name, commands.load(name).HELP) for name in commands.NAMES]
+    lines += ["", "without a dump, or with it first among their own arguments:"]
+    lines += [_line(name, help_) for name, (_, _, help_) in SHELL.items()]
+    return "\n".join(lines)
+
+
+def _line(name: str, help_: str) -> str:
+    return textwrap.fill(help_, 79, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
+
+
+def core_options(to: argparse.ArgumentParser) -> None:
+    """The options that say how a dump is opened; the launchers have them too."""
+    to.add_argument("-k", "--kernel", metavar="KERNEL", help="the kernel file that made the dump")
+    to.add_argument(
+        "--force", action="store_true", help="go on with a kernel that does not match the dump"
+    )
+    to.add_argument("--structs", metavar="FILE", help="struct layouts that take precedence")
+
+
+class Progress:
+    """Progress on a terminal, for work that takes longer than a second; silent elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = False
+        self._next = time.monotonic() + 1.0 if stream.isatty() else float("inf")
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.1
+            self._shown = True
+            share = f"{100 * done // total} %" if total else f"{done}"
+            self._stream.write(f"\r\033[K{what}: {share}")
+            self._stream.flush()
+
+    def spooling(self, done: int, total: int) -> None:
+        """The same, as a callback of what decompresses a dump."""
+        self("decompressing", done, total)
+        if done >= total:
+            self.clear()
+
+    def clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            self._stream.write("\r\033[K")
+            self._stream.flush()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command line; returns the exit status (0, 1 or 3)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
+    try:
+        status = _main(words)
+        sys.stdout.flush()
+        return status
+    except WchanError as error:
+        _complain(str(error) if str(error).startswith("wchan: ") else f"wchan: {error}")
+    except KeyboardInterrupt:
+        _complain("wchan: interrupted")
+    except BrokenPipeError:
+        # The reader (head, less) has gone.
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"wchan: {where}{error.strerror or error}")
+    except ModuleNotFoundError as error:
+        from plugin.hosts.runner import missing_module
+
+        _complain(f"wchan: {missing_module(error)}")
+    except Exception as error:
+        if os.environ.get("WCHAN_DEBUG"):
+            raise
+        _complain(
+            f"wchan: internal error ({type(error).__name__}: {error}); "
+            "set WCHAN_DEBUG=1 for the traceback and report it"
+        )
+    return EXIT_FAILED
+
+
+def _prepare_streams() -> None:
+    """Make what is closed a sink, and names in any script printable in any locale."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by whoever called: Python has no stream then, not one that fails.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from failing once more when it flushes what could not be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text.rstrip("\n") + "\n")
+
+
+def _main(words: List[str]) -> int:
+    if words and words[0] in SHELL:
+        module, function, _ = SHELL[words[0]]
+        run: Callable[[List[str]], int] = getattr(importlib.import_module(module), function)
+        return run(words[1:])
+    if not words:
+        parser().print_help()
+        return EXIT_FAILED
+    if words[0] in commands.NAMES and not os.path.exists(words[0]):
+        raise UsageError(f"wchan: the dump comes first: wchan VMCORE {words[0]} ...")
+    try:
+        args = parser().parse_args(words)
+    except SystemExit:
+        return EXIT_OK
+    if args.command not in commands.NAMES:
+        raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
+    from plugin.hosts.runner import run_command
+
+    progress = Progress(sys.stderr)
+
+    def write(text: str) -> None:
+        progress.clear()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _drop_output()
+            raise WchanError(f"cannot write the report: {error.strerror}") from None
+
+    def complain(text: str) -> None:
+        progress.clear()
+        _complain(text)
+
+    with ExitStack() as until_done:
+
+        def kernel() -> Kernel:
+            opened = _open(args, progress)
+            # Only now: what opens a dump does not ask whether to stop.
+            until_done.enter_context(interrupt.caught())
+            return opened
+
+        return run_command(
+            args.command,
+            args.arguments,
+            kernel,
+            write,
+            complain,
+            width=shutil.get_terminal_size((80, 24)).columns,
+        )
+
+
+def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
+    from plugin.opening import open_core
+
+    kernel = open_core(
+        args.vmcore,
+        args.kernel,
+        force=args.force,
+        structs=args.structs,
+        progress=progress.spooling,
+    )
+    kernel.progress = progress
+    return kernel
+
+
+if __name__ == "__main__":
+    sys.exit(main())

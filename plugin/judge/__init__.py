@@ -1,0 +1,1 @@
+"""What is wrong with one thing: bios and devices, pages, daemons, locks, panics."""

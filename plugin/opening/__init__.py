@@ -1,0 +1,51 @@
+"""Which kernel is this, and how is it read: the kernel file, its identity, its layouts."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Sequence
+
+from plugin.opening.find_kernel import open_dump
+from plugin.opening.identify import identify
+from plugin.opening.layouts import choose_layouts
+from plugin.session import Kernel, KernelFacts
+from plugin.targets import Target
+
+
+def open_core(
+    vmcore: str,
+    kernel: Optional[str] = None,
+    *,
+    force: bool = False,
+    structs: Optional[str] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> Kernel:
+    """Open a dump without a debugger.
+
+    ``kernel`` names the kernel file; without it, it is looked for beside the dump,
+    in /boot/kernel and where the dump's version string says.  KernelMismatch where
+    it is another kernel's, unless ``force``; DumpError where the dump is none.
+    """
+    target, notes = open_dump(vmcore, kernel, force=force, progress=progress)
+    return open_target(target, structs=structs, force=force, notes=notes)
+
+
+def open_target(
+    target: Target,
+    *,
+    structs: Optional[str] = None,
+    force: bool = False,
+    notes: Sequence[str] = (),
+) -> Kernel:
+    """A Kernel on any target: finds out which kernel it is and chooses its layouts."""
+    identity = identify(target)
+    chosen = choose_layouts(target, identity.osreldate, override=structs, force=force)
+    facts = KernelFacts(
+        release=identity.release,
+        osreldate=identity.osreldate,
+        ident=identity.ident,
+        version=identity.version,
+        variant=chosen.variant,
+        page_size=identity.page_size,
+        notes=[*notes, *identity.notes, *chosen.notes],
+    )
+    return Kernel(target, chosen.layouts, facts)

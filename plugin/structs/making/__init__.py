@@ -1,0 +1,1 @@
+"""Writing and checking structs.yaml; no command loads it."""

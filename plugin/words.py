@@ -1,0 +1,31 @@
+"""Small words that every layer uses: addresses, durations, counts with their nouns."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+
+def address(value: Optional[int]) -> Optional[str]:
+    """An address as the contract wants it: "0x..." or None."""
+    return None if value is None else f"{value:#x}"
+
+
+def seconds(value: Optional[float]) -> str:
+    """A duration for people: "3 m 58 s"; "" for None."""
+    if value is None:
+        return ""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = int(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """ "1 thread", "3 threads"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
