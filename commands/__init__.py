@@ -46,4 +46,4 @@ def load(name: str) -> Command:
     if name not in NAMES:
         raise KeyError(name)
     module = importlib.import_module("commands." + name.replace("-", "_"))
-    return module  # type: ignore[return-value]
+    return module

@@ -137,7 +137,8 @@ class Kernel:
     # Memory
 
     def unsigned(self, address: int, size: int) -> int:
-        return _UNSIGNED[size].unpack(self.read(address, size))[0]
+        value: int = _UNSIGNED[size].unpack(self.read(address, size))[0]
+        return value
 
     def signed(self, address: int, size: int) -> int:
         return int.from_bytes(self.read(address, size), "little", signed=True)

@@ -19,7 +19,8 @@ IO_WAITS = ("biord", "biowr", "physrd", "physwr")
 def bioq(dump: Any, *arguments: str) -> Dict[str, Any]:
     status, out, err = shell(dump, "bioq", "--json", *arguments)
     assert status == 0, err
-    return json.loads(out)["data"]
+    value: Dict[str, Any] = json.loads(out)["data"]
+    return value
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import gzip
 import struct
 import zlib
 from pathlib import Path
+from typing import Any, List
 
 import pytest
 from build_vmcore import ABS, FILE, FUNC, NOTYPE, SECTION, UNDEF, Sec, Sym, elf
@@ -262,7 +263,7 @@ def test_a_kernel_cut_short_says_so_and_keeps_what_it_has(tmp_path: Path) -> Non
     st.integers(0, 2000),
 )
 def test_a_damaged_kernel_raises_nothing_but_a_clear_line(
-    tmp_path: Path, machine: str, damage: list, cut: int
+    tmp_path: Path, machine: str, damage: List[Any], cut: int
 ) -> None:
     made = bytearray(elf(machine, KERNEL, sections=[Sec(".gnu_debuglink", data=b"k\0\0\0abcd")]))
     for at, value in damage:

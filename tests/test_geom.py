@@ -210,7 +210,8 @@ def test_the_commands_say_the_same_in_json(forged: Forged) -> None:
     def data(command: str) -> Dict[str, Any]:
         status, out, err = wchan("-k", str(forged.elf), str(forged.vmcore), command, "--json")
         assert status == 0, err
-        return json.loads(out)["data"]
+        value: Dict[str, Any] = json.loads(out)["data"]
+        return value
 
     queues = {q["name"]: q for q in data("bioq")["queues"]}
     assert queues["g_bio_run_down"]["length"] == queues["g_bio_run_down"]["walked"] == 2

@@ -32,7 +32,8 @@ def data(report: Any, *words: str) -> Dict[str, Any]:
     assert status == 0, err
     answer = json.loads(out)
     assert answer["warnings"] == []
-    return answer["data"]
+    value: Dict[str, Any] = answer["data"]
+    return value
 
 
 def test_the_queue_is_as_long_as_its_own_count_says(report: Any) -> None:

@@ -35,7 +35,8 @@ def contract_state(ddb: str) -> set[str]:
 def kthreads(dump: Any, *arguments: str) -> Dict[str, Any]:
     status, out, _ = shell(dump, "kthreads", "--json", *arguments)
     assert status == 0, out
-    return json.loads(out)
+    value: Dict[str, Any] = json.loads(out)
+    return value
 
 
 def pairs(dump: Any) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:

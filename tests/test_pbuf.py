@@ -42,10 +42,12 @@ def forged(tmp_path: Path) -> Callable[[Machine], Any]:
 def answer(dump: Any) -> Dict[str, Any]:
     status, out, err = shell(dump, "pbuf", "--json")
     assert status == 0, err
-    return json.loads(out)["data"]
+    value: Dict[str, Any] = json.loads(out)["data"]
+    return value
 
 
 def pool_of(data: Dict[str, Any], name: str) -> Dict[str, Any]:
+    found: Dict[str, Any]
     (found,) = [p for p in data["pools"] if name in (p["name"], p["symbol"])]
     return found
 

@@ -29,7 +29,8 @@ GEOM_FLAGS = {
 def provider(dump: Any, *arguments: str) -> Dict[str, Any]:
     status, out, err = shell(dump, "provider", "--json", *arguments)
     assert status == 0, err
-    return json.loads(out)["data"]
+    value: Dict[str, Any] = json.loads(out)["data"]
+    return value
 
 
 @pytest.fixture

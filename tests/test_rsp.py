@@ -8,7 +8,7 @@ import re
 import socket
 import stat
 import xml.etree.ElementTree as ElementTree
-from typing import Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -81,7 +81,7 @@ def unescape(reply: bytes) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=40)), st.data())
-def test_packets_are_found_however_the_stream_is_cut(payloads: List[bytes], data) -> None:
+def test_packets_are_found_however_the_stream_is_cut(payloads: List[bytes], data: Any) -> None:
     stream = b"".join(frame(escape(p)) for p in payloads)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
     framer, found = Framer(), []

@@ -11,7 +11,7 @@ from typing import FrozenSet, Iterator
 import pytest
 
 from plugin.errors import LayoutError
-from plugin.structs import Layouts, cache, choose
+from plugin.structs import Layouts, choose
 from plugin.structs.choose import Choice, choose_yaml
 from plugin.structs.layout import Fields, Member
 from plugin.structs.yamlfile import SHIPPED, StructsFile
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     choose_yaml(1402000, "amd64")
     assert list((tmp_path / "cache" / "wchan").iterdir()) == []
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import importlib
 import lzma
 import os
+import shutil
 import stat
 import sys
 import tarfile
+import tempfile
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +33,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import DumpError
-from plugin.vmcore import file, open_memory, spool
+from plugin.vmcore import open_memory, spool
 from plugin.vmcore.spool import plain_file
 
 AMD64: Layout = LAYOUTS["amd64-v3"]
@@ -43,7 +46,8 @@ DUMP = minidump(AMD64, PAGES, {}, ranges=[(0, 0x400000)])
 
 def zstd(data: bytes) -> bytes:
     zstandard = pytest.importorskip("zstandard", reason="zstandard is needed to compress with zstd")
-    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    value: bytes = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    return value
 
 
 PACKERS: Dict[str, Callable[[bytes], bytes]] = {
@@ -230,7 +234,7 @@ def test_a_bomb_is_unpacked_in_bounded_memory(
 def test_zstd_by_the_program_where_no_module_is_there(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not spool.shutil.which("zstd"):
+    if not shutil.which("zstd"):
         pytest.skip("no zstd program here")
     path = tmp_path / "vmcore.0.zst"
     path.write_bytes(zstd(DUMP))
@@ -274,7 +278,7 @@ def without_modules(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ImportError(name)
         return real(name)
 
-    monkeypatch.setattr(spool.importlib, "import_module", gone)
+    monkeypatch.setattr(importlib, "import_module", gone)
 
 
 def test_where_the_cache_cannot_be_written_a_temporary_folder_serves(
@@ -284,7 +288,7 @@ def test_where_the_cache_cannot_be_written_a_temporary_folder_serves(
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(spool.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     path = tmp_path / "vmcore.0.gz"
     path.write_bytes(gzip.compress(DUMP))
     same(path)
@@ -300,7 +304,7 @@ def test_a_spool_folder_can_be_named(tmp_path: Path, cache: Path) -> None:
 
 def test_a_full_disk_is_named(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError(spool.errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "vmcore.0.gz"
     path.write_bytes(gzip.compress(DUMP))
@@ -405,8 +409,8 @@ def test_a_character_device_is_read_in_whole_sectors(
             raise OSError(22, "Invalid argument")
         return real(fd, length, offset)
 
-    monkeypatch.setattr(file.stat, "S_ISCHR", lambda mode: True)
-    monkeypatch.setattr(spool.stat, "S_ISREG", lambda mode: False)
+    monkeypatch.setattr(stat, "S_ISCHR", lambda mode: True)
+    monkeypatch.setattr(stat, "S_ISREG", lambda mode: False)
     monkeypatch.setattr(os, "pread", strict)
     same(path)
     with open_memory(path) as core:

@@ -79,11 +79,14 @@ def test_message_buffer_header_lies_where_ddb_saw_it(real: Opened) -> None:
 def layouts(shared: Path, name: str) -> Dict[str, Any]:
     """Struct layouts of the kernel, from the facts, not from the code under test."""
     release = name.split("-", 1)[0]
-    return json.loads((shared / "facts" / "layouts" / f"{release}-amd64.json").read_text())
+    text = (shared / "facts" / "layouts" / f"{release}-amd64.json").read_text()
+    value: Dict[str, Any] = json.loads(text)
+    return value
 
 
 def offset_of(made: Dict[str, Any], struct: str, member: str) -> int:
-    return next(m["offset"] for m in made[struct]["members"] if m["name"] == member)
+    value: int = next(m["offset"] for m in made[struct]["members"] if m["name"] == member)
+    return value
 
 
 def test_every_thread_that_ddb_lists_is_reached_through_page_tables(

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 from hosts import shell
@@ -66,7 +66,8 @@ def forged(tmp_path: Path) -> Callable[[Machine], Any]:
 def answer(dump: Any, *arguments: str, status: int = 0) -> Dict[str, Any]:
     code, out, err = shell(dump, "vmpage", "--json", *arguments)
     assert code == status, err
-    return json.loads(out)["data"]
+    value: Dict[str, Any] = json.loads(out)["data"]
+    return value
 
 
 # The real machines
@@ -390,7 +391,7 @@ def test_a_truncated_dump_gives_counts_marked_partial(real_dump: Any, tmp_path: 
     ],
 )
 def test_arguments_that_make_no_sense_are_one_line(
-    real_dump: Any, arguments: list, complaint: str
+    real_dump: Any, arguments: List[str], complaint: str
 ) -> None:
     status, out, err = shell(real_dump, "vmpage", *arguments)
     assert status == 1

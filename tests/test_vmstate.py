@@ -41,7 +41,8 @@ def forged(tmp_path: Path) -> Callable[[Machine], Any]:
 def answer(dump: Any) -> Dict[str, Any]:
     status, out, err = shell(dump, "vmstate", "--json")
     assert status == 0, err
-    return json.loads(out)["data"]
+    value: Dict[str, Any] = json.loads(out)["data"]
+    return value
 
 
 def first_lines(dump: Any) -> str:

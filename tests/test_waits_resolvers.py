@@ -41,6 +41,7 @@ def storage() -> Storage:
 
 def only_cause(answer: Answer) -> Dict[str, Any]:
     check_contract(answer)
+    cause: Dict[str, Any]
     (cause,) = answer.causes
     return cause
 

@@ -142,7 +142,8 @@ def _open(args: argparse.Namespace) -> Tuple[Kernel, KernelInferior]:
 def _kernel_file(kernel: Kernel) -> str:
     """The kernel as a debugger can load it: a compressed one has been spooled."""
     target: Any = kernel.target
-    return os.path.abspath(target.kernel.plain_path)
+    value: str = os.path.abspath(target.kernel.plain_path)
+    return value
 
 
 # Debuggers

@@ -9,7 +9,7 @@ of sleeping threads.
 from __future__ import annotations
 
 import struct
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import locks, witness
@@ -299,7 +299,7 @@ def _sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
 
 
 def _guess_sharers(
-    kernel: Kernel, lock: Lock, waiting: List[Thread], known: set, count: int
+    kernel: Kernel, lock: Lock, waiting: List[Thread], known: Set[int], count: int
 ) -> List[Tuple[Thread, str]]:
     """Threads that fit a shared hold which nothing records.
 
@@ -358,7 +358,7 @@ def kernel_stack_holds(kernel: Kernel, thread: Thread, value: int) -> bool:
     return value in words
 
 
-def _stack_words(kernel: Kernel, thread: Thread) -> frozenset:
+def _stack_words(kernel: Kernel, thread: Thread) -> FrozenSet[int]:
     top = thread.kstack + thread.kstack_size
     low = registers(kernel, thread).get("sp", 0)
     if not thread.kstack <= low < top:

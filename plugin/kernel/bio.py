@@ -7,7 +7,18 @@ stands behind that request (a buf, a page of swap, a read of a raw device).
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from plugin.errors import MemoryFault
 from plugin.kernel.linker import name_of
@@ -100,7 +111,7 @@ class _Reader:
         self.span = self.fields.span
         self.commands = kernel.layouts.table("bio_cmd")
 
-    def make(self, address: int, values: Sequence) -> Bio:
+    def make(self, address: int, values: Sequence[Any]) -> Bio:
         return Bio(address, self.commands.get(values[0]) or str(values[0]), *values[1:])
 
 

@@ -91,7 +91,8 @@ def _of_geom(kernel: Kernel, geom: Geom) -> int:
     try:
         if kernel.layouts.get("g_disk_softc") is None:
             return softc
-        return kernel.view("g_disk_softc", softc).dp
+        value: int = kernel.view("g_disk_softc", softc).dp
+        return value
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add("g_disk_softc", softc, str(error))
         return 0

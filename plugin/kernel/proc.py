@@ -6,7 +6,7 @@ Mirrors sys/sys/proc.h; the states are those DDB's ``ps`` prints
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.lock_object import LockObject, lock_object
@@ -109,7 +109,7 @@ def processes(kernel: Kernel) -> Iterator[Proc]:
                     yield _proc(address, values)
 
 
-def _proc(address: int, values: tuple) -> Proc:
+def _proc(address: int, values: Tuple[Any, ...]) -> Proc:
     pid, comm, state, flag, parent = values
     return Proc(address, pid, _name(comm), state, flag, parent)
 

@@ -197,7 +197,8 @@ def _vm_dom(kernel: Kernel) -> List[Domain]:
 
         def limit(name: str, view: View = view) -> int:
             if own:
-                return view.get("vmd_" + name, 0)
+                value: int = view.get("vmd_" + name, 0)
+                return value
             return meter.get("v_" + name, 0) if meter is not None else 0
 
         free = view.vmd_free_count

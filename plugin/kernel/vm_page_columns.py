@@ -264,9 +264,10 @@ class Plain(Piece):
             low, high = (self._unpacked(offset + half, size // 2) for half in (0, size // 2))
             return [a | b << 4 * size for a, b in zip(low, high)]
         view: Any = memoryview(self.data)
-        return view.cast({1: "B", 2: "H", 4: "I", 8: "Q"}[size])[
+        value: List[int] = view.cast({1: "B", 2: "H", 4: "I", 8: "Q"}[size])[
             offset // size :: step // size
         ].tolist()
+        return value
 
 
 class Numpy(Piece):
@@ -314,10 +315,12 @@ class Numpy(Piece):
         return int(self.np.count_nonzero(mask))
 
     def indexes(self, mask: Any) -> List[int]:
-        return self.np.flatnonzero(mask).tolist()
+        value: List[int] = self.np.flatnonzero(mask).tolist()
+        return value
 
     def values(self, member: Tuple[int, int], mask: Any) -> List[int]:
-        return self._column(member)[mask].tolist()
+        value: List[int] = self._column(member)[mask].tolist()
+        return value
 
     def counts(self, member: Tuple[int, int], mask: Any) -> Dict[int, int]:
         chosen = self._column(member)[mask]

@@ -117,7 +117,7 @@ class Scan(NamedTuple):
 
 
 def _sum(counts: Any) -> Dict[str, int]:
-    total: Counter = Counter()
+    total: Counter[str] = Counter()
     for each in counts:
         total.update(each)
     return dict(total)
@@ -130,7 +130,7 @@ class _Totals:
         self.domain = domain
         self.pages = self.free = self.cached = self.wired = self.dirty = 0
         self.states = [0] * len(STATES)
-        self.queues: Counter = Counter()
+        self.queues: Counter[str] = Counter()
 
 
 class _Scanner:
@@ -145,8 +145,8 @@ class _Scanner:
         self.backend: Any = Numpy if use_numpy else Plain
         self.reader = decoder(kernel)
         self.totals: Dict[Optional[int], _Totals] = {}
-        self.objects: Counter = Counter()
-        self.busy: Counter = Counter()
+        self.objects: Counter[int] = Counter()
+        self.busy: Counter[Tuple[int, str, int]] = Counter()
         self.pages: List[Page] = []
         self.scanned = self.missing = self.matched = 0
         self.picks = wanted.any
@@ -509,10 +509,10 @@ def objects_by_type(kernel: Kernel, found: Scan) -> Tuple[Dict[str, int], Dict[s
         each = try_object_at(kernel, address)
         if each is not None:
             known[address] = each
-    counted: Counter = Counter()
+    counted: Counter[str] = Counter()
     for each in known.values():
         counted[each.type] += each.resident_page_count
-    scanned: Counter = Counter()
+    scanned: Counter[str] = Counter()
     for address, number in found.objects.items():
         if not address:
             scanned[""] += number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from plugin.kernel.proc import Thread
 from plugin.render.text import escape
@@ -77,7 +77,7 @@ def maximal(analysis: Analysis, fold: bool = True) -> List[Shown]:
         node.id for chain in analysis.chains for node in chain.path[1:] if node.kind == "thread"
     }
     order = {cause.key: cause.rank for cause in analysis.causes}
-    groups: Dict[tuple, List[Chain]] = {}
+    groups: Dict[Tuple[Any, ...], List[Chain]] = {}
     for chain in analysis.chains:
         if all(f"thread:{tid}" in passed for tid in chain.tids):
             continue
@@ -95,7 +95,7 @@ def _rank(order: Dict[str, int], chain: Chain, last: int) -> int:
     return found or last
 
 
-def _shape(chain: Chain) -> tuple:
+def _shape(chain: Chain) -> Tuple[Any, ...]:
     """Cause, end and the kinds of things on the way; chains of one shape read alike."""
     kinds = tuple((node.kind, _words(node)) for node in chain.path[1:-1])
     return (chain.cause, chain.end.id, chain.certainty, kinds)

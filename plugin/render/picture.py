@@ -5,7 +5,7 @@ Boxes and lines only; ``plugin.render.dot`` and ``plugin.render.html`` draw them
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Set
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.render.chains import named, who
 from plugin.waits.analysis import Analysis
@@ -65,7 +65,7 @@ def picture(analysis: Analysis, limit: int = MAX_BOXES) -> Picture:
         for node in members:
             where[node.id] = box.id
     kept = {box.id for box in boxes[:limit]}
-    lines: Dict[tuple, Line] = {}
+    lines: Dict[Tuple[Any, ...], Line] = {}
     for edge in analysis.graph.edges:
         source, target = where.get(edge.source), where.get(edge.target)
         if source in kept and target in kept and edge.causal and source != target:
@@ -123,7 +123,7 @@ def _fold(
     for id, node in shown.items():
         if node.kind == "thread" and id not in awaited:
             crowds.setdefault(steps[id], []).append(node)
-    ways: Dict[tuple, List[List[List[Node]]]] = {}
+    ways: Dict[Tuple[Any, ...], List[List[List[Node]]]] = {}
     for to, members in crowds.items():
         private, at = [members], to
         while at is not None and awaited.get(at) == len(members) == 1 and at in shown:

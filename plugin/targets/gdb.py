@@ -209,7 +209,8 @@ class GdbTypes(DebuggerTypes):
 
 def _architecture(inferior: Any) -> str:
     try:
-        return inferior.architecture().name()
+        value: str = inferior.architecture().name()
+        return value
     except gdb.error as error:
         raise WchanError(f"gdb debugs nothing: {error}") from None
 
@@ -347,14 +348,15 @@ class GdbDebugger:
         return GdbTarget(memory)
 
     def kernel_file(self) -> Optional[str]:
-        return gdb.current_progspace().filename
+        value: Optional[str] = gdb.current_progspace().filename
+        return value
 
 
 #: pc, fp and sp of a frame
 _Key = Tuple[int, int, int]
 
 
-class KernelUnwinder(gdb.unwinder.Unwinder):
+class KernelUnwinder(gdb.unwinder.Unwinder):  # type: ignore[misc]
     """Unwinds FreeBSD kernels by frame pointers, and through trap frames.
 
     gdb itself finds its way by call-frame information, which FreeBSD's kernels
@@ -457,7 +459,7 @@ class _FrameId:
         self.pc = gdb.Value(pc)
 
 
-class _Command(gdb.Command):
+class _Command(gdb.Command):  # type: ignore[misc]
     """One wchan command in gdb."""
 
     def __init__(self, name: str, session: shared.Session, help_text: str) -> None:
@@ -542,7 +544,8 @@ def _registered() -> Set[str]:
     """The commands that an earlier load of this entry registered in this gdb."""
     if not hasattr(gdb, "_wchan_commands"):
         gdb._wchan_commands = set()
-    return gdb._wchan_commands
+    value: Set[str] = gdb._wchan_commands
+    return value
 
 
 def _exists(name: str) -> bool:

@@ -98,7 +98,7 @@ class LldbTarget:
             return b""
         error = lldb.SBError()
         try:
-            data = self._process.ReadMemory(address, size, error)
+            data: Optional[bytes] = self._process.ReadMemory(address, size, error)
         except (OverflowError, TypeError):
             raise MemoryFault(address, "no address") from None
         if data is None or len(data) != size:
@@ -286,7 +286,8 @@ def _slide(target: Any) -> int:
     for section in module.section_iter():
         loaded = section.GetLoadAddress(target)
         if loaded != lldb.LLDB_INVALID_ADDRESS:
-            return loaded - section.GetFileAddress()
+            value: int = loaded - section.GetFileAddress()
+            return value
     return 0
 
 
@@ -384,7 +385,8 @@ def _needs_frames(target: Any) -> bool:
 def _has_frame_information(target: Any) -> bool:
     """True where lldb has what it can unwind by, in the kernel or in a separate debug file."""
     section = target.FindModule(target.GetExecutable()).FindSection(".debug_frame")
-    return section.IsValid() and section.GetByteSize() > 0
+    value: bool = section.IsValid() and section.GetByteSize() > 0
+    return value
 
 
 def command_class(name: str, session: shared.Session) -> type:

@@ -21,7 +21,7 @@ def open_input(path: str) -> BinaryIO:
             raise DumpError(f"{path} is a directory: name the file in it{_dumps_in(path)}")
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
             raise DumpError(f"{path} is a pipe: a dump is read at random, name a file")
-        return open(path, "rb", buffering=0)  # type: ignore[return-value]
+        return open(path, "rb", buffering=0)
     except FileNotFoundError:
         raise DumpError(f"{path}: no such file") from None
     except PermissionError:

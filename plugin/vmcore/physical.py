@@ -25,7 +25,7 @@ _EVEN_BYTES = int.from_bytes(b"\xff\0" * (_BLOCK // 2), "little")
 
 def _count(data: bytes) -> int:
     """The number of bits set in at most one block."""
-    return int.from_bytes(data, "little").bit_count()  # type: ignore[attr-defined]
+    return int.from_bytes(data, "little").bit_count()
 
 
 def _count_by_lanes(data: bytes) -> int:

@@ -7,7 +7,7 @@ stuck thread counted once, the residue, and the verdict in a sentence.
 from __future__ import annotations
 
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.kernel.proc import Thread, thread_by_tid
 from plugin.kernel.stack import backtrace
@@ -355,7 +355,7 @@ def _groups(
     builder: Builder, graph: Graph, solution: Solution, residue: List[Thread]
 ) -> List[Group]:
     """The residue by message, channel and stack, the largest group first."""
-    found: Dict[Tuple, List[Thread]] = {}
+    found: Dict[Tuple[Any, ...], List[Thread]] = {}
     for thread in residue:
         node = graph.nodes[solution.ways[f"thread:{thread.tid}"].cause]
         stack = tuple(backtrace(builder.kernel, thread))

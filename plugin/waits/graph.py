@@ -8,6 +8,7 @@ component from which no way leads out.
 from __future__ import annotations
 
 from typing import (
+    Any,
     Dict,
     Hashable,
     Iterable,
@@ -17,6 +18,7 @@ from typing import (
     Optional,
     Sequence,
     Set,
+    Tuple,
     TypeVar,
 )
 
@@ -108,7 +110,7 @@ class Graph:
         self.edges: List[Edge] = []
         self.out: Dict[str, List[Edge]] = {}
         self.into: Dict[str, List[Edge]] = {}
-        self._seen: Set[tuple] = set()
+        self._seen: Set[Tuple[Any, ...]] = set()
 
     def add(self, node: Node) -> Node:
         """The node of that id: the one already there, else this one."""
@@ -284,7 +286,7 @@ def _way(
 ) -> Way:
     """Step to the successor that decides: a stuck one if all are needed, else the hopeful one."""
     best: Optional[Way] = None
-    best_rank: tuple = ()
+    best_rank: Tuple[Any, ...] = ()
     any_one = graph.nodes[id].any
     for order, edge in enumerate(out):
         beyond = ways[edge.target]
@@ -354,7 +356,7 @@ def _cycle(
     return Cycle(key, [edge.source for edge in best], best, certainty, bool(paced))
 
 
-def _cost(path: List[Edge]) -> tuple:
+def _cost(path: List[Edge]) -> Tuple[Any, ...]:
     return (CERTAINTIES.index(weakest(edge.certainty for edge in path)), len(path))
 
 

@@ -181,7 +181,8 @@ def measure(name: str, dump: Any, rest: List[str], **environment: str) -> Dict[s
     found = re.search(f"^{_MARK}(.*)$", done.stdout, re.MULTILINE)
     if found is None:
         sys.exit(f"{name} measured nothing:\n{done.stdout}{done.stderr}")
-    return json.loads(found.group(1))
+    value: Dict[str, float] = json.loads(found.group(1))
+    return value
 
 
 def main() -> None:

@@ -277,7 +277,8 @@ class Builder:
         self.space.write(address, self._number(value, size))
 
     def read_pointer(self, address: int) -> int:
-        return self._pointer.unpack(self.space.read(address, self.pointer_size))[0]
+        value: int = self._pointer.unpack(self.space.read(address, self.pointer_size))[0]
+        return value
 
     # Placing
 

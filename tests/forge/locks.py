@@ -184,7 +184,8 @@ class Rmlock(_TurnstileLock):
 
     def owned_by(self, thread: Optional[Thread]) -> Rmlock:
         self.inner.owned_by(thread)
-        return super().owned_by(thread)
+        value: Rmlock = super().owned_by(thread)
+        return value
 
     def block(self, thread: Thread, shared: bool, seconds: float) -> None:
         thread.call("_rm_rlock_hard" if shared else "_rm_wlock")

@@ -155,7 +155,7 @@ def entry(space: Space, tables: Tables, address: int, level: int) -> int:
     for at in range(level + 1):
         shift, bits = walk.levels[at]
         index = address >> shift & (1 << bits) - 1
-        value = pack.unpack_from(space.page(table), index * walk.width)[0]
+        value: int = pack.unpack_from(space.page(table), index * walk.width)[0]
         if not value & PG_V:
             return 0
         if at < level:

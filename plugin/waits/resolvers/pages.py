@@ -5,7 +5,7 @@ Mirrors sys/vm/vm_page.c, vm_object.c and the pagers, 7.0 to 15.x.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.judge import geom_io
@@ -134,7 +134,7 @@ def _object_io(kernel: Kernel) -> Dict[int, List[Tuple[int, int]]]:
     return kernel.once("page I/O by object", compute)
 
 
-def object_node(b: Builder, address: int, waiting: List) -> Node:
+def object_node(b: Builder, address: int, waiting: List[Any]) -> Node:
     """The node of an object with paging in progress, joined to that paging's I/O."""
     kernel = b.kernel
     node = b.object("object", address, f"object {address:#x}")
