@@ -151,11 +151,11 @@ def entry(space: Space, tables: Tables, address: int, level: int) -> int:
         walk = (_LA57 if tables.levels == 5 else _AMD64) if arch == "amd64" else _ARM64
     pack = struct.Struct("<I" if walk.width == 4 else "<Q")
     table = tables.root // PAGE_SIZE
-    value = 0
+    value: int = 0
     for at in range(level + 1):
         shift, bits = walk.levels[at]
         index = address >> shift & (1 << bits) - 1
-        value: int = pack.unpack_from(space.page(table), index * walk.width)[0]
+        value = pack.unpack_from(space.page(table), index * walk.width)[0]
         if not value & PG_V:
             return 0
         if at < level:
