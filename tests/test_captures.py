@@ -1,0 +1,272 @@
+"""Text instead of memory: what consoles, mails and reports say, read as the machine printed it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import List
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugin.captures.lines import clean, looks_like_text
+from plugin.captures.model import Capture
+from plugin.captures.reader import read, read_one
+from plugin.errors import WchanError
+
+DDB = """\
+KDB: enter: Break to debugger
+[ thread pid 11 tid 100003 ]
+Stopped at      kdb_alt_break_internal+0x15d:   movq    $0,0xaf4f78(%rip)
+db> ps
+  pid  ppid  pgrp   uid  state   wmesg   wchan               cmd
+   42     1     1     0  R+      (threaded)                  mthog
+100126                   S       nanslp  0xffffffff810eb0e0  mthog
+100127                   RunQ                                toucher
+100128                   Run     CPU 0                       toucher
+   20     1     1     0  D+      ufs     0xfffff80002cf1af0  reader
+   17     1     1     0  D+      biord   0xfffffe0001213e60  reader
+   16     0     0     0  RL      (threaded)                  [hangtest]
+100068                   D       ht sx A 0xffffffff810acee0  [sx-middle0]
+100075                   L      *ht mtx  0xfffff80002642180  [mtx-middle0]
+100074                   Run     CPU 1                       [mtx-spinner0]
+db> show allchains
+chain 1:
+ thread 100104 (pid 20, reader) is blocked on lockmgr ufsEXCL
+ thread 100101 (pid 17, reader) is sleeping on 0xfffffe0001213e60 "biord"
+chain 2:
+ thread 100075 (pid 16, mtx-middle0) is blocked on lock 0xffffffff810acf20 (sleep mutex) "ht mtx A"
+ thread 100074 (pid 16, mtx-spinner0) is running on CPU 1
+db> alltrace
+Tracing command reader pid 17 tid 100101 td 0xfffff80002dc3000
+sched_switch() at sched_switch+0x88b/frame 0xfffffe0055200000
+mi_switch() at mi_switch+0xbd/frame 0xfffffe0055200020
+sleepq_wait() at sleepq_wait+0x2f/frame 0xfffffe0055200040
+_sleep() at _sleep+0x1d3/frame 0xfffffe00552000a0
+bufwait() at bufwait+0x69/frame 0xfffffe00552000f0
+--- syscall (3, FreeBSD ELF64, read), rip = 0x8, rsp = 0x9, rbp = 0xa ---
+db> show lockedvnods
+Locked vnodes
+vnode 0xfffff80002cf1a80: type VDIR state VSTATE_CONSTRUCTED op 0xffffffff80ea1e58
+    lock type ufs: EXCL by thread 0xfffff80002dc3000 (pid 17, reader, tid 100101)
+ with shared waiters pending
+\tino 2, on dev vtbd1
+db> show pageq
+pq_free 416
+dom 0 page_cnt 121668 free 416 pq_act 33981 pq_inact 1 pq_laund 42828 pq_unsw 0
+"""
+
+PROCSTAT = """\
+  PID    TID COMM                TDNAME              KSTACK
+    0 100000 kernel              swapper             mi_switch+0xc2 _sleep+0x1d3 swapper+0x69
+   12 100020 intr                swi4: clock (0)     mi_switch+0xc2 ithread_loop+0x1f0
+ 1034 100321 long name x         -                   mi_switch+0xc2 _cv_wait+0x2 txg_wait_synced+0x1
+ 1035 100322 smbd                smbd                <running>
+"""
+
+PS = """\
+ UID   PID  PPID CPU PRI NI     VSZ     RSS MWCHAN  STAT TT         TIME COMMAND
+   0     0     0   0 -16  0       0    1000 swapin  DLs   -      0:01.20 [kernel]
+1001  2041     1   0  20  0   12345    2345 zio->io D     0      0:00.01 cp -R a b
+   0  2042     1   0  20  0   12345    2345 ht mtx  D     0      0:00.01 /usr/bin/stat x
+   0  2043     1   0  20  0   12345    2345 -       R     0      0:00.01 yes
+"""
+
+
+def of(text: str, tmp_path: Path, name: str = "log.txt") -> Capture:
+    path = tmp_path / name
+    path.write_text(text)
+    return read_one([str(path)])
+
+
+def same_as_plain(text: str, tmp_path: Path) -> None:
+    plain, found = of(DDB, tmp_path, "plain.txt"), of(text, tmp_path)
+    assert facts(found) == facts(plain)
+
+
+def facts(capture: Capture) -> object:
+    return (
+        [
+            (t.tid, t.pid, t.comm, t.name, t.state, t.wmesg, t.wchan, t.frames)
+            for t in capture.everyone
+        ],
+        sorted((lock.key, lock.klass, sorted(lock.owners)) for lock in capture.locks.values()),
+        sorted((b.tid, b.lock) for b in capture.blocked.values()),
+    )
+
+
+def test_threads_of_ps_have_state_message_and_channel(tmp_path: Path) -> None:
+    capture = of(DDB, tmp_path)
+    thread = capture.threads[100101]
+    assert (thread.pid, thread.comm, thread.state) == (17, "reader", "sleeping")
+    assert (thread.wmesg, thread.wmesg_cut, thread.wchan) == ("biord", False, 0xFFFFFE0001213E60)
+    assert capture.threads[100128].cpu == 0 and capture.threads[100127].state == "runnable"
+    assert capture.threads[100068].wmesg == "ht sx A"
+    assert capture.threads[100075].lock_name == "ht mtx"
+
+
+def test_a_process_of_one_thread_is_joined_with_its_number(tmp_path: Path) -> None:
+    capture = of(DDB, tmp_path)
+    assert not capture.processes
+    assert capture.threads[100104].wmesg == "ufs"
+
+
+def test_the_next_thread_of_a_chain_holds_what_the_last_one_waits_for(tmp_path: Path) -> None:
+    capture = of(DDB, tmp_path)
+    blocked = capture.blocked[100104]
+    assert list(capture.locks[blocked.lock].owners) == [100101]
+    assert str(blocked.source) == "log.txt:18"
+    mutex = capture.locks["0xffffffff810acf20"]
+    assert (mutex.klass, mutex.name, list(mutex.owners)) == ("sleep mutex", "ht mtx A", [100074])
+
+
+def test_a_stack_is_functions_innermost_first(tmp_path: Path) -> None:
+    assert of(DDB, tmp_path).threads[100101].frames == [
+        "sched_switch", "mi_switch", "sleepq_wait", "_sleep", "bufwait",
+    ]  # fmt: skip
+
+
+def test_a_vnode_names_its_device_and_its_holder(tmp_path: Path) -> None:
+    capture = of(DDB, tmp_path)
+    vnode = capture.vnodes[0xFFFFF80002CF1A80]
+    assert (vnode.type, vnode.tag, vnode.device) == ("VDIR", "ufs", "vtbd1")
+    assert vnode.lock is not None and list(capture.locks[vnode.lock].owners) == [100101]
+    assert capture.domains[0].counts["free"] == 416
+
+
+@pytest.mark.parametrize(
+    "carry",
+    [
+        lambda line: line + "\r",
+        lambda line: "> " + line,
+        lambda line: "| > " + line,
+        lambda line: "\x1b[0m" + line + "\x1b[K",
+        lambda line: "[2026-01-02 03:04:05] " + line,
+        lambda line: "--More--\r        \r" + line,
+        lambda line: "<118>" + line,
+    ],
+    ids=["CR LF", "quoted mail", "quoted twice", "terminal", "conserver", "pager", "syslog"],
+)
+def test_what_carried_the_lines_makes_no_difference(carry: object, tmp_path: Path) -> None:
+    assert callable(carry)
+    same_as_plain("\n".join(carry(line) for line in DDB.splitlines()) + "\n", tmp_path)
+
+
+def test_prompts_may_be_missing(tmp_path: Path) -> None:
+    kept = [line for line in DDB.splitlines() if not line.startswith("db>")]
+    same_as_plain("\n".join(kept), tmp_path)
+
+
+def test_a_second_entry_into_the_debugger_is_another_state(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(DDB + "db> c\n" + DDB.replace("biord", "wdrain"))
+    found = read([str(path)])
+    assert [c.threads[100101].wmesg for c in found] == ["biord", "wdrain"]
+
+
+def test_procstat_gives_names_with_blanks_and_stacks(tmp_path: Path) -> None:
+    capture = of(PROCSTAT, tmp_path)
+    assert capture.kinds == ["procstat"]
+    thread = capture.threads[100020]
+    assert (thread.comm, thread.name) == ("intr", "swi4: clock (0)")
+    assert capture.threads[100321].comm == "long name x"
+    assert capture.threads[100321].frames == ["mi_switch", "_cv_wait", "txg_wait_synced"]
+    assert capture.threads[100321].state == "sleeping"
+    assert capture.threads[100322].state == "running"
+
+
+def test_ps_gives_messages_even_with_a_blank_in_them(tmp_path: Path) -> None:
+    capture = of(PS, tmp_path)
+    by_pid = {thread.pid: thread for thread in capture.everyone}
+    assert (by_pid[2041].comm, by_pid[2041].wmesg, by_pid[2041].wmesg_cut) == (
+        "cp",
+        "zio->io",
+        True,
+    )
+    assert (by_pid[2042].wmesg, by_pid[2042].comm) == ("ht mtx", "stat")
+    assert by_pid[2043].state == "runnable" and by_pid[0].comm == "kernel"
+
+
+def test_files_of_one_machine_make_one_state(tmp_path: Path) -> None:
+    (tmp_path / "ps").write_text(PS)
+    (tmp_path / "stacks").write_text(PROCSTAT.replace(" 1034 100321", " 2041 100321"))
+    capture = read_one([str(tmp_path / "ps"), str(tmp_path / "stacks")])
+    thread = capture.threads[100321]
+    assert thread.wmesg == "zio->io" and thread.frames is not None
+    assert thread.frames[-1] == "txg_wait_synced"
+
+
+def test_a_textdump_is_its_members(tmp_path: Path) -> None:
+    path = tmp_path / "textdump.tar.0"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, text in (
+            ("ddb.txt", DDB),
+            ("panic.txt", "sleeping thread"),
+            ("version.txt", "FreeBSD 9.3-RELEASE #0: x\n  root@h:/usr/obj/usr/src/sys/GENERIC"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    assert looks_like_text(str(path))
+    capture = read_one([str(path)])
+    assert (capture.panic, capture.release) == ("sleeping thread", "9.3-RELEASE")
+    assert 100101 in capture.threads
+
+
+def test_a_compressed_log_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "log.gz"
+    path.write_bytes(gzip.compress(DDB.encode()))
+    assert looks_like_text(str(path))
+    assert 100101 in read_one([str(path)]).threads
+
+
+def test_a_text_without_threads_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(WchanError, match="no text that tells of threads"):
+        of("to be or not to be\n" * 9, tmp_path)
+
+
+def test_a_dump_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"minidump FreeBSD/amd64\0" + bytes(4096))
+    (tmp_path / "b").write_bytes(b"\x7fELF" + bytes(4096))
+    assert not looks_like_text(str(tmp_path / "a")) and not looks_like_text(str(tmp_path / "b"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_lines_lost_doubled_mangled_and_shuffled_raise_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    lines: List[str] = (DDB + PROCSTAT + PS).splitlines()
+    chosen = data.draw(st.lists(st.integers(0, len(lines) - 1), max_size=120))
+    cut = data.draw(st.integers(0, 90))
+    noise = data.draw(st.text(max_size=30))
+    text = "\n".join(lines[i][: cut if i % 7 == 0 else None] for i in chosen) + noise
+    path = tmp_path_factory.mktemp("mangled") / "log"
+    path.write_text(text, errors="replace")
+    for capture in read([str(path)]):
+        assert len(capture.everyone) <= len(chosen) + 9
+
+
+@given(st.text(max_size=200))
+def test_a_cleaned_line_holds_nothing_that_moves_a_terminal(text: str) -> None:
+    assert not any((ord(char) < 32 and char != "\t") or ord(char) == 127 for char in clean(text))
+
+
+def test_real_logs_agree_with_what_was_parsed_of_them(shared: Path) -> None:
+    for log in sorted(shared.glob("real*/*/ddb.log")):
+        truth = json.loads((log.parent / "truth.json").read_text())
+        capture = read_one([str(log)])
+        for row in truth["threads"]:
+            if row["tid"] is None:
+                continue
+            thread = capture.threads[row["tid"]]
+            assert (thread.wmesg or "")[: len(row["wmesg"] or "")] == (row["wmesg"] or "") or (
+                thread.wmesg or ""
+            ).startswith((row["wmesg"] or "").lstrip("*")[:6])
+        assert {int(p["address"], 16) for p in truth["providers"]} <= set(capture.providers)
+        assert {int(b["address"], 16) for b in truth["lockedbufs"]} == set(capture.bufs)
+        assert not capture.processes
