@@ -1,33 +1,43 @@
 """The debugger commands, one module each: arguments in, report out, nothing else.
 
-A module ``commands/<name>.py`` (dashes become underscores) has ``HELP`` (one
-line), ``EXAMPLE``, ``add_arguments(parser)`` and ``run(kernel, args) -> Report``.
-It is found by its name in NAMES, in the order in which they are listed to users.
+A module ``commands/<name>.py`` (underscores become dashes) is a command in every host by
+lying here.  It has what ``Command`` asks for; its JSON is described in
+``docs/schema/<name>.schema.json`` and it has a row in the README's table of commands: a
+command with less fails tests/test_contract.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from typing import TYPE_CHECKING, Protocol
+import os
+from typing import TYPE_CHECKING, List, NamedTuple, Protocol, Tuple
 
 if TYPE_CHECKING:
     from plugin.render.report import Report
     from plugin.session import Kernel
 
-NAMES = (
-    "bioq",
-    "klocks",
-    "kmsgbuf",
-    "kprint",
-    "kthreads",
-    "pbuf",
-    "provider",
-    "structs",
-    "vmpage",
-    "vmstate",
-    "why-stuck",
-)
+
+class Needs(NamedTuple):
+    """Without what a command has no answer at all.
+
+    ``symbols``: variables of the kernel, one of several where they stand as "a|b".
+    ``structs``: structs whose layout must be known.
+    ``text``: True where a capture (a DDB log, procstat) can stand in for memory.
+    """
+
+    symbols: Tuple[str, ...] = ()
+    structs: Tuple[str, ...] = ()
+    text: bool = False
+
+    def missing(self, kernel: Kernel) -> List[str]:
+        """What this kernel lacks, in words; [] where the command can run."""
+        found = [
+            f"symbol {name.replace('|', ' or ')}"
+            for name in self.symbols
+            if not any(kernel.has_symbol(each) for each in name.split("|"))
+        ]
+        return found + [f"struct {name}" for name in self.structs if name not in kernel.layouts]
 
 
 class Command(Protocol):
@@ -35,10 +45,21 @@ class Command(Protocol):
 
     HELP: str
     EXAMPLE: str
+    NEEDS: Needs
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, kernel: Kernel, args: argparse.Namespace) -> Report: ...
+
+
+def _found() -> Tuple[str, ...]:
+    files = os.listdir(os.path.dirname(__file__))
+    names = {name[:-3] for name in files if name.endswith(".py") and not name.startswith("_")}
+    return tuple(sorted(name.replace("_", "-") for name in names))
+
+
+#: Every command, as users call it.
+NAMES = _found()
 
 
 def load(name: str) -> Command:
@@ -47,3 +68,11 @@ def load(name: str) -> Command:
         raise KeyError(name)
     module = importlib.import_module("commands." + name.replace("-", "_"))
     return module
+
+
+def number(text: str) -> int:
+    """An argparse type: a number in C's notation (0x..., decimal)."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number or address") from None

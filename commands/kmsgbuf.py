@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from commands import Needs
 from plugin.kernel.msgbuf import message_buffer
 from plugin.render.report import Report
 from plugin.session import Kernel
 
 HELP = "the kernel message buffer and the panic string"
 EXAMPLE = "kmsgbuf --limit 50"
+NEEDS = Needs(symbols=("msgbufp",), text=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Tuple
 
+from commands import Needs
 from plugin.kernel.proc import Thread, threads
-from plugin.kernel.stack import backtrace
+from plugin.render.kthreads import grouped_by_stack, ps
 from plugin.render.report import Report
 from plugin.session import Kernel
-from plugin.words import address, count, seconds
 
 HELP = "every thread: its state, what it waits for, since when (DDB's ps)"
 EXAMPLE = "kthreads --stacks --wmesg biord"
+NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
 STATES = (
     "running",
@@ -37,71 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     found = [thread for thread in threads(kernel) if _wanted(thread, args)]
-    report = Report({"threads": [_data(thread) for thread in found]})
     if args.stacks:
-        groups = stacks(kernel, found)
-        report.data["groups"] = [
-            {"frames": list(frames), "tids": [t.tid for t in members]} for frames, members in groups
-        ]
-        for frames, members in groups:
-            report.heading(f"{count(len(members), 'thread')}: {_who(members)}")
-            report.text(" <- ".join(frames) or "(no stack in the dump)", indent=2)
-        return report
-    report.table(
-        ["tid>", "pid>", "name", "state", "wmesg", "wchan", "age>"],
-        [
-            (
-                t.tid,
-                t.pid,
-                t.label if args.verbose else t.name,
-                t.state if t.cpu is None else f"CPU {t.cpu}",
-                t.wmesg,
-                _channel(kernel, t),
-                seconds(t.age),
-            )
-            for t in found
-        ],
-    )
-    return report
+        return grouped_by_stack(kernel, found)
+    return ps(kernel, found, verbose=args.verbose)
 
 
 def _wanted(thread: Thread, args: argparse.Namespace) -> bool:
     if args.state and thread.state != args.state:
         return False
     return not args.wmesg or (thread.wmesg or "").lstrip("*") == args.wmesg.lstrip("*")
-
-
-def _channel(kernel: Kernel, thread: Thread) -> str:
-    """What it waits on: the lock rather than its turnstile, a symbol rather than an address."""
-    at = thread.lock.address if thread.lock else thread.wchan
-    return kernel.symbolize(at) or f"{at:#x}" if at else ""
-
-
-def _data(thread: Thread) -> Dict[str, Any]:
-    lock = thread.lock
-    return {
-        "tid": thread.tid,
-        "pid": thread.pid,
-        "comm": thread.comm,
-        "name": thread.name,
-        "address": address(thread.address),
-        "state": thread.state,
-        "cpu": thread.cpu,
-        "wmesg": thread.wmesg,
-        "wchan": address(thread.wchan),
-        "lock": lock and {"address": address(lock.address), "name": lock.name, "class": lock.klass},
-        "age": thread.age,
-    }
-
-
-def stacks(kernel: Kernel, chosen: List[Thread]) -> List[Tuple[Tuple[str, ...], List[Thread]]]:
-    """Threads grouped by identical stacks, the largest group first."""
-    groups: Dict[Tuple[str, ...], List[Thread]] = {}
-    for thread in chosen:
-        groups.setdefault(tuple(backtrace(kernel, thread)), []).append(thread)
-    return sorted(groups.items(), key=lambda item: -len(item[1]))
-
-
-def _who(members: List[Thread]) -> str:
-    shown = ", ".join(f"{t.tid} {t.label}" for t in members[:6])
-    return shown + (f" and {len(members) - 6} more" if len(members) > 6 else "")

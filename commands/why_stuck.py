@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Optional
+from typing import List
 
-from plugin.errors import UsageError, WchanError
-from plugin.hosts.runner import number
+from commands import Needs, number
+from plugin.errors import UsageError
 from plugin.kernel.proc import Thread, threads
-from plugin.kernel.tc import uptime
-from plugin.render import chains, dot, html, svg
-from plugin.render.picture import picture
+from plugin.render import why
 from plugin.render.report import Report
 from plugin.session import Kernel
-from plugin.waits.analysis import Analysis, Cause, Chain, Group, analyse
-from plugin.waits.build import STUCK
+from plugin.waits.analysis import analyse
 from plugin.waits.catalogue import with_file
-from plugin.waits.graph import Edge, Node
-from plugin.waits.panic import Panic, panic
-from plugin.waits.verdict import sentences
-from plugin.words import address, count, seconds
 
 HELP = "who waits for whom, to the end of each chain; the ranked root causes"
 EXAMPLE = "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html"
-
-#: chains shown on the first screen
-SHOWN = 12
+NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,108 +44,13 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     chosen = _chosen(kernel, args)
     catalogue = with_file(args.catalogue)
     analysis = analyse(kernel, catalogue, everything=args.all or bool(chosen))
-    report = Report(data(analysis))
-    found = panic(analysis)
-    if found is not None:
-        report.data["panic"] = _panic(found)
     if args.dot or args.svg:
-        graph = dot.dot(picture(analysis))
-        report.raw = svg.svg(graph) if args.svg else graph
-        return report
+        return why.drawn(analysis, as_svg=args.svg)
     if args.html:
-        _page(analysis, found, args.html)
-        report.pre(f"written to {args.html}")
-        return report
-    drawing = chains.Drawing(analysis, args.width)
+        return why.page(analysis, args.html)
     if chosen:
-        for thread in chosen:
-            report.pre(*drawing.in_full(thread).split("\n"))
-        return report
-    report.text(_heading(analysis))
-    report.pre("")
-    if found is not None:
-        report.text(f"panic: {found.message}")
-        report.text(found.verdict)
-    for sentence in sentences(analysis):
-        report.text(sentence)
-    if analysis.causes:
-        report.pre("")
-        report.table(
-            ["#>", "cause", "what", "threads>", "since>"],
-            [(c.rank, c.kind, c.summary, len(c.tids), seconds(c.since)) for c in analysis.causes],
-        )
-    _chains(report, analysis, args, drawing)
-    if analysis.residue:
-        report.heading("residue")
-        report.pre(*chains.residue_lines(analysis.residue, args.width))
-    if args.all:
-        _others(report, analysis)
-    _more(report, analysis)
-    return report
-
-
-def _page(analysis: Analysis, found: Optional[Panic], path: str) -> None:
-    lines = (f"panic: {found.message}", found.verdict) if found is not None else ()
-    page = html.html(analysis, f"why-stuck: {_heading(analysis)}", lines)
-    try:
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(page)
-    except OSError as error:
-        raise WchanError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _heading(analysis: Analysis) -> str:
-    kernel = analysis.kernel
-    up = uptime(kernel)
-    since = f", up {seconds(up)}" if up is not None else ""
-    total, stuck = len(analysis.threads), len(analysis.stuck)
-    return (
-        f"FreeBSD {kernel.release} {kernel.arch} {kernel.ident}{since}, "
-        f"layouts: {kernel.layouts.name}.  {count(total, 'thread')}: {stuck} stuck, "
-        f"{total - stuck} idle or running."
-    )
-
-
-def _chains(
-    report: Report, analysis: Analysis, args: argparse.Namespace, drawing: chains.Drawing
-) -> None:
-    shown = chains.maximal(analysis, fold=not args.all)
-    if not shown:
-        return
-    limit = args.limit if args.limit is not None else (0 if args.all else SHOWN)
-    cut = shown[:limit] if limit else shown
-    report.heading("chains")
-    for each in cut:
-        report.pre(*drawing.chain(each).split("\n"))
-    if len(cut) < len(shown):
-        report.text(f" ... {count(len(shown) - len(cut), 'more chain')}; --all shows every one")
-
-
-def _others(report: Report, analysis: Analysis) -> None:
-    """Threads that wait and are not stuck: what they were taken for."""
-    rows = []
-    for thread in analysis.threads:
-        standing = analysis.standings.get(thread.address)
-        if standing is not None and standing.status != STUCK:
-            rows.append((thread.tid, thread.label, thread.wmesg, standing.status, standing.why))
-    if rows:
-        report.heading("not stuck")
-        report.table(["tid>", "name", "wmesg", "taken for", "because"], rows)
-
-
-def _more(report: Report, analysis: Analysis) -> None:
-    hints = []
-    if analysis.chains:
-        longest = max(analysis.chains, key=lambda chain: len(chain.path))
-        hints.append(f"why-stuck {longest.tids[0]}")
-        hints.append("why-stuck --html hang.html")
-    devices = [c.node.label for c in analysis.causes if c.node.kind == "provider"]
-    hints += [f"provider {name}" for name in devices[:1]]
-    kinds = {node.kind for node in analysis.graph.nodes.values()}
-    hints += [name for kind, name in (("pool", "pbuf"), ("lock", "klocks")) if kind in kinds]
-    if hints:
-        report.pre("")
-        report.text("More: " + " | ".join(hints))
+        return why.in_full(analysis, chosen, args.width)
+    return why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
 
 
 def _chosen(kernel: Kernel, args: argparse.Namespace) -> List[Thread]:
@@ -169,98 +65,3 @@ def _chosen(kernel: Kernel, args: argparse.Namespace) -> List[Thread]:
             raise UsageError(f"why-stuck: no thread, process or name {word!r}")
         found.extend(t for t in some if t not in found)
     return found
-
-
-# The JSON contract
-
-
-def data(analysis: Analysis) -> Dict[str, Any]:
-    graph = analysis.graph
-    return {
-        "threads": {
-            "total": len(analysis.threads),
-            "idle": len(analysis.threads) - len(analysis.stuck),
-            "stuck": len(analysis.stuck),
-        },
-        "verdict": " ".join(sentences(analysis)),
-        "nodes": [_node(node) for node in graph.nodes.values()],
-        "edges": [_edge(edge) for edge in graph.edges],
-        "chains": [_chain(chain) for chain in analysis.chains],
-        "causes": [_cause(cause) for cause in analysis.causes],
-        "residue": [thread.tid for group in analysis.residue for thread in group.threads],
-        "residue_groups": [_group(group) for group in analysis.residue],
-    }
-
-
-def _node(node: Node) -> Dict[str, Any]:
-    found: Dict[str, Any] = {
-        "id": node.id,
-        "kind": node.kind,
-        "label": node.label,
-        "address": address(node.address),
-    }
-    if node.tid is not None:
-        found["tid"] = node.tid
-    if node.facts:
-        found["facts"] = list(node.facts)
-    if node.end is not None:
-        end = node.end
-        found["end"] = {"kind": end.kind, "summary": end.summary, "evidence": end.evidence}
-    return found
-
-
-def _edge(edge: Edge) -> Dict[str, Any]:
-    return {
-        "from": edge.source,
-        "to": edge.target,
-        "kind": edge.kind,
-        "certainty": edge.certainty,
-        "evidence": edge.evidence,
-        "causal": edge.causal,
-    }
-
-
-def _chain(chain: Chain) -> Dict[str, Any]:
-    return {
-        "tids": list(chain.tids),
-        "path": [node.id for node in chain.path],
-        "end": chain.end.id,
-        "verdict": chain.verdict,
-        "certainty": chain.certainty,
-    }
-
-
-def _cause(cause: Cause) -> Dict[str, Any]:
-    return {
-        "rank": cause.rank,
-        "kind": cause.kind,
-        "node": cause.node.id,
-        "tids": list(cause.tids),
-        "summary": cause.summary,
-        "evidence": cause.evidence,
-        "certainty": cause.certainty,
-        "since": cause.since,
-        "cycle": list(cause.cycle.nodes) if cause.cycle is not None else None,
-    }
-
-
-def _panic(found: Panic) -> Dict[str, Any]:
-    return {
-        "message": found.message,
-        "kind": found.kind,
-        "verdict": found.verdict,
-        "tid": found.thread.tid if found.thread is not None else None,
-        "about": found.about.tid if found.about is not None else None,
-        "frames": list(found.frames),
-        "held": list(found.held),
-    }
-
-
-def _group(group: Group) -> Dict[str, Any]:
-    return {
-        "wmesg": group.wmesg,
-        "channel": group.where,
-        "why": group.why,
-        "frames": list(group.stack),
-        "tids": [thread.tid for thread in group.threads],
-    }

@@ -10,8 +10,9 @@ import pytest
 from memory import kernel
 
 import commands
+from commands import number
 from plugin.errors import MemoryFault, UsageError
-from plugin.hosts.runner import number, parser_for, run_command, split
+from plugin.hosts.runner import parser_for, run_command, split
 from plugin.render.report import Report
 from plugin.session import Kernel
 

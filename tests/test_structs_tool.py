@@ -8,8 +8,8 @@ from typing import List, Tuple
 
 import pytest
 
-from commands import structs
 from plugin.errors import LayoutError, UsageError, WchanError
+from plugin.hosts import structs
 from plugin.structs.choose import choose_yaml
 from plugin.structs.making.tool import compare
 from plugin.structs.yamlfile import SHIPPED, StructsFile, read_kernel

@@ -78,14 +78,6 @@ def _limit(text: str) -> int:
     return value
 
 
-def number(text: str) -> int:
-    """An argparse type: a number in C's notation (0x..., decimal)."""
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number or address") from None
-
-
 def split(line: str) -> List[str]:
     """A debugger's command line as words, quoted as in a shell."""
     try:

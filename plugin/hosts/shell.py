@@ -44,7 +44,7 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
         "serve_main",
         "serve the dump to a debugger (remote protocol)",
     ),
-    "structs": ("commands.structs", "main", "list, show, generate, check and compare layouts"),
+    "structs": ("plugin.hosts.structs", "main", "list, show, generate, check and compare layouts"),
     "demo": ("plugin.hosts.demo", "main", "explain an embedded storage deadlock"),
 }
 

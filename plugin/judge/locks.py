@@ -19,6 +19,7 @@ from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep, sleeps
 from plugin.kernel.stack import Frame, frames, registers
 from plugin.kernel.turnstile import turnstile_at
+from plugin.kernel.vnode import vnode_of_lock
 from plugin.session import Kernel
 
 PROVEN, GUESSED = "proven", "guessed"
@@ -398,3 +399,19 @@ def _contended(kernel: Kernel) -> List[Contended]:
             lock = lock._replace(state="shared", sharers=len(held))
         found.append(Contended(lock, held, who))
     return sorted(found, key=lambda entry: -len(entry.waiters))
+
+
+def contended_at(kernel: Kernel, at: int) -> Optional[Contended]:
+    """The lock at ``at``, or of the struct vnode there, with its holders and waiters."""
+    for entry in contended(kernel):
+        if at in (entry.lock.address, vnode_of_lock(kernel, entry.lock.address)):
+            return entry
+    lock = locks.lock_at(kernel, at)
+    if lock is None and kernel.layouts.has("vnode", "v_lock"):
+        inside = at + kernel.layouts.offsetof("vnode", "v_lock")
+        if vnode_of_lock(kernel, inside) == at:
+            if locks.has_old_lockmgr(kernel):
+                lock = locks.old_lockmgr(kernel, inside)
+            else:
+                lock = locks.lock_at(kernel, inside)
+    return None if lock is None else Contended(lock, holders(kernel, lock, []), [])

@@ -5,7 +5,7 @@ Mirrors sys/geom/geom.h and geom_subr.c, 6.x to 15.x.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.kernel.devstat import Devstat, devstat
@@ -436,3 +436,29 @@ def consumer_active(kernel: Kernel, consumer: Consumer) -> Optional[Active]:
     if name == "SWAP" and consumer.index > 0:
         return Active(consumer.index - 1, "swapgeom_done", "g_consumer.index - 1")
     return None
+
+
+def around(chosen: Sequence[Provider]) -> Set[int]:
+    """The geoms that the chosen providers belong to, stand on and carry."""
+    geoms: Set[int] = set()
+
+    def up(provider: Provider) -> None:
+        for consumer in provider.consumers:
+            if consumer.geom.address not in geoms:
+                geoms.add(consumer.geom.address)
+                for above in consumer.geom.providers:
+                    up(above)
+
+    def down(geom: Optional[Geom]) -> None:
+        if geom is None or geom.address in geoms:
+            return
+        geoms.add(geom.address)
+        for consumer in geom.consumers:
+            if consumer.provider is not None:
+                down(consumer.provider.geom)
+
+    for provider in chosen:
+        down(provider.geom)
+    for provider in chosen:
+        up(provider)
+    return geoms

@@ -1,0 +1,86 @@
+"""kthreads's report: threads as DDB's ps prints them, or grouped by their stacks."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from plugin.kernel.proc import Thread
+from plugin.kernel.stack import backtrace
+from plugin.render.report import Report
+from plugin.session import Kernel
+from plugin.words import address, count, seconds
+
+
+def ps(kernel: Kernel, found: List[Thread], *, verbose: bool) -> Report:
+    """A line a thread; ``verbose``: under its process's name too."""
+    report = Report({"threads": [_data(thread) for thread in found]})
+    report.table(
+        ["tid>", "pid>", "name", "state", "wmesg", "wchan", "age>"],
+        [
+            (
+                t.tid,
+                t.pid,
+                t.label if verbose else t.name,
+                t.state if t.cpu is None else f"CPU {t.cpu}",
+                t.wmesg,
+                _channel(kernel, t),
+                seconds(t.age),
+            )
+            for t in found
+        ],
+    )
+    return report
+
+
+def grouped_by_stack(kernel: Kernel, found: List[Thread]) -> Report:
+    """The threads of one stack together, the largest group first."""
+    groups = stacks(kernel, found)
+    report = Report(
+        {
+            "threads": [_data(thread) for thread in found],
+            "groups": [
+                {"frames": list(frames), "tids": [t.tid for t in members]}
+                for frames, members in groups
+            ],
+        }
+    )
+    for frames, members in groups:
+        report.heading(f"{count(len(members), 'thread')}: {_who(members)}")
+        report.text(" <- ".join(frames) or "(no stack in the dump)", indent=2)
+    return report
+
+
+def _channel(kernel: Kernel, thread: Thread) -> str:
+    """What it waits on: the lock rather than its turnstile, a symbol rather than an address."""
+    at = thread.lock.address if thread.lock else thread.wchan
+    return kernel.symbolize(at) or f"{at:#x}" if at else ""
+
+
+def _data(thread: Thread) -> Dict[str, Any]:
+    lock = thread.lock
+    return {
+        "tid": thread.tid,
+        "pid": thread.pid,
+        "comm": thread.comm,
+        "name": thread.name,
+        "address": address(thread.address),
+        "state": thread.state,
+        "cpu": thread.cpu,
+        "wmesg": thread.wmesg,
+        "wchan": address(thread.wchan),
+        "lock": lock and {"address": address(lock.address), "name": lock.name, "class": lock.klass},
+        "age": thread.age,
+    }
+
+
+def stacks(kernel: Kernel, chosen: List[Thread]) -> List[Tuple[Tuple[str, ...], List[Thread]]]:
+    """Threads grouped by identical stacks, the largest group first."""
+    groups: Dict[Tuple[str, ...], List[Thread]] = {}
+    for thread in chosen:
+        groups.setdefault(tuple(backtrace(kernel, thread)), []).append(thread)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+
+def _who(members: List[Thread]) -> str:
+    shown = ", ".join(f"{t.tid} {t.label}" for t in members[:6])
+    return shown + (f" and {len(members) - 6} more" if len(members) > 6 else "")

@@ -1,0 +1,466 @@
+"""provider's report: what each owes, GEOM's health, the topology drawn."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+
+from plugin.judge.geom_io import (
+    Account,
+    OutstandingBio,
+    accounts,
+    check_accounts,
+    doing,
+    held_by_driver,
+    outstanding,
+)
+from plugin.judge.geom_workers import Health, health, workers
+from plugin.judge.locks import Contended
+from plugin.kernel.bio import g_bioqs
+from plugin.kernel.disk import config as disk_config
+from plugin.kernel.disk import disk_of
+from plugin.kernel.geom import (
+    G_PF_ORPHAN,
+    G_PF_WITHER,
+    Class,
+    Consumer,
+    Mesh,
+    Provider,
+    around,
+    consumer_active,
+    mesh,
+)
+from plugin.render import confdot, confxml, svg
+from plugin.render.bioq import bio_data, show_bios
+from plugin.render.confdot import ERROR, OWES, WAITS, Mark
+from plugin.render.geomtree import tree
+from plugin.render.report import Report
+from plugin.session import Kernel
+from plugin.words import address, count, seconds
+
+
+def providers(kernel: Kernel, named: Optional[Sequence[Provider]]) -> Report:
+    """All of GEOM in a table and a few sentences; of those ``named`` everything."""
+    report, books = _facts(kernel, named)
+    if named is not None:
+        for provider in named:
+            _one(kernel, report, provider, books[provider.address])
+        return report
+    _verdicts(report, books)
+    queued = sum(len(q.bios) for q in g_bioqs(kernel) if q.name == "g_bio_run_down")
+    _health(report, health(kernel), queued)
+    every = mesh(kernel).providers.values()
+    report.heading(f"{count(len(every), 'provider')}:")
+    _table(report, [books[provider.address] for provider in every])
+    report.text("More: provider NAME | provider --tree | bioq")
+    return report
+
+
+def as_tree(kernel: Kernel, named: Optional[Sequence[Provider]]) -> Report:
+    """Devices, and what stands on each."""
+    report, books = _facts(kernel, named)
+    report.pre(*tree(mesh(kernel), _notes(books), _part(named)))
+    return report
+
+
+def drawn(kernel: Kernel, named: Optional[Sequence[Provider]], shape: str) -> Report:
+    """The topology in a foreign format: ``shape`` is "dot", "svg" or "xml"."""
+    report, _ = _facts(kernel, named)
+    found = mesh(kernel)
+    if shape == "xml":
+        config = partial(disk_config, kernel)
+        report.raw = confxml.confxml(found, config, _part(named))
+    else:
+        drawing = confdot.confdot(found, _marks(kernel, found), _part(named))
+        report.raw = svg.svg(drawing) if shape == "svg" else drawing
+    return report
+
+
+def _facts(
+    kernel: Kernel, named: Optional[Sequence[Provider]]
+) -> Tuple[Report, Dict[int, Account]]:
+    """A report with the JSON in it, and the books of every provider."""
+    found = mesh(kernel)
+    books = accounts(kernel)
+    check_accounts(kernel)
+    chosen = list(found.providers.values()) if named is None else named
+    report = Report(
+        {
+            "providers": [_data(kernel, provider, books[provider.address]) for provider in chosen],
+            "classes": [_class_data(kernel, klass) for klass in found.classes],
+            "health": _health_data(health(kernel)),
+        }
+    )
+    return report, books
+
+
+def _part(named: Optional[Sequence[Provider]]) -> Optional[Set[int]]:
+    return None if named is None else around(named)
+
+
+def _marks(kernel: Kernel, found: Mesh) -> Dict[int, Mark]:
+    """What stands out in a drawing: devices that owe, and the way up from them."""
+    marks: Dict[int, Mark] = {}
+    for each in outstanding(kernel):
+        consumer = found.consumers.get(each.bio.from_)
+        if consumer is not None:
+            marks[consumer.address] = marks[consumer.geom.address] = Mark(WAITS)
+    for at, account in accounts(kernel).items():
+        provider = account.provider
+        note = _notes({at: account}).get(at, "")
+        if provider.error or provider.flags & (G_PF_ORPHAN | G_PF_WITHER):
+            marks[at] = Mark(ERROR, note)
+        elif account.verdict in ("owes", "unclear"):
+            marks[at] = Mark(OWES, note)
+            if provider.geom is not None:
+                marks[provider.geom.address] = Mark(OWES)
+        elif account.in_flight:
+            marks[at] = Mark(WAITS, note)
+    return marks
+
+
+def _leaving(provider: Provider) -> List[str]:
+    """Words for a provider that is on its way out."""
+    words = ["orphaned"] if provider.flags & G_PF_ORPHAN else []
+    if provider.flags & G_PF_WITHER or (provider.geom and provider.geom.withering):
+        words.append("withering")
+    return words
+
+
+def _notes(books: Dict[int, Account]) -> Dict[int, str]:
+    """A few words on each provider that is not plainly well, by address."""
+    found = {}
+    for at, account in books.items():
+        words = []
+        if account.at_device:
+            where = "at the device" if account.provider.is_device else "below"
+            words.append(f"{account.at_device} {where}")
+        if account.queued:
+            words.append(f"{account.queued} queued")
+        if account.lost:
+            words.append(f"{account.lost} lost")
+        if words and account.oldest is not None:
+            words.append(f"oldest {seconds(account.oldest)}")
+        if account.provider.error:
+            words.append(f"error {account.provider.error}")
+        words += _leaving(account.provider)
+        if words:
+            found[at] = ", ".join(words)
+    return found
+
+
+def _verdicts(report: Report, books: Dict[int, Account]) -> None:
+    devices = [a for a in books.values() if a.provider.is_device]
+    owing = sorted((a for a in devices if a.verdict == "owes"), key=lambda a: -(a.oldest or 0))
+    if owing:
+        names = ", ".join(
+            f"{a.provider.name} {a.at_device}"
+            + (f" (oldest {seconds(a.oldest)})" if a.oldest is not None else "")
+            for a in owing
+        )
+        report.text(f"{count(len(owing), 'device')} {_owe(len(owing))} I/O: {names}.")
+    for account in devices:
+        if account.verdict == "unclear":
+            report.text(f"{account.provider.name}: {account.reason}.")
+        elif account.verdict == "acquitted" and account.in_flight:
+            report.text(f"{account.provider.name} owes nothing: {account.reason}.")
+    for account in books.values():
+        if account.lost and not account.provider.is_device:
+            name = f"{account.provider.class_name} {account.provider.name}"
+            report.text(f"{count(account.lost, 'request')} lost at {name}: see bioq.")
+    clear = [a.provider.name for a in devices if a.verdict == "acquitted" and not a.in_flight]
+    if clear:
+        report.text(f"Acquitted, nothing outstanding: {', '.join(sorted(clear))}.")
+
+
+def _owe(number: int) -> str:
+    return "owes" if number == 1 else "owe"
+
+
+def _health(report: Report, state: Health, queued: int) -> None:
+    if state.pacing and state.pacing.active:
+        report.text(state.pacing.explain(queued))
+    for thread in state.threads:
+        if thread.state not in ("idle", "pacing"):
+            report.text(f"{thread.role} ({thread.thread.tid}) is {thread.state}: {thread.detail}.")
+    if state.event_stack:
+        report.text("g_event's stack: " + " <- ".join(state.event_stack))
+    for event in state.events[:20]:
+        about = f" for {', '.join(event.refs)}" if event.refs else ""
+        flags = f" {' '.join(event.flags)}" if event.flags else ""
+        report.text(f"Event waiting: {event.func}(){about}{flags} at {event.address:#x}.")
+    for provider in state.doorstep:
+        report.text(f"{provider.name} is orphaned and its consumers have not been told yet.")
+    topology = state.topology
+    if topology is not None and (topology.holders or topology.waiters or topology.lock.held):
+        report.text(_topology(topology))
+    if state.inflight_transient_maps:
+        report.text(
+            f"{count(state.inflight_transient_maps, 'bio')} transiently mapped for drivers that "
+            "do not take unmapped bios."
+        )
+    if not any(
+        (
+            state.events,
+            state.doorstep,
+            state.pacing and state.pacing.active,
+            any(t.state != "idle" for t in state.threads),
+            topology and topology.lock.held,
+        )
+    ):
+        report.text(
+            "GEOM itself is well: no pacing, no event waits, the topology lock is free, "
+            "g_up, g_down and g_event are idle with empty queues."
+        )
+
+
+def _topology(topology: Contended) -> str:
+    held = ", ".join(f"{h.thread.tid} {h.thread.label} ({h.certainty})" for h in topology.holders)
+    wait = ", ".join(f"{t.tid} {t.label}" for t, _ in topology.waiters)
+    return (
+        f"Topology lock: {topology.lock.state}"
+        + (f" by {held}" if held else "")
+        + (f"; waiting: {wait}" if wait else "")
+        + "."
+    )
+
+
+def _table(report: Report, books: List[Account]) -> None:
+    report.table(
+        ["name", "class", "access", "media>", "flight>", "queued>", "device>", "verdict"],
+        [
+            (
+                a.provider.name,
+                a.provider.class_name,
+                a.provider.access,
+                size(a.provider.mediasize),
+                a.in_flight,
+                a.queued,
+                a.at_device,
+                _verdict(a),
+            )
+            for a in books
+        ],
+    )
+
+
+def _verdict(account: Account) -> str:
+    text = account.verdict
+    if account.provider.error:
+        text += f", error {account.provider.error}"
+    text += "".join(f", {word}" for word in _leaving(account.provider))
+    if account.verdict == "owes" and account.oldest is not None:
+        text += f", {seconds(account.oldest)}"
+    return text
+
+
+def size(number: int) -> str:
+    """Bytes as a person reads them, in powers of 1024 as diskinfo(8) and geom(8) print."""
+    value = float(number)
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if abs(value) < 1024 or unit == "P":
+            return f"{value:.0f}{unit}" if value == int(value) else f"{value:.1f}{unit}"
+        value /= 1024
+    return str(number)
+
+
+def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -> None:
+    geom = provider.geom
+    report.heading(
+        f"provider {provider.name} at {provider.address:#x}"
+        + (f", geom {geom.name} of class {geom.klass.name}" if geom else ", of no geom")
+    )
+    report.text(
+        f"access {provider.access}, error {provider.error}, index {provider.index}, "
+        f"flags {' '.join(provider.flag_names) or 'none'}",
+        indent=2,
+    )
+    report.text(
+        f"media {provider.mediasize} bytes ({size(provider.mediasize)}), "
+        f"sector {provider.sectorsize}, stripe {provider.stripesize} "
+        f"at offset {provider.stripeoffset}",
+        indent=2,
+    )
+    aliases = provider.aliases or (geom.aliases if geom else [])
+    if aliases:
+        report.text(f"aliases {' '.join(aliases)}", indent=2)
+    if provider.nstart is not None:
+        report.text(f"nstart {provider.nstart}, nend {provider.nend}", indent=2)
+    disk = disk_of(kernel, provider)
+    if disk is not None:
+        gone = ", gone" if disk.gone else ""
+        report.text(
+            f"disk {disk.name} at {disk.address:#x}, {disk.strategy or 'no driver'}{gone}", indent=2
+        )
+    stat = disk.devstat if disk and disk.devstat else provider.devstat
+    if stat is not None:
+        report.text(
+            f"devstat: {stat.start_count} started, {stat.end_count} ended; "
+            f"{stat.reads} reads, {stat.writes} writes",
+            indent=2,
+        )
+    report.text(
+        f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
+        f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."
+    )
+    for thread in workers(kernel, geom) if geom else []:
+        report.text(f"Served by {thread.tid} {thread.label}, {doing(thread)}.")
+    held = held_by_driver(kernel, provider)
+    if held:
+        report.text(
+            f"The driver's own memory still refers to {len(held)} of them, for instance at "
+            f"{min(held.values()):#x}."
+        )
+    if provider.consumers:
+        report.heading(f"{count(len(provider.consumers), 'consumer')}:")
+        report.table(
+            ["address", "class", "geom", "access", "active>", "flags"],
+            [
+                (
+                    address(consumer.address),
+                    consumer.geom.klass.name,
+                    consumer.geom.name,
+                    consumer.access,
+                    _active(kernel, consumer),
+                    " ".join(kernel.layouts.flags("g_consumer_flags", consumer.flags)),
+                )
+                for consumer in provider.consumers
+            ],
+        )
+    bios = [each for each in outstanding(kernel) if each.bio.to == provider.address]
+    if bios:
+        report.heading(f"{count(len(bios), 'bio')} to it:")
+        show_bios(kernel, report, bios)
+
+
+def _active(kernel: Kernel, consumer: Consumer) -> Optional[int]:
+    """Requests that the consumer's own class counts as out."""
+    active = consumer_active(kernel, consumer)
+    return active.bios if active else None
+
+
+def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any]:
+    stat = provider.devstat
+    disk = disk_of(kernel, provider)
+    if disk is not None and disk.devstat is not None:
+        stat = disk.devstat
+    geom = provider.geom
+    return {
+        "name": provider.name,
+        "address": address(provider.address),
+        "class": provider.class_name,
+        "geom": geom.name if geom else None,
+        "geom_address": address(geom.address) if geom else None,
+        "mediasize": provider.mediasize,
+        "sectorsize": provider.sectorsize,
+        "stripesize": provider.stripesize,
+        "stripeoffset": provider.stripeoffset,
+        "access": list(provider.access),
+        "error": provider.error,
+        "flags": provider.flag_names,
+        "orphan": bool(provider.flags & G_PF_ORPHAN),
+        "on_doorstep": provider.on_doorstep,
+        "withering": "withering" in _leaving(provider),
+        "aliases": provider.aliases or (geom.aliases if geom else []),
+        "index": provider.index,
+        "in_flight": account.in_flight,
+        "source": account.source,
+        "queued": account.queued,
+        "at_device": account.at_device,
+        "found": account.found,
+        "lost": account.lost,
+        "driver": account.driver,
+        "driver_found": account.driver_found,
+        "oldest": account.oldest,
+        "verdict": account.verdict,
+        "reason": account.reason,
+        "nstart": provider.nstart,
+        "nend": provider.nend,
+        "devstat": stat
+        and {
+            "address": address(stat.address),
+            "start_count": stat.start_count,
+            "end_count": stat.end_count,
+            "busy_from": stat.busy_from,
+        },
+        "disk": disk
+        and {
+            "address": address(disk.address),
+            "name": disk.name,
+            "strategy": disk.strategy,
+            "gone": disk.gone,
+        },
+        "consumers": [address(consumer.address) for consumer in provider.consumers],
+        "bios": [
+            dict(bio_data(kernel, each.bio), state=each.state)
+            for each in _bios_of(kernel, provider)
+        ],
+    }
+
+
+def _bios_of(kernel: Kernel, provider: Provider) -> Iterator[OutstandingBio]:
+    for each in outstanding(kernel):
+        if each.bio.to == provider.address:
+            yield each
+
+
+def _class_data(kernel: Kernel, klass: Class) -> Dict[str, Any]:
+    return {
+        "name": klass.name,
+        "address": address(klass.address),
+        "geoms": [
+            {
+                "name": geom.name,
+                "address": address(geom.address),
+                "rank": geom.rank,
+                "flags": kernel.layouts.flags("g_geom_flags", geom.flags),
+                "withering": geom.withering,
+                "workers": [thread.tid for thread in workers(kernel, geom)],
+                "providers": [address(p.address) for p in geom.providers],
+                "consumers": [
+                    {
+                        "address": address(consumer.address),
+                        "provider": consumer.provider.name if consumer.provider else None,
+                        "access": list(consumer.access),
+                        "flags": kernel.layouts.flags("g_consumer_flags", consumer.flags),
+                        "nstart": consumer.nstart,
+                        "nend": consumer.nend,
+                        "active": _active(kernel, consumer),
+                    }
+                    for consumer in geom.consumers
+                ],
+            }
+            for geom in klass.geoms
+        ],
+    }
+
+
+def _health_data(state: Health) -> Dict[str, Any]:
+    topology = state.topology
+    return {
+        "pacing": state.pacing and dict(state.pacing._asdict(), active=state.pacing.active),
+        "threads": [
+            {"role": t.role, "tid": t.thread.tid, "state": t.state, "detail": t.detail}
+            for t in state.threads
+        ],
+        "events": [
+            {
+                "address": address(event.address),
+                "func": event.func,
+                "arg": address(event.arg),
+                "flags": list(event.flags),
+                "refs": list(event.refs),
+            }
+            for event in state.events
+        ],
+        "event_stack": state.event_stack,
+        "doorstep": [address(provider.address) for provider in state.doorstep],
+        "topology_lock": topology
+        and {
+            "address": address(topology.lock.address),
+            "state": topology.lock.state,
+            "owners": [h.thread.tid for h in topology.holders],
+            "waiters": [t.tid for t, _ in topology.waiters],
+        },
+        "inflight_transient_maps": state.inflight_transient_maps,
+    }
