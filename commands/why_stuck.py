@@ -6,13 +6,14 @@ import argparse
 from typing import List
 
 from commands import Needs, number
+from plugin.catalogue import with_file
 from plugin.errors import UsageError
 from plugin.kernel.proc import Thread, threads
 from plugin.render import why
 from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.waits.analysis import analyse
-from plugin.waits.catalogue import with_file
+from plugin.waits.registry import RESOLVERS
 
 HELP = "who waits for whom, to the end of each chain; the ranked root causes"
 EXAMPLE = "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html"
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     chosen = _chosen(kernel, args)
-    catalogue = with_file(args.catalogue)
+    catalogue = with_file(args.catalogue, RESOLVERS)
     analysis = analyse(kernel, catalogue, everything=args.all or bool(chosen))
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)

@@ -8,9 +8,10 @@ from typing import Any, Dict, Optional
 
 import pytest
 
+from plugin.catalogue import CLASSES, Catalogue, Spec, normalize, read, shipped, with_file
 from plugin.errors import WchanError
-from plugin.waits.catalogue import CLASSES, Catalogue, Spec, normalize, read, shipped, with_file
-from plugin.waits.resolvers import RESOLVERS
+from plugin.waits import explain  # noqa: F401 - what registers the resolvers
+from plugin.waits.registry import RESOLVERS
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def fitting(**answers: Optional[bool]):  # type: ignore[no-untyped-def]
 def test_every_row_says_who_sleeps_and_who_wakes_it(catalogue: Catalogue) -> None:
     for row in catalogue.rows:
         assert row.function and row.woken_by, row.wmesg
-        assert row.klass in CLASSES
+        assert row.sleep_class in CLASSES
 
 
 def test_every_resolver_a_row_names_exists_and_every_one_is_used(catalogue: Catalogue) -> None:
@@ -79,7 +80,9 @@ def test_every_benign_message_of_the_facts_is_taken_for_one(
     for wmesg in words:
         rows = catalogue.named(wmesg)
         assert rows, wmesg
-        assert any(row.klass in ("benign", "idle") or row.resolver == "swapper" for row in rows)
+        assert any(
+            row.sleep_class in ("benign", "idle") or row.resolver == "swapper" for row in rows
+        )
 
 
 # Matching
@@ -164,7 +167,7 @@ def test_a_wrong_catalogue_is_refused_with_the_row_that_is_wrong(
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(WchanError, match=re.escape(complaint)):
-        with_file(str(path))
+        with_file(str(path), RESOLVERS)
 
 
 def test_a_catalogue_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin.waits.graph import Edge, End, Graph, Node, components, solve
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind
 
 networkx = pytest.importorskip("networkx", reason="networkx checks the components")
 
@@ -30,12 +31,14 @@ def graph_of(
     graph = Graph()
     edges = list(edges)
     for name in dict.fromkeys([n for edge in edges for n in edge] + list(ends)):
-        node = graph.add(Node(name, "thread" if name.startswith("t") else "lock", name))
+        node = graph.add(
+            Node(name, NodeKind.THREAD if name.startswith("t") else NodeKind.LOCK, name)
+        )
         node.any = name in any_of
         if name in ends:
-            node.end = End(ends[name], f"{name} {ends[name]}")
+            node.end = End(CauseKind(ends[name]), f"{name} {ends[name]}")
     for source, target in edges:
-        graph.join(Edge(source, target, "waits-for", "proven", "by the test"))
+        graph.join(Edge(source, target, EdgeKind.WAITS_FOR, Certainty.PROVEN, "by the test"))
     return graph
 
 
@@ -77,7 +80,7 @@ def test_who_needs_all_is_stuck_for_good_exactly_if_a_cycle_can_be_reached(edges
     solution = solve(graph)
     for node in graph.nodes:
         doomed = node in in_cycle or bool(networkx.descendants(theirs, node) & in_cycle)
-        assert (solution.ways[node].cause in solution.cycles) == doomed
+        assert (solution.routes[node].cause in solution.cycles) == doomed
 
 
 @given(pairs, st.sets(st.integers(0, 14)))
@@ -87,11 +90,11 @@ def test_every_way_leads_to_its_end_and_every_cycle_is_one(edges: Pairs, any_of:
     solution = solve(graph)
     for start in graph.nodes:
         at, seen = start, 0
-        while solution.ways[at].next is not None and seen <= len(graph.nodes):
-            assert solution.ways[at].cause == solution.ways[start].cause
-            at, seen = str(solution.ways[at].next), seen + 1
+        while solution.routes[at].next is not None and seen <= len(graph.nodes):
+            assert solution.routes[at].cause == solution.routes[start].cause
+            at, seen = str(solution.routes[at].next), seen + 1
         assert seen <= len(graph.nodes), "the way goes round"
-        assert solution.ways[start].cause in (at, solution.ways[at].cause)
+        assert solution.routes[start].cause in (at, solution.routes[at].cause)
     for cycle in solution.cycles.values():
         assert cycle.nodes and len(cycle.nodes) == len(cycle.edges)
         for edge, following in zip(cycle.edges, [*cycle.edges[1:], cycle.edges[0]]):
@@ -109,25 +112,25 @@ def test_a_tail_is_behind_the_cycle_and_not_in_it() -> None:
     solution = solve(graph_of(edges, {}))
     (cycle,) = solution.cycles.values()
     assert "t3" not in cycle.nodes
-    assert solution.ways["t3"].cause == cycle.key
+    assert solution.routes["t3"].cause == cycle.key
 
 
 def test_a_diamond_is_no_cycle() -> None:
     edges = [("t1", "A"), ("A", "t2"), ("A", "t3"), ("t2", "B"), ("t3", "B"), ("B", "t4")]
     solution = solve(graph_of(edges, {"t4": "running"}))
     assert not solution.cycles
-    assert solution.ways["t1"].cause == "t4"
+    assert solution.routes["t1"].cause == "t4"
 
 
 def test_a_pool_is_stuck_only_if_all_that_could_refill_it_is() -> None:
     round_ = [("t1", "pool"), ("pool", "buf1"), ("buf1", "t1")]
     stuck = solve(graph_of(round_, {}, any_of=["pool"]))
-    assert stuck.ways["t1"].cause in stuck.cycles
+    assert stuck.routes["t1"].cause in stuck.cycles
     way_out = solve(
         graph_of([*round_, ("pool", "buf2"), ("buf2", "disk")], {"disk": "device"}, ["pool"])
     )
     assert not way_out.cycles
-    assert way_out.ways["t1"].cause == "disk"
+    assert way_out.routes["t1"].cause == "disk"
 
 
 def test_a_cycle_with_a_sleeper_that_tries_again_is_slow_not_dead() -> None:
@@ -140,19 +143,19 @@ def test_a_cycle_with_a_sleeper_that_tries_again_is_slow_not_dead() -> None:
 def test_of_several_holders_the_one_that_waits_decides_not_the_one_that_runs() -> None:
     edges = [("t0", "A"), ("A", "t1"), ("A", "t2"), ("t2", "disk")]
     solution = solve(graph_of(edges, {"t1": "running", "disk": "device"}))
-    assert solution.ways["t0"].cause == "disk"
+    assert solution.routes["t0"].cause == "disk"
 
 
 def test_an_edge_is_as_sure_as_the_weakest_on_its_way() -> None:
     graph = graph_of([("t1", "A"), ("A", "t2")], {"t2": "running"})
-    graph.add(Node("t0", "thread", "t0"))
-    graph.join(Edge("t0", "t1", "owned-by", "guessed", "a stack"))
+    graph.add(Node("t0", NodeKind.THREAD, "t0"))
+    graph.join(Edge("t0", "t1", EdgeKind.OWNED_BY, Certainty.GUESSED, "a stack"))
     solution = solve(graph)
-    assert solution.ways["t1"].certainty == "proven"
-    assert solution.ways["t0"].certainty == "guessed"
+    assert solution.routes["t1"].certainty == "proven"
+    assert solution.routes["t0"].certainty == "guessed"
 
 
 def test_an_edge_that_only_says_where_a_thing_belongs_is_no_reason_to_wait() -> None:
     graph = graph_of([("t1", "A")], {"A": "unknown", "vnode": "unknown"})
-    graph.join(Edge("A", "vnode", "contained-in", "proven", "v_lock", causal=False))
-    assert solve(graph).ways["t1"].cause == "A"
+    graph.join(Edge("A", "vnode", EdgeKind.CONTAINED_IN, Certainty.PROVEN, "v_lock", causal=False))
+    assert solve(graph).routes["t1"].cause == "A"

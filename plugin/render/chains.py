@@ -171,7 +171,7 @@ class Drawing:
 
     def in_full(self, thread: Thread) -> str:
         """The chain of one thread, a step a line, each with the evidence of its edge."""
-        standing = self.analysis.standings.get(thread.address)
+        standing = self.analysis.verdicts.get(thread.address)
         node = self.analysis.node_of(thread)
         age = f", for {seconds(thread.age)}" if thread.age is not None else ""
         taken = f"; {standing.status}: {standing.why}" if standing is not None else ""
@@ -197,7 +197,7 @@ class Drawing:
 
     def _end(self, last: Node, first: Node, thread: Thread) -> List[str]:
         lines: List[str] = []
-        way = self.analysis.solution.ways.get(first.id)
+        way = self.analysis.solution.routes.get(first.id)
         cycle = self.analysis.solution.cycles.get(way.cause) if way is not None else None
         if cycle is not None:
             what = "a cycle that goes on, slowly" if cycle.paced else "a cycle without a way out"

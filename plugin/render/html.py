@@ -205,7 +205,7 @@ def _threads(analysis: Analysis) -> str:
     ranks = {tid: cause.rank for cause in analysis.causes for tid in cause.tids}
     rows = []
     for thread in analysis.threads:
-        standing = analysis.standings.get(thread.address)
+        standing = analysis.verdicts.get(thread.address)
         status = standing.status if standing is not None else thread.state
         rank = ranks.get(thread.tid)
         rows.append(

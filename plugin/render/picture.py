@@ -56,7 +56,7 @@ def picture(analysis: Analysis, limit: int = MAX_BOXES) -> Picture:
     shown = _shown(analysis)
     steps = {id: step(analysis, id) for id in shown}
     folded = _fold(analysis, shown, steps)
-    ends = {cause.node.id: cause.kind for cause in analysis.causes}
+    ends: Dict[str, str] = {cause.node.id: cause.kind for cause in analysis.causes}
     boxes: List[Box] = []
     where: Dict[str, str] = {}
     for members in folded:
@@ -78,7 +78,7 @@ def picture(analysis: Analysis, limit: int = MAX_BOXES) -> Picture:
 
 def step(analysis: Analysis, id: str) -> Optional[str]:
     """The node that the chain goes to from ``id``, round its cycle if it is in one."""
-    way = analysis.solution.ways.get(id)
+    way = analysis.solution.routes.get(id)
     if way is None:
         return None
     cycle = analysis.solution.cycles.get(way.cause)
@@ -87,7 +87,7 @@ def step(analysis: Analysis, id: str) -> Optional[str]:
     if id in cycle.nodes:
         place = cycle.nodes.index(id)
         return cycle.nodes[(place + 1) % len(cycle.nodes)]
-    members = {each for each, other in analysis.solution.ways.items() if other.cause == way.cause}
+    members = {each for each, other in analysis.solution.routes.items() if other.cause == way.cause}
     following = [edge.target for edge in analysis.graph.successors(id) if edge.target in members]
     return next((t for t in following if t in cycle.nodes), following[0] if following else None)
 

@@ -11,8 +11,8 @@ from plugin.render import chains, dot, html, svg
 from plugin.render.picture import picture
 from plugin.render.report import Report
 from plugin.waits.analysis import Analysis, Cause, Chain, Group
-from plugin.waits.build import STUCK
 from plugin.waits.graph import Edge, Node
+from plugin.waits.kinds import Status
 from plugin.waits.panic import Panic, panic
 from plugin.waits.verdict import sentences
 from plugin.words import address, count, seconds
@@ -122,8 +122,8 @@ def _others(report: Report, analysis: Analysis) -> None:
     """Threads that wait and are not stuck: what they were taken for."""
     rows = []
     for thread in analysis.threads:
-        standing = analysis.standings.get(thread.address)
-        if standing is not None and standing.status != STUCK:
+        standing = analysis.verdicts.get(thread.address)
+        if standing is not None and standing.status is not Status.STUCK:
             rows.append((thread.tid, thread.label, thread.wmesg, standing.status, standing.why))
     if rows:
         report.heading("not stuck")

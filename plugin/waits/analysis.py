@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from plugin.catalogue import Catalogue
 from plugin.kernel.proc import Thread, thread_by_tid
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
-from plugin.waits.build import BENIGN, IDLE, STUCK, TIMED, Builder, Standing
-from plugin.waits.catalogue import Catalogue
-from plugin.waits.graph import CAUSES, Cycle, Edge, End, Graph, Node, Solution, solve
+from plugin.waits.builder import Builder, Verdict
+from plugin.waits.explain import builder as new_builder
+from plugin.waits.graph import CAUSES, CERTAINTIES, Cycle, Edge, End, Graph, Node, Solution, solve
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 
 #: DEADLKRES (sys/kern/kern_clock.c): a thread blocked on a lock, and one asleep, this long
 LONG_BLOCKED, LONG_ASLEEP = 900.0, 1800.0
@@ -35,9 +37,9 @@ class Chain(NamedTuple):
 
     tids: List[int]
     path: List[Node]
-    verdict: str
+    verdict: CauseKind
     cause: str
-    certainty: str
+    certainty: Certainty
 
     @property
     def end(self) -> Node:
@@ -51,13 +53,13 @@ class Cause(NamedTuple):
     """
 
     rank: int
-    kind: str
+    kind: CauseKind
     node: Node
     tids: List[int]
     summary: str
     evidence: str
     since: Optional[float]
-    certainty: str
+    certainty: Certainty
     key: str
     cycle: Optional[Cycle]
 
@@ -77,7 +79,7 @@ class Analysis(NamedTuple):
     graph: Graph
     solution: Solution
     threads: List[Thread]
-    standings: Dict[int, Standing]
+    verdicts: Dict[int, Verdict]
     stuck: List[Thread]
     chains: List[Chain]
     causes: List[Cause]
@@ -97,11 +99,13 @@ def is_long(thread: Thread) -> bool:
 
 def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -> Analysis:
     """The whole answer.  ``everything``: chains of idle and benign sleepers too."""
-    builder = Builder(kernel, catalogue)
+    builder = new_builder(kernel, catalogue)
     graph = builder.build()
     solution = solve(graph)
-    shown = {STUCK, IDLE, BENIGN, TIMED} if everything else {STUCK}
-    stuck = [t for t in builder.threads if _status(builder, t) == STUCK]
+    shown = (
+        {Status.STUCK, Status.IDLE, Status.BENIGN, Status.TIMED} if everything else {Status.STUCK}
+    )
+    stuck = [t for t in builder.threads if _status(builder, t) == Status.STUCK]
     wanted = [t for t in builder.threads if _status(builder, t) in shown]
     chains = _chains(graph, solution, wanted)
     causes, residue = _causes(builder, graph, solution, stuck)
@@ -110,7 +114,7 @@ def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -
         graph,
         solution,
         builder.threads,
-        builder.standings,
+        builder.verdicts,
         stuck,
         chains,
         causes,
@@ -119,9 +123,9 @@ def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -
     )
 
 
-def _status(builder: Builder, thread: Thread) -> str:
-    standing = builder.standings.get(thread.address)
-    return standing.status if standing is not None else "running"
+def _status(builder: Builder, thread: Thread) -> Status:
+    standing = builder.verdicts.get(thread.address)
+    return standing.status if standing is not None else Status.RUNNING
 
 
 # Chains
@@ -135,7 +139,7 @@ def path_of(graph: Graph, solution: Solution, start: str) -> List[Node]:
     while at is not None and at not in seen and len(path) < _MAX_PATH:
         seen.add(at)
         path.append(graph.nodes[at])
-        way = solution.ways[at]
+        way = solution.routes[at]
         if way.next is None and way.cause in solution.cycles:
             path.extend(_round(graph, solution.cycles[way.cause], at))
             break
@@ -170,14 +174,14 @@ def _chains(graph: Graph, solution: Solution, threads: List[Thread]) -> List[Cha
     groups: Dict[Tuple[str, Optional[str]], List[Thread]] = {}
     for thread in threads:
         id = f"thread:{thread.tid}"
-        if id in solution.ways:
-            way = solution.ways[id]
+        if id in solution.routes:
+            way = solution.routes[id]
             step = way.next if way.next is not None else id
             groups.setdefault((way.cause, step), []).append(thread)
     found = []
     for (cause, _), members in groups.items():
         path = path_of(graph, solution, f"thread:{members[0].tid}")
-        ways = [solution.ways[f"thread:{thread.tid}"] for thread in members]
+        ways = [solution.routes[f"thread:{thread.tid}"] for thread in members]
         found.append(
             Chain(
                 [thread.tid for thread in members],
@@ -190,13 +194,13 @@ def _chains(graph: Graph, solution: Solution, threads: List[Thread]) -> List[Cha
     return sorted(found, key=lambda chain: (-len(chain.tids), -len(chain.path)))
 
 
-def kind_of(graph: Graph, solution: Solution, cause: str) -> str:
+def kind_of(graph: Graph, solution: Solution, cause: str) -> CauseKind:
     """The kind of cause that a key stands for."""
     cycle = solution.cycles.get(cause)
     if cycle is not None:
-        return "pacing" if cycle.paced else "deadlock"
+        return CauseKind.PACING if cycle.paced else CauseKind.DEADLOCK
     end = graph.nodes[cause].end
-    return end.kind if end is not None else "unknown"
+    return end.kind if end is not None else CauseKind.UNKNOWN
 
 
 # Causes
@@ -214,9 +218,9 @@ def _causes(
     residue: List[Thread] = []
     for thread in stuck:
         id = f"thread:{thread.tid}"
-        way = solution.ways[id]
+        way = solution.routes[id]
         kind = kind_of(graph, solution, way.cause)
-        if kind == "unknown" and _is_last_thread(graph, solution, id):
+        if kind is CauseKind.UNKNOWN and _is_last_thread(graph, solution, id):
             residue.append(thread)
         else:
             behind.setdefault(_cause_key(graph, solution, id, kind), []).append(thread)
@@ -233,32 +237,32 @@ def _causes(
 
 def _is_last_thread(graph: Graph, solution: Solution, id: str) -> bool:
     """True where no other thread lies between this one and the end of its chain."""
-    return all(node.kind != "thread" for node in path_of(graph, solution, id)[1:])
+    return all(node.kind != NodeKind.THREAD for node in path_of(graph, solution, id)[1:])
 
 
-def _cause_key(graph: Graph, solution: Solution, id: str, kind: str) -> str:
+def _cause_key(graph: Graph, solution: Solution, id: str, kind: CauseKind) -> str:
     """What the chain is counted under: its end, but the last thread where the end is unknown."""
-    cause = solution.ways[id].cause
-    if kind != "unknown" and kind != "external":
+    cause = solution.routes[id].cause
+    if kind not in (CauseKind.UNKNOWN, CauseKind.EXTERNAL):
         return cause
-    threads = [node.id for node in path_of(graph, solution, id)[1:] if node.kind == "thread"]
+    threads = [node.id for node in path_of(graph, solution, id)[1:] if node.kind == NodeKind.THREAD]
     return threads[-1] if threads else cause
 
 
 def _cause(
     builder: Builder, graph: Graph, solution: Solution, key: str, threads: List[Thread]
 ) -> Cause:
-    ways = [solution.ways[f"thread:{thread.tid}"] for thread in threads]
+    ways = [solution.routes[f"thread:{thread.tid}"] for thread in threads]
     cycle = solution.cycles.get(key)
     ages = [thread.age for thread in threads if thread.age is not None]
     since = max(ages) if ages else None
-    surest = min((way.certainty for way in ways), key=("proven", "catalogued", "guessed").index)
+    surest = min((way.certainty for way in ways), key=CERTAINTIES.index)
     tids = [thread.tid for thread in threads]
     if cycle is not None:
         return _cycle_cause(graph, key, cycle, tids, since)
     node = graph.nodes[key]
-    end = node.end or End("unknown", f"{node.label}: nothing more is known")
-    if node.kind == "thread":
+    end = node.end or End(CauseKind.UNKNOWN, f"{node.label}: nothing more is known")
+    if node.kind == NodeKind.THREAD:
         end = _holder_end(builder.kernel, graph, solution, node, end)
     return Cause(
         0, end.kind, node, tids, end.summary, end.evidence, end.since or since, surest, key, None
@@ -282,7 +286,7 @@ def _holder_end(kernel: Kernel, graph: Graph, solution: Solution, node: Node, en
     held = [
         graph.nodes[edge.source]
         for edge in graph.into.get(node.id, ())
-        if edge.kind == "owned-by" and edge.causal
+        if edge.kind == EdgeKind.OWNED_BY and edge.causal
     ]
     what = ", ".join(_called(each) for each in held[:2])
     if len(held) > 2:
@@ -294,7 +298,7 @@ def _holder_end(kernel: Kernel, graph: Graph, solution: Solution, node: Node, en
     if not beyond:
         return end
     last = beyond[-1]
-    found = last.end or End("unknown", last.label)
+    found = last.end or End(CauseKind.UNKNOWN, last.label)
     thread = thread_by_tid(kernel, node.tid) if node.tid is not None else None
     inside = f' in "{thread.wmesg}"' if thread is not None and thread.wmesg else ""
     return End(
@@ -306,15 +310,17 @@ def _holder_end(kernel: Kernel, graph: Graph, solution: Solution, node: Node, en
 
 
 def _called(node: Node) -> str:
-    return f"{node.facts[0]} {node.label}" if node.kind == "lock" and node.facts else node.label
+    return (
+        f"{node.facts[0]} {node.label}" if node.kind == NodeKind.LOCK and node.facts else node.label
+    )
 
 
 def _cycle_cause(
     graph: Graph, key: str, cycle: Cycle, tids: List[int], since: Optional[float]
 ) -> Cause:
     nodes = [graph.nodes[id] for id in cycle.nodes]
-    threads = [node for node in nodes if node.kind == "thread"]
-    resources = [node for node in nodes if node.kind not in ("thread", "lock")]
+    threads = [node for node in nodes if node.kind == NodeKind.THREAD]
+    resources = [node for node in nodes if node.kind not in (NodeKind.THREAD, NodeKind.LOCK)]
     evidence = "; ".join(
         f"{graph.nodes[edge.source].label} -> {graph.nodes[edge.target].label} "
         f"[{edge.certainty}: {edge.evidence}]"
@@ -322,11 +328,20 @@ def _cycle_cause(
     )
     first = threads[0] if threads else nodes[0]
     if cycle.paced:
-        pacer = next(n for n in nodes if n.end is not None and n.end.kind == "pacing")
-        end = pacer.end or End("pacing", pacer.label)
+        pacer = next(n for n in nodes if n.end is not None and n.end.kind is CauseKind.PACING)
+        end = pacer.end or End(CauseKind.PACING, pacer.label)
         evidence = f"{end.evidence}; cycle: {evidence}"
         return Cause(
-            0, "pacing", pacer, tids, end.summary, evidence, since, cycle.certainty, key, cycle
+            0,
+            CauseKind.PACING,
+            pacer,
+            tids,
+            end.summary,
+            evidence,
+            since,
+            cycle.certainty,
+            key,
+            cycle,
         )
     if resources:
         summary = f"a cycle through resources: {around(nodes)}"
@@ -336,16 +351,19 @@ def _cycle_cause(
         summary = ", ".join(
             f"{node.label} waits for {_called(following)}"
             for node, following in zip(nodes, [*nodes[1:], nodes[0]])
-            if node.kind == "thread" and following.kind != "thread"
+            if node.kind == NodeKind.THREAD and following.kind != NodeKind.THREAD
         )
-    return Cause(0, "deadlock", first, tids, summary, evidence, since, cycle.certainty, key, cycle)
+    return Cause(
+        0, CauseKind.DEADLOCK, first, tids, summary, evidence, since, cycle.certainty, key, cycle
+    )
 
 
 def around(nodes: Sequence[Node]) -> str:
     """A cycle in one line: threads without their tids, no buffers."""
-    shown = [node for node in nodes if node.kind != "buf"]
+    shown = [node for node in nodes if node.kind != NodeKind.BUF]
     words = [
-        re.sub(r"^\d+ ", "", node.label) if node.kind == "thread" else node.label for node in shown
+        re.sub(r"^\d+ ", "", node.label) if node.kind == NodeKind.THREAD else node.label
+        for node in shown
     ]
     words = [re.sub(r" off \d+ len \d+$", "", word) for word in words]
     return " -> ".join([*words, words[0]]) if words else ""
@@ -357,7 +375,7 @@ def _groups(
     """The residue by message, channel and stack, the largest group first."""
     found: Dict[Tuple[Any, ...], List[Thread]] = {}
     for thread in residue:
-        node = graph.nodes[solution.ways[f"thread:{thread.tid}"].cause]
+        node = graph.nodes[solution.routes[f"thread:{thread.tid}"].cause]
         stack = tuple(backtrace(builder.kernel, thread))
         why = node.end.summary if node.end is not None else "nothing is known of it"
         channel = builder.channel(thread)

@@ -22,25 +22,21 @@ from typing import (
     TypeVar,
 )
 
-PROVEN, CATALOGUED, GUESSED = "proven", "catalogued", "guessed"
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind
+
 #: the surest first
-CERTAINTIES = (PROVEN, CATALOGUED, GUESSED)
+CERTAINTIES = tuple(Certainty)
 
 #: kinds of a cause, those that nothing but a repair can end first
-CAUSES = (
-    "deadlock",
-    "lost-wakeup",
-    "pacing",
-    "device",
-    "memory",
-    "running",
-    "runnable",
-    "external",
-    "unknown",
-)
+CAUSES = tuple(CauseKind)
 
 #: how likely an end goes away by itself: of several, the least likely decides
-_HOPE = {"unknown": 1, "external": 1, "runnable": 2, "running": 3}
+_HOPE = {
+    CauseKind.UNKNOWN: 1,
+    CauseKind.EXTERNAL: 1,
+    CauseKind.RUNNABLE: 2,
+    CauseKind.RUNNING: 3,
+}
 
 _N = TypeVar("_N", bound=Hashable)
 
@@ -51,7 +47,7 @@ class End(NamedTuple):
     ``since``: seconds for which it has been so, None where nothing tells.
     """
 
-    kind: str
+    kind: CauseKind
     summary: str
     evidence: str = ""
     since: Optional[float] = None
@@ -65,8 +61,8 @@ class Edge(NamedTuple):
 
     source: str
     target: str
-    kind: str
-    certainty: str
+    kind: EdgeKind
+    certainty: Certainty
     evidence: str
     causal: bool = True
 
@@ -83,7 +79,7 @@ class Node:
     def __init__(
         self,
         id: str,
-        kind: str,
+        kind: NodeKind,
         label: str,
         address: Optional[int] = None,
         tid: Optional[int] = None,
@@ -178,7 +174,7 @@ def components(successors: Mapping[_N, Sequence[_N]], nodes: Iterable[_N]) -> Li
     return found
 
 
-class Way(NamedTuple):
+class Route(NamedTuple):
     """Where a node's wait ends.  ``cause`` is a key: a node id, or "cycle:N".
 
     ``next`` is the node to step to on the way there, None at the end itself.
@@ -186,7 +182,7 @@ class Way(NamedTuple):
 
     cause: str
     next: Optional[str]
-    certainty: str
+    certainty: Certainty
 
 
 class Cycle(NamedTuple):
@@ -195,18 +191,18 @@ class Cycle(NamedTuple):
     key: str
     nodes: List[str]
     edges: List[Edge]
-    certainty: str
+    certainty: Certainty
     #: a member sleeps with a timeout and tries again: it is slow, not dead
     paced: bool
 
 
 class Solution(NamedTuple):
-    ways: Dict[str, Way]
+    routes: Dict[str, Route]
     cycles: Dict[str, Cycle]
 
 
-def weakest(certainties: Iterable[str]) -> str:
-    return max(certainties, key=CERTAINTIES.index, default=PROVEN)
+def weakest(certainties: Iterable[Certainty]) -> Certainty:
+    return max(certainties, key=CERTAINTIES.index, default=Certainty.PROVEN)
 
 
 def solve(graph: Graph) -> Solution:
@@ -220,26 +216,26 @@ def solve(graph: Graph) -> Solution:
     parts = components(targets, graph.nodes)
     of: Dict[str, int] = {id: number for number, part in enumerate(parts) for id in part}
     free = _free(graph, targets, of, parts)
-    ways: Dict[str, Way] = {}
+    routes: Dict[str, Route] = {}
     cycles: Dict[str, Cycle] = {}
     for number, part in enumerate(parts):
         loops = len(part) > 1 or part[0] in targets[part[0]]
         if not loops:
-            ways[part[0]] = _way(graph, part[0], edges[part[0]], ways, free)
+            routes[part[0]] = _way(graph, part[0], edges[part[0]], routes, free)
             continue
         paced = [id for id in part if _is_paced(graph.nodes[id])]
         if paced or not all(free[id] for id in part):
             cycle = _cycle(graph, f"cycle:{len(cycles) + 1}", part, edges, of, paced, free)
             cycles[cycle.key] = cycle
             for id in part:
-                ways[id] = Way(cycle.key, None, cycle.certainty)
+                routes[id] = Route(cycle.key, None, cycle.certainty)
         else:
-            _leave(graph, part, edges, of, number, ways, free)
-    return Solution(ways, cycles)
+            _leave(graph, part, edges, of, number, routes, free)
+    return Solution(routes, cycles)
 
 
 def _is_paced(node: Node) -> bool:
-    return node.end is not None and node.end.kind == "pacing"
+    return node.end is not None and node.end.kind is CauseKind.PACING
 
 
 def _free(
@@ -270,26 +266,26 @@ def _free(
     return free
 
 
-def _weight(kind: str) -> int:
-    return CAUSES.index(kind) if kind in CAUSES else len(CAUSES)
+def _weight(kind: CauseKind) -> int:
+    return CAUSES.index(kind)
 
 
-def _end_kind(graph: Graph, cause: str) -> str:
+def _end_kind(graph: Graph, cause: str) -> CauseKind:
     node = graph.nodes.get(cause)
     if node is None:
-        return "deadlock"
-    return node.end.kind if node.end is not None else "unknown"
+        return CauseKind.DEADLOCK
+    return node.end.kind if node.end is not None else CauseKind.UNKNOWN
 
 
 def _way(
-    graph: Graph, id: str, out: List[Edge], ways: Dict[str, Way], free: Dict[str, bool]
-) -> Way:
+    graph: Graph, id: str, out: List[Edge], routes: Dict[str, Route], free: Dict[str, bool]
+) -> Route:
     """Step to the successor that decides: a stuck one if all are needed, else the hopeful one."""
-    best: Optional[Way] = None
+    best: Optional[Route] = None
     best_rank: Tuple[Any, ...] = ()
     any_one = graph.nodes[id].any
     for order, edge in enumerate(out):
-        beyond = ways[edge.target]
+        beyond = routes[edge.target]
         certainty = weakest((edge.certainty, beyond.certainty))
         stuck = not free[edge.target]
         kind = _end_kind(graph, beyond.cause)
@@ -302,8 +298,8 @@ def _way(
             order,
         )
         if best is None or rank < best_rank:
-            best, best_rank = Way(beyond.cause, edge.target, certainty), rank
-    return best if best is not None else Way(id, None, PROVEN)
+            best, best_rank = Route(beyond.cause, edge.target, certainty), rank
+    return best if best is not None else Route(id, None, Certainty.PROVEN)
 
 
 def _leave(
@@ -312,7 +308,7 @@ def _leave(
     edges: Dict[str, List[Edge]],
     of: Dict[str, int],
     number: int,
-    ways: Dict[str, Way],
+    routes: Dict[str, Route],
     free: Dict[str, bool],
 ) -> None:
     """A component with a way out: every member's way leads to the best exit."""
@@ -320,16 +316,16 @@ def _leave(
     for id in part:
         out = [edge for edge in edges[id] if of[edge.target] != number]
         if out:
-            exits.append((id, _way(graph, id, out, ways, free)))
+            exits.append((id, _way(graph, id, out, routes, free)))
     start, way = min(exits, key=lambda item: _weight(_end_kind(graph, item[1].cause)))
-    ways[start] = way
+    routes[start] = way
     members = set(part)
     pending = [start]
     for id in pending:
         for edge in graph.into.get(id, ()):
-            if edge.causal and edge.source in members and edge.source not in ways:
-                certainty = weakest((edge.certainty, ways[id].certainty))
-                ways[edge.source] = Way(way.cause, id, certainty)
+            if edge.causal and edge.source in members and edge.source not in routes:
+                certainty = weakest((edge.certainty, routes[id].certainty))
+                routes[edge.source] = Route(way.cause, id, certainty)
                 pending.append(edge.source)
 
 
@@ -345,7 +341,7 @@ def _cycle(
     """The shortest cycle through the component's key node, surest edges first."""
     # Where one of several things would be enough, only what is stuck for good is the cycle.
     members = set(part) if paced else {id for id in part if not free[id]}
-    threads = [id for id in part if graph.nodes[id].kind == "thread" and id in members]
+    threads = [id for id in part if graph.nodes[id].kind == NodeKind.THREAD and id in members]
     starts = paced or threads or [id for id in part if id in members]
     best: List[Edge] = []
     for start in starts[:8]:

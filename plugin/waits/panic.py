@@ -19,6 +19,7 @@ from plugin.kernel.proc import Thread, thread_at, thread_by_tid
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis
+from plugin.waits.kinds import EdgeKind
 from plugin.words import seconds
 
 _DEADLKRES = re.compile(r"possible deadlock detected for (0x)?([0-9a-f]+)")
@@ -166,7 +167,7 @@ def _held(analysis: Analysis, thread: Thread) -> List[str]:
     if not found:
         node = analysis.node_of(thread)
         for edge in analysis.graph.into.get(node.id, ()) if node is not None else ():
-            if edge.kind == "owned-by":
+            if edge.kind == EdgeKind.OWNED_BY:
                 source = analysis.graph.nodes[edge.source]
                 found.append(f"{source.facts[0] if source.facts else 'lock'} {source.label}")
     return found[:_LOCKS_SHOWN]

@@ -9,6 +9,7 @@ from plugin.judge.geom_io import Account, accounts
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, around, path_of
 from plugin.waits.graph import Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind
 from plugin.words import count
 
 _NUMBERS = (
@@ -46,21 +47,21 @@ def sentences(analysis: Analysis) -> List[str]:
     if not stuck:
         return ["No thread is stuck."]
     found: List[str] = []
-    deadlocks = [cause for cause in causes if cause.kind == "deadlock"]
+    deadlocks = [cause for cause in causes if cause.kind is CauseKind.DEADLOCK]
     for cause in deadlocks[:3]:
         found.append(_deadlock(analysis, cause))
     for cause in causes:
-        if cause.kind == "pacing":
+        if cause.kind is CauseKind.PACING:
             found += _pacing(analysis, cause)
-        elif cause.kind == "lost-wakeup":
+        elif cause.kind is CauseKind.LOST_WAKEUP:
             found.append(
                 _sentence(f"Lost wakeup: {cause.summary} ({count(len(cause.tids), 'thread')})")
             )
-    devices = [cause for cause in causes if cause.kind == "device"]
+    devices = [cause for cause in causes if cause.kind is CauseKind.DEVICE]
     if devices:
         found.append(_devices(analysis, devices))
     for cause in causes:
-        if cause.kind == "memory":
+        if cause.kind is CauseKind.MEMORY:
             verb = "waits" if len(cause.tids) == 1 else "wait"
             found.append(
                 _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} {verb} for it")
@@ -82,7 +83,7 @@ def _sentence(text: str) -> str:
 
 def _deadlock(analysis: Analysis, cause: Cause) -> str:
     """Who waits for what whose, all the way round; a long way only as a line of arrows."""
-    sure = "" if cause.certainty == "proven" else f" (an edge of it is {cause.certainty})"
+    sure = "" if cause.certainty is Certainty.PROVEN else f" (an edge of it is {cause.certainty})"
     inside = [id for id in cause.cycle.nodes if id.startswith("thread:")] if cause.cycle else []
     behind = len(cause.tids) - len(inside)
     held = f"{count(len(inside), 'thread')} in it"
@@ -99,7 +100,7 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
     if cause.cycle is None:
         return [_sentence(f"{cause.summary}; {behind} behind it")]
     nodes = [analysis.graph.nodes[id] for id in cause.cycle.nodes]
-    locks = [node for node in nodes if node.kind == "lock"]
+    locks = [node for node in nodes if node.kind == NodeKind.LOCK]
     what = "a cycle" if locks else "a cycle through resources, with no lock in it"
     found = [
         _sentence(f"{cause.summary}"),
@@ -117,8 +118,8 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
 
 def _in_the_queue(analysis: Analysis, nodes: Sequence[Node]) -> List[str]:
     """What ties a pool to the queue, and the queue to memory."""
-    queue = next((node for node in nodes if node.kind == "queue"), None)
-    pool = next((node for node in nodes if node.kind == "pool"), None)
+    queue = next((node for node in nodes if node.kind == NodeKind.QUEUE), None)
+    pool = next((node for node in nodes if node.kind == NodeKind.POOL), None)
     found = []
     if queue is not None and pool is not None:
         bufs = [edge.target for edge in analysis.graph.successors(pool.id)]
@@ -127,8 +128,10 @@ def _in_the_queue(analysis: Analysis, nodes: Sequence[Node]) -> List[str]:
         found.append(
             f"{share} {len(bufs)} pbufs in use of that pool are attached to bios in {queue.label}."
         )
-    daemons = [node for node in nodes if node.kind == "thread" and "pagedaemon" in node.label]
-    if daemons and any(node.kind == "memory" for node in nodes):
+    daemons = [
+        node for node in nodes if node.kind == NodeKind.THREAD and "pagedaemon" in node.label
+    ]
+    if daemons and any(node.kind is NodeKind.MEMORY for node in nodes):
         found.append("The free pages that would end it are what the page daemon cannot make.")
     return found
 
@@ -169,7 +172,7 @@ def _devices(analysis: Analysis, causes: List[Cause]) -> str:
 def _memory_behind(analysis: Analysis, tids: Sequence[int]) -> Tuple[List[str], int]:
     """The page daemon's own threads among ``tids``, and how many wait for free pages."""
     wanted = set(tids)
-    memory = [node for node in analysis.graph.nodes.values() if node.kind == "memory"]
+    memory = [node for node in analysis.graph.nodes.values() if node.kind is NodeKind.MEMORY]
     servers = {edge.target for node in memory for edge in analysis.graph.out.get(node.id, ())}
     daemons = []
     for id in servers:
@@ -182,7 +185,7 @@ def _memory_behind(analysis: Analysis, tids: Sequence[int]) -> Tuple[List[str], 
         edge.source
         for node in memory
         for edge in analysis.graph.into.get(node.id, ())
-        if edge.kind == "waits-for"
+        if edge.kind == EdgeKind.WAITS_FOR
     ]
     starved = len([id for id in waiting if analysis.graph.nodes[id].tid in wanted])
     return sorted(daemons), starved
@@ -191,11 +194,11 @@ def _memory_behind(analysis: Analysis, tids: Sequence[int]) -> Tuple[List[str], 
 def _rest(causes: Sequence[Cause]) -> List[str]:
     found = []
     for cause in causes:
-        if cause.kind in ("running", "runnable", "external"):
+        if cause.kind in (CauseKind.RUNNING, CauseKind.RUNNABLE, CauseKind.EXTERNAL):
             verb = "waits" if len(cause.tids) == 1 else "wait"
             behind = f"{count(len(cause.tids), 'thread')} {verb} behind it"
             found.append(_sentence(f"{cause.summary}: {behind}"))
-    unknown = [cause for cause in causes if cause.kind == "unknown"]
+    unknown = [cause for cause in causes if cause.kind is CauseKind.UNKNOWN]
     if unknown:
         tids = sum(len(cause.tids) for cause in unknown)
         verb = "waits" if tids == 1 else "wait"

@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 def measure(folder: str) -> float:
     """CPU seconds of opening the dump and analysing it, imports included."""
+    from plugin import catalogue
     from plugin.opening import open_core
-    from plugin.waits import catalogue
     from plugin.waits.analysis import analyse
 
     # As while any command runs (plugin.hosts.runner.run_command).

@@ -2,75 +2,87 @@
 
 from __future__ import annotations
 
-from plugin.waits.build import BENIGN, IDLE, OTHER, STUCK, TIMED, Case, Standing
-from plugin.waits.graph import PROVEN, End
+from plugin.catalogue import SleepClass
+from plugin.waits.builder import Case, Verdict
+from plugin.waits.graph import End
+from plugin.waits.kinds import CauseKind, Certainty, Status
+from plugin.waits.registry import resolver
 from plugin.words import seconds
 
 #: a timeout further away than what DEADLKRES takes for a deadlock (1800 s) is none
 LONG_TIMEOUT = 1800.0
 
 
-def generic(case: Case, why: str) -> Standing:
+def generic(case: Case, why: str) -> Verdict:
     """The row alone: who wakes the sleeper, as far as that has a name."""
     row = case.row
     assert row is not None
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     woken = row.woken_by or "what its catalogue row does not say"
-    if row.klass == "idle":
-        node.end = node.end or End("external", f"a service thread without work ({woken})", why)
-        return Standing(IDLE, f"idle: {row.function}", row)
-    if row.klass == "benign":
-        node.end = node.end or End("external", f"waits for {woken}", why)
-        return Standing(BENIGN, f"waits for {woken}", row)
-    if row.klass == "pacing":
-        node.end = node.end or End("pacing", f'"{case.thread.wmesg}": tries again by itself', why)
-        return Standing(STUCK, f"paces itself: {row.function}", row)
-    servers = case.b.named(row.server) if row.server else []
+    if row.sleep_class is SleepClass.IDLE:
+        node.end = node.end or End(
+            CauseKind.EXTERNAL, f"a service thread without work ({woken})", why
+        )
+        return Verdict(Status.IDLE, f"idle: {row.function}", row)
+    if row.sleep_class is SleepClass.BENIGN:
+        node.end = node.end or End(CauseKind.EXTERNAL, f"waits for {woken}", why)
+        return Verdict(Status.BENIGN, f"waits for {woken}", row)
+    if row.sleep_class in (SleepClass.PACING, SleepClass.RETRY):
+        node.end = node.end or End(
+            CauseKind.PACING, f'"{case.thread.wmesg}": tries again by itself', why
+        )
+        return Verdict(Status.STUCK, f"paces itself: {row.function}", row)
+    servers = case.builder.named(row.server) if row.server else []
     if servers:
-        case.b.served_by(node, servers, f"by {why}: {woken}")
+        case.builder.served_by(node, servers, f"by {why}: {woken}")
     else:
-        node.end = node.end or End("unknown", f'"{case.thread.wmesg}" waits for {woken}', why)
-    return Standing(STUCK, f"{row.function}", row)
+        node.end = node.end or End(
+            CauseKind.UNKNOWN, f'"{case.thread.wmesg}" waits for {woken}', why
+        )
+    return Verdict(Status.STUCK, f"{row.function}", row)
 
 
-def unknown(case: Case) -> Standing:
+def unknown(case: Case) -> Verdict:
     """A sleep the catalogue does not know.  With a timeout it ends by itself."""
     node = case.channel_node()
     if case.thread.state == "swapped":
-        node = case.waits_for(node, PROVEN, case.said())
-        node.end = End("external", "swapped out while it slept")
-        return Standing(OTHER, "swapped out")
-    case.waits_for(node, PROVEN, case.said())
-    sleep = case.b.sleeps.get(case.thread.address)
+        node = case.waits_for(node, Certainty.PROVEN, case.said())
+        node.end = End(CauseKind.EXTERNAL, "swapped out while it slept")
+        return Verdict(Status.OTHER, "swapped out")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    sleep = case.builder.sleeps.get(case.thread.address)
     evidence = "not in the catalogue of wait messages"
     if sleep is not None and sleep.timed:
         if sleep.expires is None or sleep.expires < LONG_TIMEOUT:
-            node.end = node.end or End("external", "a sleep with a timeout, which ends by itself")
-            return Standing(TIMED, "sleeps with a timeout: it wakes by itself")
+            node.end = node.end or End(
+                CauseKind.EXTERNAL, "a sleep with a timeout, which ends by itself"
+            )
+            return Verdict(Status.TIMED, "sleeps with a timeout: it wakes by itself")
         evidence += f"; its timeout ends it in {seconds(sleep.expires)}"
-    if node.end is None or node.end.kind == "external":
-        node.end = End("unknown", f"{node.label}: no known server", evidence)
-    return Standing(STUCK, "not in the catalogue")
+    if node.end is None or node.end.kind is CauseKind.EXTERNAL:
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: no known server", evidence)
+    return Verdict(Status.STUCK, "not in the catalogue")
 
 
-def idle(case: Case, why: str) -> Standing:
+def idle(case: Case, why: str) -> Verdict:
     """A service thread that rightly has nothing to do."""
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    node.end = node.end or End("external", "a service thread without work", why)
-    return Standing(IDLE, why, case.row)
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    node.end = node.end or End(CauseKind.EXTERNAL, "a service thread without work", why)
+    return Verdict(Status.IDLE, why, case.row)
 
 
-def lost_wakeup(case: Case, summary: str, evidence: str) -> Standing:
+def lost_wakeup(case: Case, summary: str, evidence: str) -> Verdict:
     """The condition waited for holds, and the sleeper sleeps."""
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    node.end = End("lost-wakeup", summary, evidence, case.thread.age)
-    return Standing(STUCK, summary, case.row)
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    node.end = End(CauseKind.LOST_WAKEUP, summary, evidence, case.thread.age)
+    return Verdict(Status.STUCK, summary, case.row)
 
 
-def no_lock(case: Case) -> Standing:
+@resolver("lock")
+def no_lock(case: Case) -> Verdict:
     """A row that says "lock" for a sleep at whose channel no lock was found."""
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     node.end = node.end or End(
-        "unknown", f"{node.label}: the message is a lock's, but none can be read there"
+        CauseKind.UNKNOWN, f"{node.label}: the message is a lock's, but none can be read there"
     )
-    return Standing(STUCK, "waits for a lock that cannot be read", case.row)
+    return Verdict(Status.STUCK, "waits for a lock that cannot be read", case.row)

@@ -7,9 +7,14 @@ from typing import Optional
 from plugin.judge import geom_workers as geom_kern
 from plugin.judge.geom_workers import GeomThread
 from plugin.kernel.bio import g_bioqs
-from plugin.waits.build import STUCK, Case, Standing
-from plugin.waits.graph import CATALOGUED, PROVEN, End
+from plugin.kernel.geom import mesh
+from plugin.waits.builder import Case, Verdict
+from plugin.waits.graph import End
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import generic, idle, lost_wakeup
+from plugin.waits.resolvers.io import provider_node
+from plugin.waits.resolvers.memory import memory_node, shortage
 from plugin.words import count
 
 
@@ -24,7 +29,8 @@ def _role(case: Case) -> Optional[GeomThread]:
     )
 
 
-def worker_idle(case: Case) -> Optional[Standing]:
+@resolver("g_down_idle", "g_up_idle", "g_event_idle")
+def worker_idle(case: Case) -> Optional[Verdict]:
     """g_up, g_down or g_event at rest: only right while there is nothing to do."""
     found = _role(case)
     if found is not None and found.state == "stuck":
@@ -32,13 +38,14 @@ def worker_idle(case: Case) -> Optional[Standing]:
     return idle(case, "GEOM thread without work")
 
 
-def pace(case: Case) -> Optional[Standing]:
+@resolver("g_pace")
+def pace(case: Case) -> Optional[Verdict]:
     """g_down pauses after an allocation failed: slow, not blocked.
 
     What it waits for in truth is free pages: where they are short, that is the
     edge a resource cycle closes with.
     """
-    b, kernel = case.b, case.kernel
+    builder, kernel = case.builder, case.kernel
     state = geom_kern.pacing(kernel)
     queued = sum(
         queue.length if queue.length is not None else len(queue.bios)
@@ -51,73 +58,73 @@ def pace(case: Case) -> Optional[Standing]:
     rate = f"{1 / state.pause:.0f} bios a second"
     slow = f"at most {rate}" if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
     node.end = End(
-        "pacing",
+        CauseKind.PACING,
         f"GEOM is pacing, not blocked: {slow}, {count(queued, 'bio')} queued",
         f"pace {state.pace}; {case.said()}; {state.explain(queued)}",
         case.thread.age,
     )
-    from plugin.waits.resolvers.memory import memory_node, shortage
-
     short = shortage(kernel)
     if short:
-        target = memory_node(b)
-        b.join(
+        target = memory_node(builder)
+        builder.join(
             node,
             target,
-            "needs",
-            CATALOGUED,
+            EdgeKind.NEEDS,
+            Certainty.CATALOGUED,
             f"g_io_deliver(): a bio failed with ENOMEM (pace {state.pace}); {short}",
         )
-    return Standing(STUCK, "paces itself after an allocation failure", case.row)
+    return Verdict(Status.STUCK, "paces itself after an allocation failure", case.row)
 
 
-def transient(case: Case) -> Optional[Standing]:
+@resolver("g_transient")
+def transient(case: Case) -> Optional[Verdict]:
     """g_d_tra: address space to map an unmapped bio for a driver that needs it mapped."""
     node = case.node
     number = geom_kern.health(case.kernel).inflight_transient_maps
     node.end = End(
-        "pacing",
+        CauseKind.PACING,
         f"g_down waits for address space to map a bio; {number} are mapped",
         f"inflight_transient_maps {number}",
         case.thread.age,
     )
-    return Standing(STUCK, "waits for address space to map a bio", case.row)
+    return Verdict(Status.STUCK, "waits for address space to map a bio", case.row)
 
 
-def events(case: Case) -> Optional[Standing]:
+@resolver("g_events")
+def events(case: Case) -> Optional[Verdict]:
     """g_waitidle, g_waitfor_event: the g_event thread has to run what was posted."""
-    b, kernel = case.b, case.kernel
+    builder, kernel = case.builder, case.kernel
     posted = geom_kern.events(kernel)
     doorstep = geom_kern.health(kernel).doorstep
     node = case.waits_for(
-        b.node("queue", "g_events", "g_events", case.address), PROVEN, case.said()
+        builder.node(NodeKind.QUEUE, "g_events", "g_events", case.address),
+        Certainty.PROVEN,
+        case.said(),
     )
     node.facts = [count(len(posted), "event")] + ([f"first {posted[0].func}"] if posted else [])
     if not posted and not doorstep:
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             "no GEOM event is left, yet threads wait for them",
             "g_events is empty",
             case.thread.age,
         )
-        return Standing(STUCK, "waits for GEOM events", case.row)
+        return Verdict(Status.STUCK, "waits for GEOM events", case.row)
     workers = [t for t in geom_kern.geom_threads(kernel) if t.role == "g_event"]
     for worker in workers:
-        b.join(
+        builder.join(
             node,
-            b.thread(worker.thread),
-            "served-by",
-            PROVEN,
+            builder.thread(worker.thread),
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
             f"g_event runs the events; {worker.state}: {worker.detail}",
         )
-    return Standing(STUCK, "waits for GEOM events", case.row)
+    return Verdict(Status.STUCK, "waits for GEOM events", case.row)
 
 
-def dev_close(case: Case) -> Optional[Standing]:
+@resolver("g_dev_close")
+def dev_close(case: Case) -> Optional[Verdict]:
     """The close of a GEOM device waits for its outstanding requests."""
-    from plugin.kernel.geom import mesh
-    from plugin.waits.resolvers.io import provider_node
-
     if "g_dev_softc" not in case.kernel.layouts or case.channel.is_pause:
         return None
     softc = case.channel.container("g_dev_softc", "sc_active")
@@ -131,14 +138,16 @@ def dev_close(case: Case) -> Optional[Standing]:
     )
     if geom is None:
         return None
-    node = case.waits_for(case.channel_node(f"requests of /dev/{geom.name}"), PROVEN, case.said())
+    node = case.waits_for(
+        case.channel_node(f"requests of /dev/{geom.name}"), Certainty.PROVEN, case.said()
+    )
     for consumer in geom.consumers:
         if consumer.provider is not None:
-            case.b.join(
+            case.builder.join(
                 node,
-                provider_node(case.b, consumer.provider),
-                "served-by",
-                CATALOGUED,
+                provider_node(case.builder, consumer.provider),
+                EdgeKind.SERVED_BY,
+                Certainty.CATALOGUED,
                 f"sc_active of {geom.name} counts requests of {consumer.provider.name}",
             )
-    return Standing(STUCK, "waits for a device's last requests", case.row)
+    return Verdict(Status.STUCK, "waits for a device's last requests", case.row)

@@ -10,50 +10,53 @@ from typing import Dict, List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge import geom_io
+from plugin.judge.channel import object_fits
 from plugin.judge.daemons import daemons
 from plugin.judge.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
-from plugin.judge.geom_workers import workers
-from plugin.kernel.bio import try_bio_at
+from plugin.judge.geom_workers import geom_threads, workers
+from plugin.kernel.bio import g_bioqs, try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
 from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import Provider
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.vfs_bio import Space, runningbufspace, spaces
-from plugin.kernel.vnode import vnode_at
+from plugin.kernel.vnode import vnode_at, vnode_of_lock
 from plugin.session import Kernel
-from plugin.waits.build import STUCK, Builder, Case, Standing
-from plugin.waits.graph import GUESSED, PROVEN, End, Node
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle
 from plugin.words import count, seconds
 
 
-def _certainty(request: OutstandingBio) -> str:
-    return PROVEN if request.certainty == geom_io.PROVEN else GUESSED
+def _certainty(request: OutstandingBio) -> Certainty:
+    return Certainty.PROVEN if request.certainty == geom_io.PROVEN else Certainty.GUESSED
 
 
 # Buffers
 
 
-def buf_node(b: Builder, address: int) -> Node:
+def buf_node(builder: Builder, address: int) -> Node:
     """The node of a buf, joined to the bios that carry its I/O."""
-    node = b.object("buf", address, f"buf {address:#x}")
-    if node.end is not None or b.graph.successors(node.id):
+    node = builder.object(NodeKind.BUF, address, f"buf {address:#x}")
+    if node.end is not None or builder.graph.successors(node.id):
         return node
-    buf = try_buf_at(b.kernel, address)
+    buf = try_buf_at(builder.kernel, address)
     if buf is not None:
-        node.facts = _buf_facts(b.kernel, buf)
-    requests = geom_io.buf_io(b.kernel, address)
+        node.facts = _buf_facts(builder.kernel, buf)
+    requests = geom_io.buf_io(builder.kernel, address)
     for request in requests:
-        b.join(
+        builder.join(
             node,
-            bio_node(b, request),
-            "served-by",
-            PROVEN,
+            bio_node(builder, request),
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
             f"bio {request.bio.address:#x} has the buf in bio_caller2",
         )
     if not requests:
-        node.end = _bufless(b.kernel, buf, node)
+        node.end = _bufless(builder.kernel, buf, node)
     return node
 
 
@@ -67,63 +70,74 @@ def _buf_facts(kernel: Kernel, buf: Buf) -> List[str]:
 
 def _bufless(kernel: Kernel, buf: Optional[Buf], node: Node) -> End:
     if buf is None:
-        return End("unknown", f"{node.label} cannot be read")
+        return End(CauseKind.UNKNOWN, f"{node.label} cannot be read")
     vnode = vnode_at(kernel, buf.vp) if buf.vp else None
     if vnode is not None and vnode.fstype in ("nfs", "newnfs", "oldnfs", "smbfs", "fusefs", "p9fs"):
         return End(
-            "external",
+            CauseKind.EXTERNAL,
             f"{vnode.fstype} server of {vnode.on or 'a mount'} has not answered",
             f"buf {buf.address:#x} of a vnode on {vnode.fstype}; no bio stands for it",
         )
     return End(
-        "unknown", f"{node.label}: no bio for it was found", "g_bio zone and queues searched"
+        CauseKind.UNKNOWN,
+        f"{node.label}: no bio for it was found",
+        "g_bio zone and queues searched",
     )
 
 
-def buf(case: Case) -> Optional[Standing]:
+@resolver("buf")
+def buf(case: Case) -> Optional[Verdict]:
     """bwait(): the thread sleeps on the buf itself, or on a member of it."""
     address = case.address
     if case.row is not None and any(spec.name == "buf.b_xflags" for spec in case.row.channel):
         address = case.channel.container("buf", "b_xflags")
-    node = buf_node(case.b, address)
-    case.waits_for(node, PROVEN, case.said())
+    node = buf_node(case.builder, address)
+    case.waits_for(node, Certainty.PROVEN, case.said())
     found = try_buf_at(case.kernel, address)
     if found is not None and found.is_done and not geom_io.buf_io(case.kernel, address):
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"{node.label} is done, yet {case.thread.tid} {case.thread.label} sleeps on it",
             f"b_flags {found.flags:#x} has B_DONE",
             case.thread.age,
         )
-    return Standing(STUCK, "waits for a buffer's I/O", case.row)
+    return Verdict(Status.STUCK, "waits for a buffer's I/O", case.row)
 
 
 # Bios
 
 
-def bio_node(b: Builder, request: OutstandingBio) -> Node:
+def bio_node(builder: Builder, request: OutstandingBio) -> Node:
     """The node of a request, joined to whatever has it now.
 
     Clones are shown only where a request was split: one clone of one request
     is the same I/O one layer down.
     """
-    node = b.object("bio", request.bio.address, "")
+    node = builder.object(NodeKind.BIO, request.bio.address, "")
     if node.label:
         return node
-    leaves = _leaves(b.kernel, request)
+    leaves = _leaves(builder.kernel, request)
     # A request of physio() names no provider, its clone does.
     named = request if request.bio.to or not leaves else leaves[0]
-    node.label = geom_io.describe(b.kernel, named.bio)
+    node.label = geom_io.describe(builder.kernel, named.bio)
     if request.age is not None:
         node.facts = [f"asked for {seconds(request.age)} ago"]
     for leaf in leaves[:64]:
         if len(leaves) == 1:
-            _join_place(b, node, leaf, request)
+            _join_place(builder, node, leaf, request)
             continue
-        below = b.object("bio", leaf.bio.address, geom_io.describe(b.kernel, leaf.bio))
-        b.join(node, below, "needs", PROVEN, f"clone {leaf.bio.address:#x} is outstanding")
-        if not b.graph.successors(below.id) and below.end is None:
-            _join_place(b, below, leaf, leaf)
+        below = builder.object(
+            NodeKind.BIO, leaf.bio.address, geom_io.describe(builder.kernel, leaf.bio)
+        )
+        builder.join(
+            node,
+            below,
+            EdgeKind.NEEDS,
+            Certainty.PROVEN,
+            f"clone {leaf.bio.address:#x} is outstanding",
+        )
+        if not builder.graph.successors(below.id) and below.end is None:
+            _join_place(builder, below, leaf, leaf)
     return node
 
 
@@ -145,116 +159,121 @@ def _leaves(kernel: Kernel, request: OutstandingBio) -> List[OutstandingBio]:
     return found
 
 
-def _join_place(b: Builder, node: Node, leaf: OutstandingBio, top: OutstandingBio) -> None:
+def _join_place(builder: Builder, node: Node, leaf: OutstandingBio, top: OutstandingBio) -> None:
     certainty = _certainty(leaf)
     since = f" for {seconds(leaf.age)}" if leaf.age is not None else ""
     evidence = f"{leaf.why}{since}"
     if leaf.bio.address != top.bio.address:
         evidence += f" (clone {leaf.bio.address:#x})"
     if leaf.state == AT_DEVICE and leaf.provider is not None:
-        b.join(node, provider_node(b, leaf.provider), "served-by", certainty, evidence)
+        builder.join(
+            node, provider_node(builder, leaf.provider), EdgeKind.SERVED_BY, certainty, evidence
+        )
     elif leaf.state in (QUEUED, COMPLETED) and leaf.queue is not None:
-        target = queue_node(b, leaf.queue, leaf.provider)
-        b.join(node, target, "contained-in", certainty, evidence)
+        target = queue_node(builder, leaf.queue, leaf.provider)
+        builder.join(node, target, EdgeKind.CONTAINED_IN, certainty, evidence)
     elif leaf.state == COMPLETED:
-        node.end = End("lost-wakeup", f"{node.label}: {leaf.why}", evidence, leaf.age)
+        node.end = End(CauseKind.LOST_WAKEUP, f"{node.label}: {leaf.why}", evidence, leaf.age)
     elif leaf.state == LOST:
-        node.end = End("unknown", f"{node.label} is lost: {leaf.why}", evidence, leaf.age)
+        node.end = End(CauseKind.UNKNOWN, f"{node.label} is lost: {leaf.why}", evidence, leaf.age)
     else:
-        holder = geom_io.flight(b.kernel).held_by(leaf.bio.address)
+        holder = geom_io.flight(builder.kernel).held_by(leaf.bio.address)
         if holder is not None:
-            b.join(node, b.thread(holder), "served-by", certainty, evidence)
-        elif leaf.provider is None or not _join_workers(b, node, leaf.provider, evidence):
-            node.end = End("unknown", f"{node.label}: {leaf.why}", evidence, leaf.age)
+            builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, certainty, evidence)
+        elif leaf.provider is None or not _join_workers(builder, node, leaf.provider, evidence):
+            node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
 
 
-def bio(case: Case) -> Optional[Standing]:
+@resolver("bio")
+def bio(case: Case) -> Optional[Verdict]:
     """biowait(): the thread sleeps on the bio (on a buf in physio() before 10.x)."""
     kernel = case.kernel
     request = geom_io.outstanding_by_address(kernel).get(case.address)
     if request is not None:
-        node = bio_node(case.b, request)
-        case.waits_for(node, PROVEN, case.said())
-        return Standing(STUCK, "waits for an I/O", case.row)
-    from plugin.waits.channel import object_fits
-
+        node = bio_node(case.builder, request)
+        case.waits_for(node, Certainty.PROVEN, case.said())
+        return Verdict(Status.STUCK, "waits for an I/O", case.row)
     if object_fits(kernel, "buf", case.address, None):
         return buf(case)
     found = try_bio_at(kernel, case.address)
-    node = case.b.object("bio", case.address, f"bio {case.address:#x}")
-    case.waits_for(node, PROVEN, case.said())
+    node = case.builder.object(NodeKind.BIO, case.address, f"bio {case.address:#x}")
+    case.waits_for(node, Certainty.PROVEN, case.said())
     if found is not None and found.is_done:
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"bio {case.address:#x} is done, yet {case.thread.tid} sleeps on it",
             f"bio_flags {found.flags:#x} has BIO_DONE",
             case.thread.age,
         )
     else:
-        node.end = End("unknown", f"bio {case.address:#x} is asked for nowhere", "not in flight")
-    return Standing(STUCK, "waits for an I/O", case.row)
+        node.end = End(
+            CauseKind.UNKNOWN, f"bio {case.address:#x} is asked for nowhere", "not in flight"
+        )
+    return Verdict(Status.STUCK, "waits for an I/O", case.row)
 
 
 # Queues and devices
 
 
-def queue_node(b: Builder, name: str, provider: Optional[Provider]) -> Node:
+def queue_node(builder: Builder, name: str, provider: Optional[Provider]) -> Node:
     """A queue of bios: of GEOM's own the thread that empties it, of a driver its device."""
-    from plugin.judge.geom_workers import geom_threads
-
-    node = b.node("queue", name, name)
-    if node.end is not None or b.graph.successors(node.id):
+    node = builder.node(NodeKind.QUEUE, name, name)
+    if node.end is not None or builder.graph.successors(node.id):
         return node
     role = {"g_bio_run_down": "g_down", "g_bio_run_up": "g_up", "g_bio_run_task": "g_up"}.get(
         name, name
     )
-    workers = [each for each in geom_threads(b.kernel) if each.role == role]
+    workers = [each for each in geom_threads(builder.kernel) if each.role == role]
     for worker in workers:
-        b.join(
+        builder.join(
             node,
-            b.thread(worker.thread),
-            "served-by",
-            PROVEN,
+            builder.thread(worker.thread),
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
             f"{role} is the thread that empties {name}; {worker.state}: {worker.detail}",
         )
-    length = _queue_length(b.kernel, name)
+    length = _queue_length(builder.kernel, name)
     if length is not None:
         node.facts = [count(length, "bio")]
     if not workers and provider is not None:
-        b.join(node, provider_node(b, provider), "served-by", PROVEN, "the driver's own queue")
+        builder.join(
+            node,
+            provider_node(builder, provider),
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
+            "the driver's own queue",
+        )
     elif not workers:
-        node.end = End("unknown", f"queue {name}: nothing known empties it")
+        node.end = End(CauseKind.UNKNOWN, f"queue {name}: nothing known empties it")
     return node
 
 
 def _queue_length(kernel: Kernel, name: str) -> Optional[int]:
-    from plugin.kernel.bio import g_bioqs
-
     found = next((queue for queue in g_bioqs(kernel) if queue.name == name), None)
     if found is None:
         return None
     return found.length if found.length is not None else len(found.bios)
 
 
-def provider_node(b: Builder, provider: Provider) -> Node:
+def provider_node(builder: Builder, provider: Provider) -> Node:
     """A provider that has bios; a device at the bottom owes them."""
-    node = b.object("provider", provider.address, provider.name)
-    if node.end is None and not b.graph.successors(node.id):
-        node.facts = uses(b.kernel, provider)
-        if provider.class_name == DISK_CLASS or not _join_workers(b, node, provider):
-            node.end = device_end(b.kernel, provider)
+    node = builder.object(NodeKind.PROVIDER, provider.address, provider.name)
+    if node.end is None and not builder.graph.successors(node.id):
+        node.facts = uses(builder.kernel, provider)
+        if provider.class_name == DISK_CLASS or not _join_workers(builder, node, provider):
+            node.end = device_end(builder.kernel, provider)
     return node
 
 
-def _join_workers(b: Builder, node: Node, provider: Provider, evidence: str = "") -> bool:
+def _join_workers(builder: Builder, node: Node, provider: Provider, evidence: str = "") -> bool:
     """The class's own threads that have this geom's requests (md0, g_eli[0] da0), if any works."""
     geom = provider.geom
     if geom is None:
         return False
-    found = b.kernel.once(("workers", geom.address), lambda: workers(b.kernel, geom))
-    busy = [each for each in found if not b.waits_for_work(each)]
+    found = builder.kernel.once(("workers", geom.address), lambda: workers(builder.kernel, geom))
+    busy = [each for each in found if not builder.waits_for_work(each)]
     who = f"the thread of {provider.class_name} {geom.name}, told by its name"
-    b.served_by(node, busy, f"{evidence}; {who}" if evidence else who)
+    builder.served_by(node, busy, f"{evidence}; {who}" if evidence else who)
     return bool(busy)
 
 
@@ -301,8 +320,8 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
         what = count(number, "request") if number else "a request"
     if not provider.is_device:
         klass = provider.class_name or "its class"
-        return End("unknown", f"{name}: {klass} holds {what}", evidence, since)
-    return End("device", f"{name} has not returned {what}", evidence, since)
+        return End(CauseKind.UNKNOWN, f"{name}: {klass} holds {what}", evidence, since)
+    return End(CauseKind.DEVICE, f"{name} has not returned {what}", evidence, since)
 
 
 def uses(kernel: Kernel, provider: Provider) -> List[str]:
@@ -334,15 +353,17 @@ def _uses(kernel: Kernel, provider: Provider) -> List[str]:
 # Counters of the buffer cache
 
 
-def _space_node(b: Builder, case: Case, space: Optional[Space], name: str) -> Node:
+def _space_node(builder: Builder, case: Case, space: Optional[Space], name: str) -> Node:
     """A space of the buffer cache: how full it is, and whether its waiters should wait."""
-    node = b.node("pool", space.symbol if space is not None else name, name, case.address)
+    node = builder.node(
+        NodeKind.POOL, space.symbol if space is not None else name, name, case.address
+    )
     if space is not None and not node.facts:
         high = "" if space.high is None else f", the mark is {space.high}"
         node.facts = [f"{space.value} {space.unit}{high}; wakes when {space.until}"]
         if space.satisfied and space.waiters:
             node.end = End(
-                "lost-wakeup",
+                CauseKind.LOST_WAKEUP,
                 f"{name}: {space.until}, which holds ({space.value} {space.unit}), yet "
                 f"{len(space.waiters)} sleep",
                 f"{space.symbol} {space.value}",
@@ -356,41 +377,43 @@ def _space(case: Case, *names: str) -> Optional[Space]:
     return next((s for s in found if s.wchan == case.address), found[0] if found else None)
 
 
-def running_space(case: Case) -> Optional[Standing]:
+@resolver("running_space")
+def running_space(case: Case) -> Optional[Verdict]:
     """wdrain: too many bytes of asynchronous writes are under way."""
-    b, kernel = case.b, case.kernel
-    node = _space_node(b, case, runningbufspace(kernel), "runningbufspace")
-    case.waits_for(node, PROVEN, case.said())
-    if node.end is not None or b.graph.successors(node.id):
-        return Standing(STUCK, "waits for writes to finish", case.row)
+    builder, kernel = case.builder, case.kernel
+    node = _space_node(builder, case, runningbufspace(kernel), "runningbufspace")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if node.end is not None or builder.graph.successors(node.id):
+        return Verdict(Status.STUCK, "waits for writes to finish", case.row)
     node.any = True
     writing = [found for found, _ in locked_bufs(kernel) if found.runningbufspace > 0]
     for found in writing:
-        b.join(
+        builder.join(
             node,
-            buf_node(b, found.address),
-            "needs",
-            PROVEN,
+            buf_node(builder, found.address),
+            EdgeKind.NEEDS,
+            Certainty.PROVEN,
             f"b_runningbufspace {found.runningbufspace}",
         )
     if not writing:
-        node.end = End("unknown", "runningbufspace is high, and no buffer is being written")
-    return Standing(STUCK, "waits for writes to finish", case.row)
+        node.end = End(CauseKind.UNKNOWN, "runningbufspace is high, and no buffer is being written")
+    return Verdict(Status.STUCK, "waits for writes to finish", case.row)
 
 
-def bufobj_output(case: Case) -> Optional[Standing]:
+@resolver("bufobj_output")
+def bufobj_output(case: Case) -> Optional[Verdict]:
     """bo_wwait: all writes of one vnode (or device) have to end."""
-    b, kernel = case.b, case.kernel
+    builder, kernel = case.builder, case.kernel
     address = case.channel.container("bufobj", "bo_numoutput")
     member = kernel.layouts.resolve("bufobj", "bo_numoutput")
     try:
         left: Optional[int] = kernel.unsigned(case.address, member.size)
     except MemoryFault:
         left = None
-    node = b.object("object", address, f"writes of bufobj {address:#x}")
-    case.waits_for(node, PROVEN, case.said())
-    if b.graph.successors(node.id) or node.end is not None:
-        return Standing(STUCK, "waits for a vnode's writes", case.row)
+    node = builder.object(NodeKind.OBJECT, address, f"writes of bufobj {address:#x}")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if builder.graph.successors(node.id) or node.end is not None:
+        return Verdict(Status.STUCK, "waits for a vnode's writes", case.row)
     owner = _vnode_of_bufobj(kernel, address)
     if owner:
         node.label = f"writes of {owner}"
@@ -401,17 +424,23 @@ def bufobj_output(case: Case) -> Optional[Standing]:
         if found.iocmd == "BIO_WRITE" and geom_io.buf_io(kernel, found.address)
     ]
     for found in writing:
-        b.join(node, buf_node(b, found.address), "needs", PROVEN, f"b_bufobj {address:#x}")
+        builder.join(
+            node,
+            buf_node(builder, found.address),
+            EdgeKind.NEEDS,
+            Certainty.PROVEN,
+            f"b_bufobj {address:#x}",
+        )
     if left == 0:
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"{node.label}: none is left, yet threads wait",
             "bo_numoutput 0",
             case.thread.age,
         )
     elif not writing:
-        node.end = End("unknown", f"{node.label}: {left} under way, none found", "")
-    return Standing(STUCK, "waits for a vnode's writes", case.row)
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: {left} under way, none found", "")
+    return Verdict(Status.STUCK, "waits for a vnode's writes", case.row)
 
 
 def _bufs_of_bufobj(kernel: Kernel) -> Dict[int, List[Buf]]:
@@ -430,46 +459,46 @@ def _vnode_of_bufobj(kernel: Kernel, address: int) -> str:
         lock = at + kernel.layouts.offsetof("vnode", "v_lock")
     except LayoutError:
         return ""
-    from plugin.kernel.vnode import vnode_of_lock
-
     found = vnode_at(kernel, at) if vnode_of_lock(kernel, lock) == at else None
     return found.label if found is not None else ""
 
 
-def _bufdaemon(b: Builder, *roles: str) -> List[Thread]:
-    return [each.thread for each in daemons(b.kernel) if each.role in roles]
+def _bufdaemon(builder: Builder, *roles: str) -> List[Thread]:
+    return [each.thread for each in daemons(builder.kernel) if each.role in roles]
 
 
-def dirty(case: Case) -> Optional[Standing]:
+@resolver("dirty")
+def dirty(case: Case) -> Optional[Verdict]:
     """flswai: too many dirty buffers; bufdaemon flushes them.  qsleep: it could not."""
-    b = case.b
+    builder = case.builder
     space = _space(case, "dirty buffers")
     own = next((d for d in daemons(case.kernel) if d.thread.address == case.thread.address), None)
     if own is not None:
         if space is None or space.high is None or space.value < space.high:
             return idle(case, "bufdaemon tries again in a moment")
-        node = case.waits_for(case.channel_node(), PROVEN, case.said())
-        node.end = node.end or End("pacing", f"bufdaemon: {own.doing}", space.symbol)
-        return Standing(STUCK, own.doing, case.row)
-    node = _space_node(b, case, space, "dirty buffers")
-    case.waits_for(node, PROVEN, case.said())
-    if node.end is None and not b.graph.successors(node.id):
-        flushers = _bufdaemon(b, "bufdaemon")
-        b.served_by(node, flushers, "bufdaemon writes dirty buffers")
-    return Standing(STUCK, "waits for dirty buffers to be written", case.row)
+        node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+        node.end = node.end or End(CauseKind.PACING, f"bufdaemon: {own.doing}", space.symbol)
+        return Verdict(Status.STUCK, own.doing, case.row)
+    node = _space_node(builder, case, space, "dirty buffers")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if node.end is None and not builder.graph.successors(node.id):
+        flushers = _bufdaemon(builder, "bufdaemon")
+        builder.served_by(node, flushers, "bufdaemon writes dirty buffers")
+    return Verdict(Status.STUCK, "waits for dirty buffers to be written", case.row)
 
 
-def newbuf(case: Case) -> Optional[Standing]:
+@resolver("newbuf")
+def newbuf(case: Case) -> Optional[Verdict]:
     """newbuf: no buffer, or no space for one; the buffer daemons make some."""
-    b = case.b
+    builder = case.builder
     own = next((d for d in daemons(case.kernel) if d.thread.address == case.thread.address), None)
     if own is not None:
-        node = case.waits_for(case.channel_node(), PROVEN, case.said())
-        node.end = node.end or End("pacing", f"{own.role}: {own.doing}", case.said())
-        return Standing(STUCK, own.doing, case.row)
-    node = _space_node(b, case, _space(case, "bufspace", "free buffers"), "buffer space")
-    case.waits_for(node, PROVEN, case.said())
-    if node.end is None and not b.graph.successors(node.id):
-        makers = _bufdaemon(b, "bufdaemon", "bufspacedaemon")
-        b.served_by(node, makers, "the buffer daemons free buffers")
-    return Standing(STUCK, "waits for a buffer", case.row)
+        node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+        node.end = node.end or End(CauseKind.PACING, f"{own.role}: {own.doing}", case.said())
+        return Verdict(Status.STUCK, own.doing, case.row)
+    node = _space_node(builder, case, _space(case, "bufspace", "free buffers"), "buffer space")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if node.end is None and not builder.graph.successors(node.id):
+        makers = _bufdaemon(builder, "bufdaemon", "bufspacedaemon")
+        builder.served_by(node, makers, "the buffer daemons free buffers")
+    return Verdict(Status.STUCK, "waits for a buffer", case.row)

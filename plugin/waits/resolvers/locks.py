@@ -11,48 +11,57 @@ from typing import Optional, Tuple
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import Contended, LockWait, contended
 from plugin.kernel import locks
+from plugin.kernel.buf import is_cached
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import Vnode, vnode_at, vnode_of_lock
 from plugin.session import Kernel
-from plugin.waits.build import Builder
-from plugin.waits.graph import GUESSED, PROVEN, End, Node
+from plugin.waits.builder import Builder
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind
+from plugin.waits.resolvers.io import buf_node
 
 
-def wait_for_lock(b: Builder, thread: Thread, node: Node, wait: LockWait) -> Node:
+def wait_for_lock(builder: Builder, thread: Thread, node: Node, wait: LockWait) -> Node:
     """Join a thread to the lock it waits for, and the lock to its holders."""
-    target = lock_node(b, wait.lock)
+    target = lock_node(builder, wait.lock)
     mode = f", {wait.mode}" if wait.mode else ""
-    certainty = PROVEN
+    certainty = Certainty.PROVEN
     if thread.blocked:
         evidence = f"td_blocked {thread.blocked:#x}, its ts_lockobj {wait.lock.address:#x}{mode}"
     elif thread.state == "running":
-        recorded = b.kernel.layouts.has("thread", "td_wantedlock")
-        certainty = PROVEN if recorded else GUESSED
+        recorded = builder.kernel.layouts.has("thread", "td_wantedlock")
+        certainty = Certainty.PROVEN if recorded else Certainty.GUESSED
         how = "td_wantedlock" if recorded else "its frame in a spinning function points at"
         evidence = f"{how} {wait.lock.address:#x}: it spins"
     else:
         evidence = f'td_wchan {thread.wchan or 0:#x}, td_wmesg "{thread.wmesg}"{mode}'
-    b.join(node, target, "waits-for", certainty, evidence)
+    builder.join(node, target, EdgeKind.WAITS_FOR, certainty, evidence)
     return target
 
 
-def lock_node(b: Builder, lock: locks.Lock) -> Node:
+def lock_node(builder: Builder, lock: locks.Lock) -> Node:
     """The node of a lock somebody waits for, joined to its holders when it is made."""
     id = f"lock:{lock.address:#x}"
-    known = b.graph.nodes.get(id)
+    known = builder.graph.nodes.get(id)
     if known is not None:
         return known
-    entry = _entry(b.kernel, lock)
+    entry = _entry(builder.kernel, lock)
     word = locks.CLASS_WORDS.get(lock.klass, lock.klass)
-    label, belongs = lock_label(b.kernel, lock)
-    node = b.object("lock", lock.address, label)
+    label, protected = lock_label(builder.kernel, lock)
+    node = builder.object(NodeKind.LOCK, lock.address, label)
     node.facts = [word, locks.describe(entry.lock)]
-    _contained(b, node, belongs)
+    _contained(builder, node, protected)
     for holder in entry.holders:
-        b.join(node, b.thread(holder.thread), "owned-by", holder.certainty, holder.evidence)
+        builder.join(
+            node,
+            builder.thread(holder.thread),
+            EdgeKind.OWNED_BY,
+            Certainty(holder.certainty),
+            holder.evidence,
+        )
     if entry.lock.state == "disowned":
-        _handed_to_io(b, node, lock)
-    if not b.graph.successors(node.id):
+        _handed_to_io(builder, node, lock)
+    if not builder.graph.successors(node.id):
         node.end = _ownerless(entry, label)
     return node
 
@@ -72,49 +81,56 @@ def _ownerless(entry: Contended, label: str) -> End:
     word = "" if lock.word is None else f"lock word {lock.word:#x}"
     if lock.state == "unlocked":
         return End(
-            "lost-wakeup", f"{name} is free, yet {len(entry.waiters)} sleep on it", word, age
+            CauseKind.LOST_WAKEUP,
+            f"{name} is free, yet {len(entry.waiters)} sleep on it",
+            word,
+            age,
         )
     if lock.state == "destroyed":
-        return End("lost-wakeup", f"{name} was destroyed under its waiters", word, age)
+        return End(CauseKind.LOST_WAKEUP, f"{name} was destroyed under its waiters", word, age)
     if lock.state == "shared":
         return End(
-            "unknown",
+            CauseKind.UNKNOWN,
             f"{name} is {locks.describe(lock)}; the kernel does not record which threads",
             word,
             age,
         )
     if lock.state == "exclusive":
-        return End("unknown", f"{name} is owned by what is no thread", word, age)
-    return End("unknown", f"{name}: {locks.describe(lock)}", word, age)
+        return End(CauseKind.UNKNOWN, f"{name} is owned by what is no thread", word, age)
+    return End(CauseKind.UNKNOWN, f"{name}: {locks.describe(lock)}", word, age)
 
 
-class Belongs:
+class Protected:
     """What a lock protects: a vnode or a buffer, with the words for it."""
 
-    def __init__(self, kind: str, address: int, label: str, vnode: Optional[Vnode] = None) -> None:
+    def __init__(
+        self, kind: NodeKind, address: int, label: str, vnode: Optional[Vnode] = None
+    ) -> None:
         self.kind = kind
         self.address = address
         self.label = label
         self.vnode = vnode
 
 
-def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Belongs]]:
+def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Protected]]:
     """How people call a lock, and the vnode or buffer it lies in."""
     if lock.klass == locks.LOCKMGR:
         at = vnode_of_lock(kernel, lock.address)
         vnode = vnode_at(kernel, at) if at is not None else None
         if vnode is not None:
-            return f"vnode lock {vnode.label}", Belongs("vnode", vnode.address, vnode.label, vnode)
+            return f"vnode lock {vnode.label}", Protected(
+                NodeKind.VNODE, vnode.address, vnode.label, vnode
+            )
         buf = buf_of_lock(kernel, lock)
         if buf is not None:
-            return f'buffer lock "{lock.name}" of {buf:#x}', Belongs("buf", buf, f"buf {buf:#x}")
+            return f'buffer lock "{lock.name}" of {buf:#x}', Protected(
+                NodeKind.BUF, buf, f"buf {buf:#x}"
+            )
     return f'"{lock.name}"' if lock.name else f"{lock.address:#x}", None
 
 
 def buf_of_lock(kernel: Kernel, lock: locks.Lock) -> Optional[int]:
     """The buf whose b_lock this is: a header of the buffer cache, or a pbuf by its name."""
-    from plugin.kernel.buf import is_cached
-
     try:
         address = lock.address - kernel.layouts.offsetof("buf", "b_lock")
         if is_cached(kernel, address):
@@ -127,18 +143,29 @@ def buf_of_lock(kernel: Kernel, lock: locks.Lock) -> Optional[int]:
     return None
 
 
-def _contained(b: Builder, node: Node, belongs: Optional[Belongs]) -> None:
-    if belongs is None:
+def _contained(builder: Builder, node: Node, protected: Optional[Protected]) -> None:
+    if protected is None:
         return
-    target = b.object(belongs.kind, belongs.address, belongs.label)
-    b.join(node, target, "contained-in", PROVEN, f"b_lock or v_lock of {belongs.address:#x}", False)
+    target = builder.object(protected.kind, protected.address, protected.label)
+    builder.join(
+        node,
+        target,
+        EdgeKind.CONTAINED_IN,
+        Certainty.PROVEN,
+        f"b_lock or v_lock of {protected.address:#x}",
+        False,
+    )
 
 
-def _handed_to_io(b: Builder, node: Node, lock: locks.Lock) -> None:
+def _handed_to_io(builder: Builder, node: Node, lock: locks.Lock) -> None:
     """LK_KERNPROC: nobody but the I/O will unlock it."""
-    from plugin.waits.resolvers.io import buf_node
-
-    address = buf_of_lock(b.kernel, lock)
+    address = buf_of_lock(builder.kernel, lock)
     if address is not None:
-        target = buf_node(b, address)
-        b.join(node, target, "served-by", PROVEN, f"owner LK_KERNPROC: the I/O of {address:#x}")
+        target = buf_node(builder, address)
+        builder.join(
+            node,
+            target,
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
+            f"owner LK_KERNPROC: the I/O of {address:#x}",
+        )

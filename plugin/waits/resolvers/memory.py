@@ -12,8 +12,10 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.daemons import Daemon, daemons
 from plugin.kernel.vm_domain import Channel, Domain, domains, memory_shortage
 from plugin.session import Kernel
-from plugin.waits.build import IDLE, STUCK, TIMED, Builder, Case, Standing
-from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import generic, idle
 from plugin.words import count
 
@@ -37,62 +39,66 @@ def shortage(kernel: Kernel) -> str:
     return _figures(short)
 
 
-def _of_role(b: Builder, *roles: str) -> List[Daemon]:
-    return [each for each in daemons(b.kernel) if each.role in roles]
+def _of_role(builder: Builder, *roles: str) -> List[Daemon]:
+    return [each for each in daemons(builder.kernel) if each.role in roles]
 
 
 def _doing(found: List[Daemon]) -> str:
     return "; ".join(f"{d.thread.tid} {d.thread.label} {d.doing}" for d in found)
 
 
-def memory_node(b: Builder) -> Node:
+def memory_node(builder: Builder) -> Node:
     """Free pages, joined to the page daemon and the laundry that have to make them."""
-    node = b.node("memory", "free pages", "free pages")
+    node = builder.node(NodeKind.MEMORY, "free pages", "free pages")
     if node.facts:
         return node
-    kernel = b.kernel
+    kernel = builder.kernel
     node.facts = [shortage(kernel) or _figures(domains(kernel)) or "counters unreadable"]
-    makers = _of_role(b, "pagedaemon", "laundry")
-    stuck = [maker for maker in makers if b.standing(maker.thread).status == STUCK]
+    makers = _of_role(builder, "pagedaemon", "laundry")
+    stuck = [maker for maker in makers if builder.verdict(maker.thread).status == Status.STUCK]
     for maker in stuck:
         what = "writes dirty pages, which can then be freed"
         if maker.role == "pagedaemon":
             what = "frees pages and wakes those who wait for them"
-        b.join(
+        builder.join(
             node,
-            b.thread(maker.thread),
-            "served-by",
-            CATALOGUED,
+            builder.thread(maker.thread),
+            EdgeKind.SERVED_BY,
+            Certainty.CATALOGUED,
             f"{maker.thread.label} {what}; {maker.doing}",
         )
     if not stuck:
-        node.end = _end(b, makers)
+        node.end = _end(builder, makers)
     return node
 
 
-def _end(b: Builder, makers: List[Daemon]) -> End:
-    short = shortage(b.kernel)
+def _end(builder: Builder, makers: List[Daemon]) -> End:
+    short = shortage(builder.kernel)
     doing = _doing(makers) or "no page daemon was found"
     if not short:
         return End(
-            "running", f"there are enough pages again ({_figures(domains(b.kernel))})", doing
+            CauseKind.RUNNING,
+            f"there are enough pages again ({_figures(domains(builder.kernel))})",
+            doing,
         )
-    asleep = [m for m in makers if b.standing(m.thread).status == IDLE]
+    asleep = [m for m in makers if builder.verdict(m.thread).status == Status.IDLE]
     if makers and len(asleep) == len(makers):
         return End(
-            "lost-wakeup", f"the page daemon is idle although memory is short: {short}", doing
+            CauseKind.LOST_WAKEUP,
+            f"the page daemon is idle although memory is short: {short}",
+            doing,
         )
-    return End("memory", f"memory is exhausted: {short}", doing + _largest(b))
+    return End(CauseKind.MEMORY, f"memory is exhausted: {short}", doing + _largest(builder))
 
 
-def _largest(b: Builder) -> str:
+def _largest(builder: Builder) -> str:
     """Who holds the memory: the processes with most resident pages."""
-    kernel, layouts = b.kernel, b.kernel.layouts
+    kernel, layouts = builder.kernel, builder.kernel.layouts
     found = []
     try:
         vmspace = layouts.offsetof("proc", "p_vmspace")
         resident = layouts.resolve("vmspace", "vm_pmap.pm_stats.resident_count")
-        for thread in {thread.proc: thread for thread in b.threads}.values():
+        for thread in {thread.proc: thread for thread in builder.threads}.values():
             at = kernel.pointer(thread.proc + vmspace)
             if at:
                 pages = kernel.unsigned(at + resident.offset, resident.size)
@@ -117,42 +123,46 @@ def _channel(case: Case) -> Optional[Channel]:
     )
 
 
-def _wait(case: Case, what: str) -> Standing:
+def _wait(case: Case, what: str) -> Verdict:
     channel = _channel(case)
     if channel is None or not channel.satisfied:
-        case.waits_for(memory_node(case.b), PROVEN, case.said())
-        return Standing(STUCK, what, case.row)
+        case.waits_for(memory_node(case.builder), Certainty.PROVEN, case.said())
+        return Verdict(Status.STUCK, what, case.row)
     # The condition holds.  A page daemon at work may be about to say so.
-    b = case.b
-    node = b.node("memory", channel.name, f"free pages ({channel.name})", channel.address)
-    case.waits_for(node, PROVEN, case.said())
+    builder = case.builder
+    node = builder.node(
+        NodeKind.MEMORY, channel.name, f"free pages ({channel.name})", channel.address
+    )
+    case.waits_for(node, Certainty.PROVEN, case.said())
     if node.end is None:
-        makers = _of_role(b, "pagedaemon", "laundry")
+        makers = _of_role(builder, "pagedaemon", "laundry")
         now = _figures(domains(case.kernel))
         node.facts = [now]
-        busy = [m for m in makers if b.standing(m.thread).status != IDLE]
+        busy = [m for m in makers if builder.verdict(m.thread).status != Status.IDLE]
         sleepers = count(len(channel.tids), "thread")
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"pages are free again, yet {sleepers} sleep for them: a wakeup was lost",
             f"{channel.wants}: {now}; {_doing(makers) or 'no page daemon was found'}",
             case.thread.age,
         )
         if busy and all(m.thread.state in ("running", "runnable") for m in busy):
             node.end = End(
-                "running",
+                CauseKind.RUNNING,
                 f"pages are free again, the page daemon is at work and has to wake {sleepers}",
                 node.end.evidence,
             )
-    return Standing(STUCK, what, case.row)
+    return Verdict(Status.STUCK, what, case.row)
 
 
-def memory(case: Case) -> Optional[Standing]:
+@resolver("memory")
+def memory(case: Case) -> Optional[Verdict]:
     """vmwait, pfault: the thread waits for free pages."""
     return _wait(case, "waits for free pages")
 
 
-def pageout_memory(case: Case) -> Optional[Standing]:
+@resolver("pageout_memory")
+def pageout_memory(case: Case) -> Optional[Verdict]:
     """VMWait: the page daemon itself needs a page to free pages."""
     return _wait(case, "the page daemon itself waits for free pages")
 
@@ -161,7 +171,8 @@ def _self(case: Case) -> Optional[Daemon]:
     return next((d for d in daemons(case.kernel) if d.thread.address == case.thread.address), None)
 
 
-def pagedaemon_idle(case: Case) -> Optional[Standing]:
+@resolver("pagedaemon_idle")
+def pagedaemon_idle(case: Case) -> Optional[Verdict]:
     """psleep of the page daemon; to 10.4 also its pause after it failed to free enough."""
     found = _self(case)
     if found is None or not found.trouble or found.role != "pagedaemon":
@@ -170,49 +181,56 @@ def pagedaemon_idle(case: Case) -> Optional[Standing]:
     if place is not None and place.minset is None and not place.pageout_wanted:
         return idle(case, "page daemon that nobody has asked for pages")
     # It has just failed to free enough, and tries again when this sleep times out.
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    node.end = node.end or End("external", f"the page daemon {found.doing}", case.said())
-    return Standing(TIMED, found.doing, case.row)
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    node.end = node.end or End(CauseKind.EXTERNAL, f"the page daemon {found.doing}", case.said())
+    return Verdict(Status.TIMED, found.doing, case.row)
 
 
-def pagedaemon_wait(case: Case) -> Optional[Standing]:
+@resolver("pagedaemon_wait")
+def pagedaemon_wait(case: Case) -> Optional[Verdict]:
     """pwait: the target was not met; pages have to be laundered before more can be freed."""
-    b = case.b
+    builder = case.builder
     short = shortage(case.kernel)
     if not short:
         return idle(case, "a pause of the page daemon, with enough pages free")
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     washers = [
-        each.thread for each in _of_role(b, "laundry") if b.standing(each.thread).status == STUCK
+        each.thread
+        for each in _of_role(builder, "laundry")
+        if builder.verdict(each.thread).status == Status.STUCK
     ]
     if washers:
-        b.served_by(node, washers, "dirty pages are freed once the laundry wrote them")
-        return Standing(STUCK, "waits for the laundry", case.row)
+        builder.served_by(node, washers, "dirty pages are freed once the laundry wrote them")
+        return Verdict(Status.STUCK, "waits for the laundry", case.row)
     node.end = End(
-        "memory",
+        CauseKind.MEMORY,
         f"memory is exhausted: {short}; the page daemon finds nothing to free",
-        _doing(_of_role(b, "laundry")) + _largest(b),
+        _doing(_of_role(builder, "laundry")) + _largest(builder),
         case.thread.age,
     )
-    return Standing(STUCK, "finds nothing to free", case.row)
+    return Verdict(Status.STUCK, "finds nothing to free", case.row)
 
 
-def laundry_idle(case: Case) -> Optional[Standing]:
+@resolver("laundry_idle")
+def laundry_idle(case: Case) -> Optional[Verdict]:
     """launds: without a request; with one its wakeup is lost."""
     return idle(case, "laundry without work")
 
 
-def pacing_memory(case: Case) -> Optional[Standing]:
+@resolver("pacing_memory")
+def pacing_memory(case: Case) -> Optional[Verdict]:
     """A sleep that tries again each tick because some allocation failed for want of pages."""
     short = shortage(case.kernel)
     found = generic(case, "message")
     if short:
         node = case.node
         node.end = End(
-            "pacing",
+            CauseKind.PACING,
             f'{node.label} tries again and again ("{case.thread.wmesg}")',
             case.said(),
             case.thread.age,
         )
-        case.b.join(node, memory_node(case.b), "needs", CATALOGUED, short)
+        case.builder.join(
+            node, memory_node(case.builder), EdgeKind.NEEDS, Certainty.CATALOGUED, short
+        )
     return found

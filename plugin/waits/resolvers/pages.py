@@ -5,18 +5,21 @@ Mirrors sys/vm/vm_page.c, vm_object.c and the pagers, 7.0 to 15.x.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.judge import geom_io
 from plugin.kernel import pbuf
-from plugin.kernel.proc import thread_by_tid
+from plugin.kernel.lock_object import lock_object
+from plugin.kernel.proc import Thread, thread_by_tid
 from plugin.kernel.vm_object import label, try_object_at
 from plugin.kernel.vm_page import EXCLUSIVE, SHARED, Page, encoding, try_page_at
 from plugin.kernel.vm_phys import is_vm_page
 from plugin.session import Kernel
-from plugin.waits.build import STUCK, Builder, Case, Standing
-from plugin.waits.graph import GUESSED, PROVEN, End, Node
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
 from plugin.waits.resolvers.io import buf_node
 from plugin.waits.resolvers.stacks import guess_holders, runs, sleepers_on
 
@@ -34,15 +37,15 @@ def _page_label(kernel: Kernel, page: Page) -> str:
     return f"page {page.address:#x}{of}"
 
 
-def page_node(b: Builder, address: int) -> Node:
+def page_node(builder: Builder, address: int) -> Node:
     """The node of a busy page, joined to its I/O or to the thread that busied it."""
-    node = b.object("page", address, f"page {address:#x}")
-    if node.end is not None or b.graph.out.get(node.id):
+    node = builder.object(NodeKind.PAGE, address, f"page {address:#x}")
+    if node.end is not None or builder.graph.out.get(node.id):
         return node
-    kernel = b.kernel
+    kernel = builder.kernel
     page = try_page_at(kernel, address)
     if page is None:
-        node.end = End("unknown", f"page {address:#x} cannot be read")
+        node.end = End(CauseKind.UNKNOWN, f"page {address:#x} cannot be read")
         return node
     node.label = _page_label(kernel, page)
     word = f"{encoding(kernel).member} {page.busy.raw:#x}"
@@ -50,31 +53,47 @@ def page_node(b: Builder, address: int) -> Node:
     if page.object:
         owner = try_object_at(kernel, page.object)
         name = label(kernel, owner) if owner is not None else "object"
-        target = b.object("object", page.object, f"object {page.object:#x} ({name})")
-        b.join(node, target, "contained-in", PROVEN, f"object {page.object:#x}", False)
-    waiting = sleepers_on(b, address)
+        target = builder.object(NodeKind.OBJECT, page.object, f"object {page.object:#x} ({name})")
+        builder.join(
+            node, target, EdgeKind.CONTAINED_IN, Certainty.PROVEN, f"object {page.object:#x}", False
+        )
+    waiting = sleepers_on(builder, address)
     if page.busy.owner is not None:
         thread = thread_by_tid(kernel, page.busy.owner)
         if thread is not None:
-            b.join(node, b.thread(thread), "owned-by", PROVEN, f"{word} records its thread")
+            builder.join(
+                node,
+                builder.thread(thread),
+                EdgeKind.OWNED_BY,
+                Certainty.PROVEN,
+                f"{word} records its thread",
+            )
             return node
     for buf in page_io(kernel, address):
-        b.join(node, buf_node(b, buf), "served-by", PROVEN, f"b_pages of buf {buf:#x} has it")
-    if b.graph.successors(node.id):
+        builder.join(
+            node,
+            buf_node(builder, buf),
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
+            f"b_pages of buf {buf:#x} has it",
+        )
+    if builder.graph.successors(node.id):
         return node
     if page.is_bogus:
-        node.end = End("unknown", f"{node.label}: waiting for bogus_page is always a mistake", word)
+        node.end = End(
+            CauseKind.UNKNOWN, f"{node.label}: waiting for bogus_page is always a mistake", word
+        )
     elif page.busy.state not in (EXCLUSIVE, SHARED):
         age = max((t.age for t in waiting if t.age is not None), default=None)
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"{node.label} is {page.busy.state}, yet {len(waiting)} sleep for it",
             word,
             age,
         )
-    elif not guess_holders(b, node, address, (), waiting, page.busy.sharers or 1):
+    elif not guess_holders(builder, node, address, (), waiting, page.busy.sharers or 1):
         node.end = End(
-            "unknown",
+            CauseKind.UNKNOWN,
             f"{node.label} is busied {page.busy.state}; its holder is not recorded and no I/O "
             "has it",
             word,
@@ -82,17 +101,18 @@ def page_node(b: Builder, address: int) -> Node:
     return node
 
 
-def page(case: Case) -> Optional[Standing]:
+@resolver("page")
+def page(case: Case) -> Optional[Verdict]:
     """A thread waits for a page to be unbusied, or for an object's pages (13.0 on)."""
-    b, kernel = case.b, case.kernel
+    builder, kernel = case.builder, case.kernel
     if is_vm_page(kernel, case.address):
-        case.waits_for(page_node(b, case.address), PROVEN, case.said())
-        return Standing(STUCK, "waits for a busy page", case.row)
+        case.waits_for(page_node(builder, case.address), Certainty.PROVEN, case.said())
+        return Verdict(Status.STUCK, "waits for a busy page", case.row)
     if kernel.layouts.has("vm_object", "busy"):
         address = case.channel.container("vm_object", "busy")
-        node = object_node(b, address, sleepers_on(b, case.address))
-        case.waits_for(node, PROVEN, case.said())
-        return Standing(STUCK, "waits for a busy object", case.row)
+        node = object_node(builder, address, sleepers_on(builder, case.address))
+        case.waits_for(node, Certainty.PROVEN, case.said())
+        return Verdict(Status.STUCK, "waits for a busy object", case.row)
     return None
 
 
@@ -110,8 +130,6 @@ def _container(case: Case) -> Optional[int]:
 
 def _is_object(kernel: Kernel, address: int) -> bool:
     """An object's lock is named "vm object" (11.0 on; "standard object" and others before)."""
-    from plugin.kernel.lock_object import lock_object
-
     lock = kernel.layouts.first_of("vm_object", "lock", "mtx")
     if lock is None:
         return False
@@ -134,15 +152,15 @@ def _object_io(kernel: Kernel) -> Dict[int, List[Tuple[int, int]]]:
     return kernel.once("page I/O by object", compute)
 
 
-def object_node(b: Builder, address: int, waiting: List[Any]) -> Node:
+def object_node(builder: Builder, address: int, waiting: List[Thread]) -> Node:
     """The node of an object with paging in progress, joined to that paging's I/O."""
-    kernel = b.kernel
-    node = b.object("object", address, f"object {address:#x}")
-    if node.end is not None or b.graph.out.get(node.id):
+    kernel = builder.kernel
+    node = builder.object(NodeKind.OBJECT, address, f"object {address:#x}")
+    if node.end is not None or builder.graph.out.get(node.id):
         return node
     found = try_object_at(kernel, address)
     if found is None:
-        node.end = End("unknown", f"object {address:#x} cannot be read")
+        node.end = End(CauseKind.UNKNOWN, f"object {address:#x} cannot be read")
         return node
     node.label = f"object {address:#x} ({label(kernel, found)})"
     node.facts = [f"paging_in_progress {found.paging_in_progress}"]
@@ -150,70 +168,79 @@ def object_node(b: Builder, address: int, waiting: List[Any]) -> Node:
     for buf, page in _object_io(kernel).get(address, ()):
         if buf not in seen:
             seen.add(buf)
-            b.join(node, buf_node(b, buf), "needs", PROVEN, f"page {page:#x} of it is in b_pages")
-    if b.graph.successors(node.id):
+            builder.join(
+                node,
+                buf_node(builder, buf),
+                EdgeKind.NEEDS,
+                Certainty.PROVEN,
+                f"page {page:#x} of it is in b_pages",
+            )
+    if builder.graph.successors(node.id):
         return node
     if not found.paging_in_progress:
         age = max((t.age for t in waiting if t.age is not None), default=None)
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"{node.label}: no paging is in progress, yet threads wait for it to end",
             "paging_in_progress 0",
             age,
         )
-    elif not guess_holders(b, node, address, (), waiting, 4):
+    elif not guess_holders(builder, node, address, (), waiting, 4):
         node.end = End(
-            "unknown",
+            CauseKind.UNKNOWN,
             f"{node.label}: paging in progress, by whom is not recorded",
             node.facts[0],
         )
     return node
 
 
-def object_pip(case: Case) -> Optional[Standing]:
+@resolver("object_pip")
+def object_pip(case: Case) -> Optional[Verdict]:
     """objtrm and its kin: the object's paging has to end first."""
     address = _container(case)
     if address is None:
         return None
-    node = object_node(case.b, address, sleepers_on(case.b, case.address))
-    case.waits_for(node, PROVEN, case.said())
-    return Standing(STUCK, "waits for an object's paging to end", case.row)
+    node = object_node(case.builder, address, sleepers_on(case.builder, case.address))
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    return Verdict(Status.STUCK, "waits for an object's paging to end", case.row)
 
 
-def swap_read(case: Case) -> Optional[Standing]:
+@resolver("swap_read")
+def swap_read(case: Case) -> Optional[Verdict]:
     """swread: a page is being read from swap; the channel is the page, or the object."""
     if is_vm_page(case.kernel, case.address):
-        case.waits_for(page_node(case.b, case.address), PROVEN, case.said())
-        return Standing(STUCK, "waits for a page from swap", case.row)
+        case.waits_for(page_node(case.builder, case.address), Certainty.PROVEN, case.said())
+        return Verdict(Status.STUCK, "waits for a page from swap", case.row)
     return object_pip(case)
 
 
-def vm_map(case: Case) -> Optional[Standing]:
+@resolver("vm_map")
+def vm_map(case: Case) -> Optional[Verdict]:
     """vmmaps, mbusy: another thread of the same address space changes or wires it."""
-    b = case.b
+    builder = case.builder
     member = "busy" if case.thread.wmesg == "mbusy" else "root"
     try:
         address = case.channel.container("vm_map", member)
     except (MemoryFault, LookupError):
         return None
     node = case.waits_for(
-        b.object("object", address, f"vm_map {address:#x} of pid {case.thread.pid}"),
-        PROVEN,
+        builder.object(NodeKind.OBJECT, address, f"vm_map {address:#x} of pid {case.thread.pid}"),
+        Certainty.PROVEN,
         case.said(),
     )
-    if node.end is not None or b.graph.successors(node.id):
-        return Standing(STUCK, "waits for its address space", case.row)
-    waiting = sleepers_on(b, case.address)
-    same = [t for t in b.threads if t.proc == case.thread.proc and t not in waiting]
+    if node.end is not None or builder.graph.successors(node.id):
+        return Verdict(Status.STUCK, "waits for its address space", case.row)
+    waiting = sleepers_on(builder, case.address)
+    same = [t for t in builder.threads if t.proc == case.thread.proc and t not in waiting]
     for thread in same:
-        if runs(b, thread, ("vm_map_", "vm_fault_wire", "vslock", "kern_mlock", "vm_fault")):
-            b.join(
+        if runs(builder, thread, ("vm_map_", "vm_fault_wire", "vslock", "kern_mlock", "vm_fault")):
+            builder.join(
                 node,
-                b.thread(thread),
-                "owned-by",
-                GUESSED,
+                builder.thread(thread),
+                EdgeKind.OWNED_BY,
+                Certainty.GUESSED,
                 "a thread of the same process inside vm_map_* or vm_fault*",
             )
-    if not b.graph.successors(node.id):
-        node.end = End("unknown", f"{node.label} is in transition; by whom is not recorded")
-    return Standing(STUCK, "waits for its address space", case.row)
+    if not builder.graph.successors(node.id):
+        node.end = End(CauseKind.UNKNOWN, f"{node.label} is in transition; by whom is not recorded")
+    return Verdict(Status.STUCK, "waits for its address space", case.row)

@@ -10,38 +10,48 @@ from typing import Dict, List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.file import by_data
-from plugin.kernel.proc import Thread, processes
+from plugin.kernel.proc import Thread, processes, thread_at
 from plugin.kernel.umtx import blocked_on
 from plugin.session import Kernel
-from plugin.waits.build import BENIGN, STUCK, Builder, Case, Standing
-from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle, lost_wakeup
+from plugin.waits.resolvers.stacks import runs
 
 #: more threads of a peer than this are not looked at
 _MAX_PEERS = 64
 
 
-def swapper(case: Case) -> Optional[Standing]:
+@resolver("swapper")
+def swapper(case: Case) -> Optional[Verdict]:
     """The swapper at rest, or a thread that waits for its process to be brought in."""
     if case.thread.pid == 0 or case.thread.comm == "swapper":
         return idle(case, "the swapper without a process to bring in")
-    b = case.b
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    for thread in b.threads:
+    builder = case.builder
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    for thread in builder.threads:
         if thread.pid == 0 and thread.name in ("swapper", "kernel", thread.comm):
-            b.join(node, b.thread(thread), "served-by", CATALOGUED, "the swapper (proc0)")
+            builder.join(
+                node,
+                builder.thread(thread),
+                EdgeKind.SERVED_BY,
+                Certainty.CATALOGUED,
+                "the swapper (proc0)",
+            )
             break
-    return Standing(STUCK, "waits to be swapped in", case.row)
+    return Verdict(Status.STUCK, "waits to be swapped in", case.row)
 
 
-def _of_procs(b: Builder) -> Dict[int, List[Thread]]:
+def _of_procs(builder: Builder) -> Dict[int, List[Thread]]:
     def compute() -> Dict[int, List[Thread]]:
         found: Dict[int, List[Thread]] = {}
-        for thread in b.threads:
+        for thread in builder.threads:
             found.setdefault(thread.proc, []).append(thread)
         return found
 
-    return b.kernel.once("threads by proc", compute)
+    return builder.kernel.once("threads by proc", compute)
 
 
 def _children(kernel: Kernel) -> Dict[int, List[int]]:
@@ -54,63 +64,77 @@ def _children(kernel: Kernel) -> Dict[int, List[int]]:
     return kernel.once("children", compute)
 
 
-def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Standing:
+def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Verdict:
     """Benign, unless every thread that could end the wait is stuck itself."""
-    b = case.b
+    builder = case.builder
     for peer in peers[:_MAX_PEERS]:
-        b.join(node, b.thread(peer), "served-by", PROVEN, evidence)
+        builder.join(node, builder.thread(peer), EdgeKind.SERVED_BY, Certainty.PROVEN, evidence)
     node.any = True
     row = case.row
-    stuck = bool(peers) and all(b.standing(peer).status == STUCK for peer in peers[:_MAX_PEERS])
+    stuck = bool(peers) and all(
+        builder.verdict(peer).status == Status.STUCK for peer in peers[:_MAX_PEERS]
+    )
     why = f"waits for {row.woken_by}" if row is not None else "waits for a peer"
     if stuck:
-        return Standing(STUCK, f"{why}, which is stuck", row)
-    return Standing(BENIGN, why, row)
+        return Verdict(Status.STUCK, f"{why}, which is stuck", row)
+    return Verdict(Status.BENIGN, why, row)
 
 
-def single_threading(b: Builder, thread: Thread, node: Node) -> Optional[Standing]:
+def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[Verdict]:
     """A suspended thread whose process becomes single-threaded (exit, exec, fork).
 
     thread_single() (sys/kern/kern_thread.c) suspends the caller, p_singlethread,
     until every other thread has suspended or gone; those wait for the caller.
     """
     member = "p_singlethread"
-    if not b.kernel.layouts.has("proc", member):
+    if not builder.kernel.layouts.has("proc", member):
         return None
     try:
-        single = b.kernel.pointer(thread.proc + b.kernel.layouts.offsetof("proc", member))
+        single = builder.kernel.pointer(
+            thread.proc + builder.kernel.layouts.offsetof("proc", member)
+        )
     except MemoryFault:
         return None
     if not single:
         return None
-    others = [t for t in _of_procs(b).get(thread.proc, []) if t.address != thread.address]
+    others = [t for t in _of_procs(builder).get(thread.proc, []) if t.address != thread.address]
     if single != thread.address:
         others = [t for t in others if t.address == single]
     else:
         others = [t for t in others if t.state not in ("suspended", "inactive")]
     for other in others[:_MAX_PEERS]:
-        b.join(node, b.thread(other), "waits-for", PROVEN, f"{member} {single:#x}")
-    stuck = [other for other in others[:_MAX_PEERS] if b.standing(other).status == STUCK]
+        builder.join(
+            node,
+            builder.thread(other),
+            EdgeKind.WAITS_FOR,
+            Certainty.PROVEN,
+            f"{member} {single:#x}",
+        )
+    stuck = [
+        other for other in others[:_MAX_PEERS] if builder.verdict(other).status == Status.STUCK
+    ]
     if not stuck:
         return None
-    return Standing(STUCK, f"waits for {len(others)} other threads of its process to stop")
+    return Verdict(Status.STUCK, f"waits for {len(others)} other threads of its process to stop")
 
 
-def children(case: Case) -> Optional[Standing]:
+@resolver("children")
+def children(case: Case) -> Optional[Verdict]:
     """wait4(), vfork(): a child has to exit or exec."""
-    b = case.b
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    builder = case.builder
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     own = _children(case.kernel).get(case.thread.proc, [])
-    threads = [thread for proc in own for thread in _of_procs(b).get(proc, [])]
+    threads = [thread for proc in own for thread in _of_procs(builder).get(proc, [])]
     if not threads:
-        node.end = node.end or End("external", "waits for a child process", case.said())
-        return Standing(BENIGN, "waits for a child process", case.row)
+        node.end = node.end or End(CauseKind.EXTERNAL, "waits for a child process", case.said())
+        return Verdict(Status.BENIGN, "waits for a child process", case.row)
     found = _served_by_peers(case, node, threads, "p_pptr: a child of it")
     # A shell that waits for a stuck command is not stuck by any fault of the kernel.
-    return found._replace(status=BENIGN) if case.thread.wmesg == "wait" else found
+    return found._replace(status=Status.BENIGN) if case.thread.wmesg == "wait" else found
 
 
-def pipe(case: Case) -> Optional[Standing]:
+@resolver("pipe")
+def pipe(case: Case) -> Optional[Verdict]:
     """The process that has the other end of a pipe open."""
     layouts = case.kernel.layouts
     if "pipe" not in layouts:
@@ -122,7 +146,8 @@ def pipe(case: Case) -> Optional[Standing]:
     return _peers_of(case, peer, f"pipe {case.address:#x}", f"has the other end {peer:#x} open")
 
 
-def socket(case: Case) -> Optional[Standing]:
+@resolver("socket")
+def socket(case: Case) -> Optional[Verdict]:
     """A local socket's peer; what comes over a network comes from outside."""
     layouts = case.kernel.layouts
     if "socket" not in layouts or "unpcb" not in layouts:
@@ -155,44 +180,46 @@ def _unix_peer(kernel: Kernel, socket: int) -> int:
     return kernel.pointer(connected + kernel.layouts.offsetof("unpcb", "unp_socket"))
 
 
-def _peers_of(case: Case, data: int, what: str, evidence: str) -> Standing:
-    b = case.b
+def _peers_of(case: Case, data: int, what: str, evidence: str) -> Verdict:
+    builder = case.builder
     node = case.waits_for(
-        case.channel_node(f'"{case.thread.wmesg}" on {what}'), PROVEN, case.said()
+        case.channel_node(f'"{case.thread.wmesg}" on {what}'), Certainty.PROVEN, case.said()
     )
     procs = {each.proc for each in by_data(case.kernel).get(data, ())} - {case.thread.proc}
-    threads = [thread for proc in procs for thread in _of_procs(b).get(proc, [])]
+    threads = [thread for proc in procs for thread in _of_procs(builder).get(proc, [])]
     if not threads:
         node.end = node.end or End(
-            "external", f"{what}: no other process has its other end open", case.said()
+            CauseKind.EXTERNAL, f"{what}: no other process has its other end open", case.said()
         )
-        return Standing(BENIGN, "waits for the other end, which nobody else has open", case.row)
+        return Verdict(
+            Status.BENIGN, "waits for the other end, which nobody else has open", case.row
+        )
     return _served_by_peers(case, node, threads, evidence)
 
 
-def umtx(case: Case) -> Optional[Standing]:
+@resolver("umtx")
+def umtx(case: Case) -> Optional[Verdict]:
     """A userland lock; of a priority-inheritance mutex the kernel knows the owner."""
     held = blocked_on(case.kernel, case.thread)
-    owner = case.b.thread_node_at(held.owner) if held is not None else None
+    owner = case.builder.thread_node_at(held.owner) if held is not None else None
     if held is None or owner is None:
         return None
-    b = case.b
-    node = b.object("lock", held.address, f"PI mutex {held.address:#x}")
+    builder = case.builder
+    node = builder.object(NodeKind.LOCK, held.address, f"PI mutex {held.address:#x}")
     node.facts = ["umtx", "exclusive"]
-    case.waits_for(node, PROVEN, f"uq_pi_blocked {held.address:#x}")
-    b.join(node, owner, "owned-by", PROVEN, f"pi_owner {held.owner:#x}")
-    from plugin.kernel.proc import thread_at
-
+    case.waits_for(node, Certainty.PROVEN, f"uq_pi_blocked {held.address:#x}")
+    builder.join(node, owner, EdgeKind.OWNED_BY, Certainty.PROVEN, f"pi_owner {held.owner:#x}")
     thread = thread_at(case.kernel, held.owner)
-    stuck = thread is not None and b.standing(thread).status == STUCK
+    stuck = thread is not None and builder.verdict(thread).status == Status.STUCK
     why = f"waits for a PI mutex of {owner.label}"
-    return Standing(STUCK if stuck else BENIGN, why, case.row)
+    return Verdict(Status.STUCK if stuck else Status.BENIGN, why, case.row)
 
 
-def service(case: Case) -> Optional[Standing]:
+@resolver("service")
+def service(case: Case) -> Optional[Verdict]:
     """ "-": a service thread at rest.  A taskqueue's thread only while its queue is empty."""
     layouts = case.kernel.layouts
-    if not case.b.is_kernel_thread(case.thread):
+    if not case.builder.is_kernel_thread(case.thread):
         return None
     if "taskqueue" in layouts and runs_taskqueue(case):
         try:
@@ -211,6 +238,4 @@ def service(case: Case) -> Optional[Standing]:
 
 
 def runs_taskqueue(case: Case) -> bool:
-    from plugin.waits.resolvers.stacks import runs
-
-    return runs(case.b, case.thread, ("taskqueue_thread_loop",))
+    return runs(case.builder, case.thread, ("taskqueue_thread_loop",))

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import List, Optional, Tuple
 
 from plugin.errors import MemoryFault
+from plugin.judge import geom_io
 from plugin.judge.locks import kernel_stack_holds
+from plugin.kernel.disk import disks
+from plugin.kernel.geom import mesh
 from plugin.kernel.mount import Mount, mounts
 from plugin.kernel.proc import Thread
-from plugin.waits.build import STUCK, Case, Standing
-from plugin.waits.graph import GUESSED, PROVEN, End
+from plugin.waits.builder import Case, Verdict
+from plugin.waits.graph import End
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, Status
+from plugin.waits.registry import resolver
+from plugin.waits.resolvers.io import provider_node
 from plugin.waits.resolvers.stacks import runs
 
 _NFS = ("nfs", "newnfs", "oldnfs")
@@ -22,30 +28,32 @@ def _mounts_on_stack(case: Case, fstypes: Tuple[str, ...]) -> List[Mount]:
     return seen or (some if len(some) == 1 else [])
 
 
-def nfs_request(case: Case) -> Optional[Standing]:
+@resolver("nfs_request")
+def nfs_request(case: Case) -> Optional[Verdict]:
     """A request to a server; its answer comes from outside."""
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     found = _mounts_on_stack(case, _NFS)
     if found:
         names = ", ".join(f"{mount.source} on {mount.on}" for mount in found)
         text = f"the NFS server of {names} has not answered"
     else:
         text = "an NFS or RPC server has not answered"
-    node.end = node.end or End("external", text, case.said(), case.thread.age)
-    return Standing(STUCK, "waits for a server", case.row)
+    node.end = node.end or End(CauseKind.EXTERNAL, text, case.said(), case.thread.age)
+    return Verdict(Status.STUCK, "waits for a server", case.row)
 
 
-def fuse(case: Case) -> Optional[Standing]:
+@resolver("fuse")
+def fuse(case: Case) -> Optional[Verdict]:
     """fu_ans: the daemon of a FUSE file system has to answer.
 
     Its threads sleep in fu_msg on the mount's struct fuse_data; the ticket points
     to the same (tk_data), and so ties the two together.
     """
-    b, kernel = case.b, case.kernel
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    if node.end is not None or b.graph.successors(node.id):
-        return Standing(STUCK, "waits for a FUSE daemon", case.row)
-    readers = [t for t in b.threads if t.wmesg == "fu_msg"]
+    builder, kernel = case.builder, case.kernel
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    if node.end is not None or builder.graph.successors(node.id):
+        return Verdict(Status.STUCK, "waits for a FUSE daemon", case.row)
+    readers = [t for t in builder.threads if t.wmesg == "fu_msg"]
     try:
         words = kernel.read(case.address, 64 * kernel.pointer_size)
     except MemoryFault:
@@ -57,48 +65,50 @@ def fuse(case: Case) -> Optional[Standing]:
     daemon = {t.proc: t for t in readers if t.wchan in pointers}
     if daemon:
         for first in daemon.values():
-            _join_daemon(case, [t for t in b.threads if t.proc == first.proc], PROVEN, first)
-        return Standing(STUCK, "waits for a FUSE daemon", case.row)
-    inside = [t for t in b.threads if runs(b, t, ("fuse_device_", "fuse_devread", "fuse_dev_"))]
+            _join_daemon(
+                case, [t for t in builder.threads if t.proc == first.proc], Certainty.PROVEN, first
+            )
+        return Verdict(Status.STUCK, "waits for a FUSE daemon", case.row)
+    inside = [
+        t
+        for t in builder.threads
+        if runs(builder, t, ("fuse_device_", "fuse_devread", "fuse_dev_"))
+    ]
     procs = {t.proc for t in [*readers, *inside]}
     if len(procs) == 1:
-        _join_daemon(case, [t for t in b.threads if t.proc in procs], GUESSED, None)
+        _join_daemon(case, [t for t in builder.threads if t.proc in procs], Certainty.GUESSED, None)
     else:
         node.end = End(
-            "external",
+            CauseKind.EXTERNAL,
             "the daemon of a FUSE file system has not answered",
             case.said(),
             case.thread.age,
         )
-    return Standing(STUCK, "waits for a FUSE daemon", case.row)
+    return Verdict(Status.STUCK, "waits for a FUSE daemon", case.row)
 
 
 def _join_daemon(
-    case: Case, threads: List[Thread], certainty: str, reader: Optional[Thread]
+    case: Case, threads: List[Thread], certainty: Certainty, reader: Optional[Thread]
 ) -> None:
     """The daemon's threads: any that is not idle in fu_msg may have the request."""
-    b = case.b
-    node = b.graph.nodes[b.graph.out[case.node.id][0].target]
+    builder = case.builder
+    node = builder.graph.nodes[builder.graph.out[case.node.id][0].target]
     busy = [t for t in threads if t.wmesg != "fu_msg"] or threads
     evidence = "the only process that serves FUSE"
     if reader is not None:
         evidence = f"thread {reader.tid} of it sleeps in fu_msg on {reader.wchan or 0:#x}, tk_data"
     for thread in busy[:16]:
-        b.join(node, b.thread(thread), "served-by", certainty, evidence)
+        builder.join(node, builder.thread(thread), EdgeKind.SERVED_BY, certainty, evidence)
     node.any = len(busy) > 1
 
 
-def cam(case: Case) -> Optional[Standing]:
+@resolver("cam")
+def cam(case: Case) -> Optional[Verdict]:
     """A CAM periph or ccb: the device's outstanding requests are what it waits for."""
-    from plugin.judge import geom_io
-    from plugin.kernel.disk import disks
-    from plugin.kernel.geom import mesh
-    from plugin.waits.resolvers.io import provider_node
-
-    b = case.b
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    if node.end is not None or b.graph.successors(node.id):
-        return Standing(STUCK, "waits for a CAM device", case.row)
+    builder = case.builder
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    if node.end is not None or builder.graph.successors(node.id):
+        return Verdict(Status.STUCK, "waits for a CAM device", case.row)
     accounts = geom_io.accounts(case.kernel)
     for address, disk in disks(case.kernel).items():
         # d_drv1 of a CAM disk is its periph, which the sleeper's channel lies in or at.
@@ -108,13 +118,13 @@ def cam(case: Case) -> Optional[Standing]:
             for provider in mesh(case.kernel).geoms[address].providers:
                 account = accounts.get(provider.address)
                 if account is not None and account.verdict == "owes":
-                    b.join(
+                    builder.join(
                         node,
-                        provider_node(b, provider),
-                        "served-by",
-                        GUESSED,
+                        provider_node(builder, provider),
+                        EdgeKind.SERVED_BY,
+                        Certainty.GUESSED,
                         f"the periph {disk.drv1:#x} of {disk.name} is on its stack",
                     )
-    if not b.graph.successors(node.id):
-        node.end = End("unknown", f'"{case.thread.wmesg}": a CAM device or its driver', "")
-    return Standing(STUCK, "waits for a CAM device", case.row)
+    if not builder.graph.successors(node.id):
+        node.end = End(CauseKind.UNKNOWN, f'"{case.thread.wmesg}": a CAM device or its driver', "")
+    return Verdict(Status.STUCK, "waits for a CAM device", case.row)

@@ -8,17 +8,19 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.judge.channel import object_fits
 from plugin.kernel.mount import Mount, mount_at, suspension
-from plugin.waits.build import STUCK, Builder, Case, Standing
-from plugin.waits.graph import CATALOGUED, PROVEN, End, Node
+from plugin.kernel.vnode import vnode_at, vnode_of_lock
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import generic
 from plugin.waits.resolvers.stacks import guess_holders, sleepers_on
 
 
 def _mount(case: Case, *members: str) -> Optional[Mount]:
     """The mount whose member, or which itself, the thread sleeps on."""
-    from plugin.waits.channel import object_fits
-
     layouts = case.kernel.layouts
     for member in members:
         if not layouts.has("mount", member):
@@ -31,150 +33,174 @@ def _mount(case: Case, *members: str) -> Optional[Mount]:
     return None
 
 
-def mount_node(b: Builder, mount: Mount) -> Node:
-    node = b.object("object", mount.address, f"mount {mount.on} ({mount.fstype})")
-    flags = suspension(b.kernel, mount)
+def mount_node(builder: Builder, mount: Mount) -> Node:
+    node = builder.object(NodeKind.OBJECT, mount.address, f"mount {mount.on} ({mount.fstype})")
+    flags = suspension(builder.kernel, mount)
     if flags and not node.facts:
         node.facts = flags
     return node
 
 
-def mount_suspended(case: Case) -> Optional[Standing]:
+@resolver("mount_suspended")
+def mount_suspended(case: Case) -> Optional[Verdict]:
     """suspfs: the file system is suspended; who did it has to resume it."""
     mount = _mount(case, "mnt_flag", "mnt_secondary_writes")
     if mount is None:
         return None
-    b = case.b
-    node = case.waits_for(mount_node(b, mount), PROVEN, case.said())
-    if node.end is not None or b.graph.successors(node.id):
-        return Standing(STUCK, "waits for a suspended file system", case.row)
-    owner = b.thread_node_at(mount.susp_owner)
+    builder = case.builder
+    node = case.waits_for(mount_node(builder, mount), Certainty.PROVEN, case.said())
+    if node.end is not None or builder.graph.successors(node.id):
+        return Verdict(Status.STUCK, "waits for a suspended file system", case.row)
+    owner = builder.thread_node_at(mount.susp_owner)
     if owner is not None:
-        b.join(node, owner, "owned-by", PROVEN, f"mnt_susp_owner {mount.susp_owner:#x}")
+        builder.join(
+            node,
+            owner,
+            EdgeKind.OWNED_BY,
+            Certainty.PROVEN,
+            f"mnt_susp_owner {mount.susp_owner:#x}",
+        )
     elif not suspension(case.kernel, mount) and case.thread.wmesg == "suspfs":
         node.end = End(
-            "lost-wakeup",
+            CauseKind.LOST_WAKEUP,
             f"{node.label} is not suspended, yet threads wait for it to be resumed",
             f"mnt_kern_flag {mount.kern_flag:#x}",
             case.thread.age,
         )
-    elif not _by_stack(b, node, mount, ("vfs_write_suspend", "ffs_snapshot", "ffs_suspend"), case):
-        node.end = End("unknown", f"{node.label} is suspended; by whom is not recorded")
-    return Standing(STUCK, "waits for a suspended file system", case.row)
+    elif not _by_stack(
+        builder, node, mount, ("vfs_write_suspend", "ffs_snapshot", "ffs_suspend"), case
+    ):
+        node.end = End(CauseKind.UNKNOWN, f"{node.label} is suspended; by whom is not recorded")
+    return Verdict(Status.STUCK, "waits for a suspended file system", case.row)
 
 
-def _by_stack(b: Builder, node: Node, mount: Mount, functions: Sequence[str], case: Case) -> bool:
-    waiting = sleepers_on(b, case.address)
-    return bool(guess_holders(b, node, mount.address, functions, waiting, 8))
+def _by_stack(
+    builder: Builder, node: Node, mount: Mount, functions: Sequence[str], case: Case
+) -> bool:
+    waiting = sleepers_on(builder, case.address)
+    return bool(guess_holders(builder, node, mount.address, functions, waiting, 8))
 
 
-def mount_writers(case: Case) -> Optional[Standing]:
+@resolver("mount_writers")
+def mount_writers(case: Case) -> Optional[Verdict]:
     """suspwt: writes under way have to finish before the file system is suspended."""
     mount = _mount(case, "mnt_writeopcount")
     if mount is None:
         return None
-    b = case.b
-    node = b.node(
-        "pool", f"writes:{mount.address:#x}", f"writes under way on {mount.on}", case.address
+    builder = case.builder
+    node = builder.node(
+        NodeKind.POOL, f"writes:{mount.address:#x}", f"writes under way on {mount.on}", case.address
     )
-    case.waits_for(node, PROVEN, case.said())
-    if node.end is not None or b.graph.successors(node.id):
-        return Standing(STUCK, "waits for writes under way", case.row)
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if node.end is not None or builder.graph.successors(node.id):
+        return Verdict(Status.STUCK, "waits for writes under way", case.row)
     per_cpu = case.kernel.layouts.has("mount", "mnt_pcpu")
     node.facts = [] if per_cpu else [f"mnt_writeopcount {mount.writeopcount}"]
     # Between vn_start_write() and vn_finished_write() the mount is on the stack.
     functions = ("vn_write", "vn_open_cred", "kern_", "VOP_", "ffs_", "ufs_", "vn_io_fault")
-    if not _by_stack(b, node, mount, functions, case):
+    if not _by_stack(builder, node, mount, functions, case):
         if not per_cpu and not mount.writeopcount:
             node.end = End(
-                "lost-wakeup",
+                CauseKind.LOST_WAKEUP,
                 f"no write is under way on {mount.on}, yet its suspension waits for them",
                 "mnt_writeopcount 0",
                 case.thread.age,
             )
         else:
-            node.end = End("unknown", f"{node.label}: by whom is not recorded")
-    return Standing(STUCK, "waits for writes under way", case.row)
+            node.end = End(CauseKind.UNKNOWN, f"{node.label}: by whom is not recorded")
+    return Verdict(Status.STUCK, "waits for writes under way", case.row)
 
 
-def mount_busy(case: Case) -> Optional[Standing]:
+@resolver("mount_busy")
+def mount_busy(case: Case) -> Optional[Verdict]:
     """vfs_busy waits for an unmount; an unmount waits for those who use the mount."""
     mount = _mount(case, "mnt_lockref")
     if mount is None:
         return None
-    b = case.b
-    node = case.waits_for(mount_node(b, mount), PROVEN, case.said())
+    builder = case.builder
+    node = case.waits_for(mount_node(builder, mount), Certainty.PROVEN, case.said())
     node.facts = node.facts or [f"mnt_ref {mount.ref}, mnt_lockref {mount.lockref}"]
-    if node.end is None and not b.graph.successors(node.id):
+    if node.end is None and not builder.graph.successors(node.id):
         functions = ("dounmount",) if case.thread.wmesg == "vfs_busy" else ()
-        if not _by_stack(b, node, mount, functions, case):
+        if not _by_stack(builder, node, mount, functions, case):
             node.end = End(
-                "unknown", f"{node.label} is in use or being unmounted; by whom is not recorded"
+                CauseKind.UNKNOWN,
+                f"{node.label} is in use or being unmounted; by whom is not recorded",
             )
-    return Standing(STUCK, "waits for a mount", case.row)
+    return Verdict(Status.STUCK, "waits for a mount", case.row)
 
 
-def vnlru(case: Case) -> Optional[Standing]:
+@resolver("vnlru")
+def vnlru(case: Case) -> Optional[Verdict]:
     """vlruwk: too many vnodes; vnlru has to reclaim some."""
-    b, kernel = case.b, case.kernel
-    node = case.waits_for(b.node("pool", "vnodes", "vnodes", case.address), PROVEN, case.said())
+    builder, kernel = case.builder, case.kernel
+    node = case.waits_for(
+        builder.node(NodeKind.POOL, "vnodes", "vnodes", case.address), Certainty.PROVEN, case.said()
+    )
     try:
         number = kernel.global_value("numvnodes", 0)
         most = kernel.global_value("desiredvnodes", 0)
         node.facts = [f"{number} of {most}"]
     except MemoryFault:
         pass
-    servers = b.named(["vnlru"])
+    servers = builder.named(["vnlru"])
     if not servers:
         return generic(case, "message")
-    b.served_by(node, servers, "vnlru reclaims vnodes")
-    return Standing(STUCK, "waits for a vnode to be reclaimed", case.row)
+    builder.served_by(node, servers, "vnlru reclaims vnodes")
+    return Verdict(Status.STUCK, "waits for a vnode to be reclaimed", case.row)
 
 
-def softdep(case: Case) -> Optional[Standing]:
+@resolver("softdep")
+def softdep(case: Case) -> Optional[Verdict]:
     """Soft updates: the flusher of the file system has to work off dependencies."""
-    b = case.b
+    builder = case.builder
     flushers = [
         t
-        for t in b.threads
-        if b.is_kernel_thread(t)
+        for t in builder.threads
+        if builder.is_kernel_thread(t)
         and (t.name.endswith(" worker") or t.comm.startswith("softdepflush"))
         and t.address != case.thread.address
     ]
-    node = case.waits_for(case.channel_node(), PROVEN, case.said())
-    busy = [t for t in flushers if b.standing(t).status == STUCK]
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    busy = [t for t in flushers if builder.verdict(t).status == Status.STUCK]
     for thread in busy:
-        b.join(node, b.thread(thread), "served-by", CATALOGUED, "the soft updates flusher")
+        builder.join(
+            node,
+            builder.thread(thread),
+            EdgeKind.SERVED_BY,
+            Certainty.CATALOGUED,
+            "the soft updates flusher",
+        )
     if not busy:
         node.end = node.end or End(
-            "unknown",
+            CauseKind.UNKNOWN,
             f'"{case.thread.wmesg}": soft updates have to be worked off; the flusher is idle',
         )
-    return Standing(STUCK, "waits for soft updates", case.row)
+    return Verdict(Status.STUCK, "waits for soft updates", case.row)
 
 
-def file_offset(case: Case) -> Optional[Standing]:
+@resolver("file_offset")
+def file_offset(case: Case) -> Optional[Verdict]:
     """vofflock: another thread reads or writes the same open file."""
     try:
         address = case.channel.container("file", "f_vnread_flags")
     except LayoutError:
         return None
-    b = case.b
-    node = b.object("object", address, f"offset of file {address:#x}")
-    case.waits_for(node, PROVEN, case.said())
-    if node.end is None and not b.graph.successors(node.id):
-        waiting = sleepers_on(b, case.address)
+    builder = case.builder
+    node = builder.object(NodeKind.OBJECT, address, f"offset of file {address:#x}")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if node.end is None and not builder.graph.successors(node.id):
+        waiting = sleepers_on(builder, case.address)
         functions = ("vn_", "dofile", "kern_", "devfs_", "VOP_", "sys_")
-        if not guess_holders(b, node, address, functions, waiting, 1):
-            node.end = End("unknown", f"{node.label} is in use; by whom is not recorded")
-    return Standing(STUCK, "waits for a file's offset", case.row)
+        if not guess_holders(builder, node, address, functions, waiting, 1):
+            node.end = End(CauseKind.UNKNOWN, f"{node.label} is in use; by whom is not recorded")
+    return Verdict(Status.STUCK, "waits for a file's offset", case.row)
 
 
-def file_range(case: Case) -> Optional[Standing]:
+@resolver("file_range")
+def file_range(case: Case) -> Optional[Verdict]:
     """rangelk: another thread holds a range of the same file (inside vn_io_fault())."""
-    from plugin.kernel.vnode import vnode_at, vnode_of_lock
-
-    b, layouts = case.b, case.kernel.layouts
+    builder, layouts = case.builder, case.kernel.layouts
     if not layouts.has("vnode", "v_rl"):
         return None
     member = layouts.resolve("vnode", "v_rl")
@@ -187,10 +213,12 @@ def file_range(case: Case) -> Optional[Standing]:
         return None
     vnode = vnode_at(case.kernel, address)
     name = vnode.label if vnode is not None else f"{address:#x}"
-    node = b.node("vnode", f"{address:#x}:range", f"range of vnode {name}", address)
-    case.waits_for(node, PROVEN, case.said())
-    if node.end is None and not b.graph.successors(node.id):
-        waiting = sleepers_on(b, case.address)
-        if not guess_holders(b, node, address, ("vn_io_fault", "vn_write", "vn_read"), waiting, 4):
-            node.end = End("unknown", f"{node.label} is locked; by whom is not recorded")
-    return Standing(STUCK, "waits for a range of a file", case.row)
+    node = builder.node(NodeKind.VNODE, f"{address:#x}:range", f"range of vnode {name}", address)
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if node.end is None and not builder.graph.successors(node.id):
+        waiting = sleepers_on(builder, case.address)
+        if not guess_holders(
+            builder, node, address, ("vn_io_fault", "vn_write", "vn_read"), waiting, 4
+        ):
+            node.end = End(CauseKind.UNKNOWN, f"{node.label} is locked; by whom is not recorded")
+    return Verdict(Status.STUCK, "waits for a range of a file", case.row)

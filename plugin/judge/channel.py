@@ -5,11 +5,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from plugin.catalogue import Spec
 from plugin.errors import LayoutError, MemoryFault, WchanError
-from plugin.kernel.proc import Thread, threads
+from plugin.judge.geom_io import flight
+from plugin.kernel.buf import buf_lock, is_cached
+from plugin.kernel.locks import has_old_lockmgr
+from plugin.kernel.mount import mount_at, mounts
+from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep
+from plugin.kernel.uma import zone_at, zone_of_channel
+from plugin.kernel.vnode import vnode_of_lock
 from plugin.session import Kernel
-from plugin.waits.catalogue import Spec
 
 #: variables that are arrays of a struct: a channel inside names a member of it
 _ARRAYS = {"vm_dom": "vm_domain", "bdomain": "bufdomain", "thread0_st": "thread"}
@@ -148,9 +154,6 @@ def object_fits(kernel: Kernel, kind: str, address: int, sleep: Optional[Sleep])
 
 
 def _is_buf(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.buf import buf_lock, is_cached
-    from plugin.kernel.locks import has_old_lockmgr
-
     if is_cached(kernel, address):
         return True
     try:
@@ -163,8 +166,6 @@ def _is_buf(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bo
 
 
 def _is_bio(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.judge.geom_io import flight
-
     if address in flight(kernel).bios:
         return True
     return None if not _is_buf(kernel, address, sleep) else False
@@ -180,8 +181,6 @@ def _is_page(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[b
 
 
 def _is_mount(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.mount import mounts
-
     known = kernel.once("mount addresses", lambda: {mount.address for mount in mounts(kernel)})
     if address in known:
         return True
@@ -190,8 +189,6 @@ def _is_mount(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[
 
 
 def _looks_like_mount(kernel: Kernel, address: int) -> Optional[bool]:
-    from plugin.kernel.mount import mount_at
-
     found = mount_at(kernel, address)
     return None if found is not None and found.fstype.isprintable() and found.fstype else False
 
@@ -204,20 +201,14 @@ def _is_proc(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[b
 
 
 def _is_thread(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.proc import thread_at
-
     return thread_at(kernel, address) is not None
 
 
 def _is_zone(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.uma import zone_of_channel
-
     return zone_of_channel(kernel, address) is not None
 
 
 def _is_zone_limit(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.uma import zone_at
-
     return zone_at(kernel, address) is not None
 
 
@@ -232,8 +223,6 @@ def _is_cv(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[boo
 
 
 def _is_vnode(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    from plugin.kernel.vnode import vnode_of_lock
-
     lock = address + kernel.layouts.offsetof("vnode", "v_lock")
     return True if vnode_of_lock(kernel, lock) == address else None
 

@@ -6,14 +6,15 @@ channel first and the message second.
 
 from __future__ import annotations
 
+import enum
+import functools
 import os
 import re
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import WchanError
 
 SHIPPED = os.path.join(os.path.dirname(__file__), "catalogue.yaml")
-CLASSES = ("work", "idle", "benign", "pacing")
 _KEYS = frozenset(
     (
         "wmesg",
@@ -30,6 +31,23 @@ _KEYS = frozenset(
     )
 )
 _VERSION = re.compile(r"^(?:(\d+)\.(\d+))?\s*-\s*(?:(\d+)\.(\d+))?$")
+
+
+class SleepClass(str, enum.Enum):
+    """What a sleep of a row means for its thread; catalogue.yaml describes them."""
+
+    WORK = "work"
+    DRAIN = "drain"
+    RETRY = "retry"
+    PACING = "pacing"
+    BENIGN = "benign"
+    IDLE = "idle"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+CLASSES = tuple(SleepClass)
 
 
 class Spec(NamedTuple):
@@ -53,7 +71,7 @@ class Row(NamedTuple):
     server: Tuple[str, ...]
     look_at: str
     resolver: str
-    klass: str
+    sleep_class: SleepClass
     timed: bool
     alarm: bool
     since: int
@@ -160,23 +178,28 @@ def normalize(wmesg: str) -> str:
     return text.rstrip(")")
 
 
+@functools.lru_cache(maxsize=1)
 def shipped() -> Catalogue:
+    """The catalogue that wchan comes with; read once."""
     return Catalogue(read(SHIPPED))
 
 
-def with_file(path: Optional[str]) -> Catalogue:
-    """The shipped catalogue, the rows of the user's file before it."""
-    rows = read(path) if path else []
-    if rows:
-        from plugin.waits.resolvers import RESOLVERS
+def with_file(path: Optional[str], resolvers: Collection[str] = ()) -> Catalogue:
+    """The shipped catalogue, the rows of the user's file before it.
 
-        for row in rows:
-            if row.resolver and row.resolver not in RESOLVERS:
-                names = ", ".join(sorted(RESOLVERS))
-                raise WchanError(
-                    f"{path}, row {row.number}: resolver {row.resolver!r} is none of {names}"
-                )
-    return Catalogue([*rows, *read(SHIPPED)])
+    ``resolvers``: the names a row may call its resolver by; not checked where empty.
+    Raises WchanError naming file and row where the file makes no sense.
+    """
+    if not path:
+        return shipped()
+    rows = read(path)
+    for row in rows:
+        if resolvers and row.resolver and row.resolver not in resolvers:
+            names = ", ".join(sorted(resolvers))
+            raise WchanError(
+                f"{path}, row {row.number}: resolver {row.resolver!r} is none of {names}"
+            )
+    return Catalogue([*rows, *shipped().rows])
 
 
 def read(path: str) -> List[Row]:
@@ -213,8 +236,10 @@ def _row(path: str, number: int, entry: Any) -> Row:
     if not wmesg:
         raise bad("has no wmesg")
     klass = entry.get("class", "work")
-    if klass not in CLASSES:
-        raise bad(f"class {klass!r} is none of {', '.join(CLASSES)}")
+    try:
+        sleep_class = SleepClass(klass)
+    except ValueError:
+        raise bad(f"class {klass!r} is none of {', '.join(CLASSES)}") from None
     channel = tuple(_spec(text) for text in _texts(entry.get("channel", "any")))
     versions = str(entry.get("versions", "")).strip()
     bounds = _bounds(versions)
@@ -228,7 +253,7 @@ def _row(path: str, number: int, entry: Any) -> Row:
         _texts(entry.get("server")),
         str(entry.get("look_at", "")),
         str(entry.get("resolver", "")),
-        klass,
+        sleep_class,
         bool(entry.get("timed", False)),
         bool(entry.get("alarm", False)),
         *bounds,

@@ -1,32 +1,29 @@
-"""Building the wait-for graph: every thread explained, and what it waits for, to the end.
+"""Building the wait-for graph: what every resolver shares.
 
-``Builder`` holds what all resolvers share: the graph, the threads, the
-catalogue.  It finds for each waiting thread the lock, or the row of the
-catalogue and its resolver; the resolvers (``plugin.waits.resolvers``) add nodes
-and edges and say where a chain ends.
+``Builder`` holds the graph, the threads and the catalogue; a ``Case`` is one
+sleeping thread on its way through a resolver; a ``Verdict`` is what a thread is
+taken for.  Who explains a thread is given to the builder (``plugin.waits.explain``),
+for a resolver may ask how another thread stands.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-from plugin.errors import WchanError
+from plugin.catalogue import Catalogue, Row, SleepClass
+from plugin.judge.channel import Channel
 from plugin.judge.locks import LockWait, lock_waits, thread_sleeps
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep
 from plugin.session import Kernel
-from plugin.waits.catalogue import Catalogue, Row
-from plugin.waits.channel import Channel
-from plugin.waits.graph import CATALOGUED, PROVEN, Edge, End, Graph, Node
-
-#: what a thread is taken for; "stuck" ones are those that have to be explained
-STUCK, IDLE, BENIGN, TIMED, RUNNING, OTHER = "stuck", "idle", "benign", "timed", "running", "other"
+from plugin.waits.graph import Edge, Graph, Node
+from plugin.waits.kinds import Certainty, EdgeKind, NodeKind, Status
 
 
-class Standing(NamedTuple):
+class Verdict(NamedTuple):
     """What one thread is taken for, on what grounds, and by which row of the catalogue."""
 
-    status: str
+    status: Status
     why: str
     row: Optional[Row] = None
 
@@ -42,7 +39,7 @@ class Case:
     def __init__(
         self, builder: Builder, thread: Thread, node: Node, channel: Channel, row: Optional[Row]
     ) -> None:
-        self.b = builder
+        self.builder = builder
         self.kernel = builder.kernel
         self.thread = thread
         self.node = node
@@ -53,9 +50,9 @@ class Case:
     def address(self) -> int:
         return self.channel.address
 
-    def waits_for(self, target: Node, certainty: str, evidence: str) -> Node:
+    def waits_for(self, target: Node, certainty: Certainty, evidence: str) -> Node:
         """The thread sleeps on ``target``."""
-        self.b.join(self.node, target, "waits-for", certainty, evidence)
+        self.builder.join(self.node, target, EdgeKind.WAITS_FOR, certainty, evidence)
         return target
 
     def said(self) -> str:
@@ -66,24 +63,31 @@ class Case:
         """The channel itself, for what is no object of its own."""
         if self.channel.is_pause:
             # pause(9)'s channel is shared by all who pause: no meeting point of theirs.
-            return self.b.node("channel", f"pause:{self.thread.tid}", label or self._label())
+            return self.builder.node(
+                NodeKind.CHANNEL, f"pause:{self.thread.tid}", label or self._label()
+            )
         # One channel may serve several waits (a driver's softc): the message tells them apart.
         key = f"{self.address:#x}:{self.thread.wmesg}"
-        return self.b.node("channel", key, label or self._label(), self.address)
+        return self.builder.node(NodeKind.CHANNEL, key, label or self._label(), self.address)
 
     def _label(self) -> str:
         return f'"{self.thread.wmesg}" at {self.channel.name}'
 
 
+#: explains one thread: adds to the graph, and says what the thread is taken for
+Explainer = Callable[["Builder", Thread], Verdict]
+
+
 class Builder:
     """Explains threads; ``graph`` is what comes of it."""
 
-    def __init__(self, kernel: Kernel, catalogue: Catalogue) -> None:
+    def __init__(self, kernel: Kernel, catalogue: Catalogue, explain: Explainer) -> None:
         self.kernel = kernel
         self.catalogue = catalogue
+        self._explain = explain
         self.graph = Graph()
         self.threads: List[Thread] = threads(kernel)
-        self.standings: Dict[int, Standing] = {}
+        self.verdicts: Dict[int, Verdict] = {}
         self.sleeps: Dict[int, Sleep] = thread_sleeps(kernel)
         self.lock_waits: Dict[int, LockWait] = lock_waits(kernel)
         self._channels: Dict[int, Channel] = {}
@@ -92,13 +96,13 @@ class Builder:
 
     # Nodes and edges
 
-    def node(self, kind: str, key: str, label: str, address: Optional[int] = None) -> Node:
+    def node(self, kind: NodeKind, key: str, label: str, address: Optional[int] = None) -> Node:
         """The node ``kind:key``, made with that label if it is new."""
         id = f"{kind}:{key}"
         known = self.graph.nodes.get(id)
         return known if known is not None else self.graph.add(Node(id, kind, label, address))
 
-    def object(self, kind: str, address: int, label: str) -> Node:
+    def object(self, kind: NodeKind, address: int, label: str) -> Node:
         """The node of a thing at an address."""
         return self.node(kind, f"{address:#x}", label, address)
 
@@ -108,7 +112,9 @@ class Builder:
         known = self.graph.nodes.get(id)
         if known is None:
             known = self.graph.add(
-                Node(id, "thread", f"{thread.tid} {short(thread)}", thread.address, thread.tid)
+                Node(
+                    id, NodeKind.THREAD, f"{thread.tid} {short(thread)}", thread.address, thread.tid
+                )
             )
             self._pending.append(thread)
         return known
@@ -121,8 +127,8 @@ class Builder:
         self,
         source: Node,
         target: Node,
-        kind: str,
-        certainty: str,
+        kind: EdgeKind,
+        certainty: Certainty,
         evidence: str,
         causal: bool = True,
     ) -> None:
@@ -149,16 +155,16 @@ class Builder:
         """The thread sleeps where the catalogue says a service waits for work to come."""
         if thread.state != "sleeping" or thread.address in self.lock_waits:
             return False
-        row, _ = self._row(thread, self.channel(thread))
-        return row is not None and row.klass == "idle"
+        row, _ = self.row(thread)
+        return row is not None and row.sleep_class is SleepClass.IDLE
 
-    def standing(self, thread: Thread) -> Standing:
+    def verdict(self, thread: Thread) -> Verdict:
         """What a thread is taken for; explains it now if that has not been done."""
-        known = self.standings.get(thread.address)
+        known = self.verdicts.get(thread.address)
         if known is None:
             self.thread(thread)
             self.settle()
-            known = self.standings[thread.address]
+            known = self.verdicts[thread.address]
         return known
 
     # Explaining them
@@ -174,54 +180,10 @@ class Builder:
     def settle(self) -> None:
         while self._pending:
             thread = self._pending.pop()
-            if thread.address not in self.standings:
+            if thread.address not in self.verdicts:
                 # Set before it is worked out: a resolver may come back to this thread.
-                self.standings[thread.address] = Standing(STUCK, "being explained")
-                self.standings[thread.address] = self._explain(thread)
-
-    def _explain(self, thread: Thread) -> Standing:
-        node = self.graph.nodes[f"thread:{thread.tid}"]
-        wait = self.lock_waits.get(thread.address)
-        if wait is not None:
-            from plugin.waits.resolvers.locks import wait_for_lock
-
-            wait_for_lock(self, thread, node, wait)
-            return Standing(STUCK, f"waits for a {wait.lock.klass} lock")
-        if thread.state == "sleeping" or (thread.wchan and thread.state != "locked"):
-            return self._explain_sleep(thread, node)
-        return self._explain_state(thread, node)
-
-    def _explain_state(self, thread: Thread, node: Node) -> Standing:
-        who = node.label
-        if thread.state == "running":
-            on = "" if thread.cpu is None else f" on CPU {thread.cpu}"
-            node.end = End("running", f"{who} runs{on}", f"td_state TDS_RUNNING{on}")
-            if thread.cpu is not None:
-                cpu = self.node("cpu", str(thread.cpu), f"CPU {thread.cpu}")
-                self.join(node, cpu, "contained-in", PROVEN, f"td_oncpu {thread.cpu}", False)
-            return Standing(RUNNING, f"runs{on}")
-        if thread.state == "runnable":
-            node.end = End("runnable", f"{who} is runnable and waits for a CPU", "on a run queue")
-            return Standing(RUNNING, "waits for a CPU")
-        if thread.state == "locked":
-            node.end = End("unknown", f"{who} is blocked on a lock that cannot be read")
-            return Standing(STUCK, "blocked on a lock that cannot be read")
-        if thread.state == "suspended":
-            from plugin.waits.resolvers.procs import single_threading
-
-            found = single_threading(self, thread, node)
-            if found is not None:
-                return found
-        words = {
-            "suspended": "is stopped (a signal, a debugger, or its process single-threading)",
-            "swapped": "is swapped out and has to be brought in",
-            "iwait": "waits for an interrupt",
-            "inactive": "is not started, or has ended",
-            "zombie": "has ended; its parent has to wait for it",
-        }
-        text = words.get(thread.state, thread.state)
-        node.end = End("external", f"{who} {text}", f"thread state {thread.state}")
-        return Standing(OTHER, text)
+                self.verdicts[thread.address] = Verdict(Status.STUCK, "being explained")
+                self.verdicts[thread.address] = self._explain(self, thread)
 
     def channel(self, thread: Thread) -> Channel:
         address = thread.wchan or 0
@@ -231,8 +193,10 @@ class Builder:
             self._channels[address] = known
         return known
 
-    def _row(self, thread: Thread, channel: Channel) -> Tuple[Optional[Row], str]:
-        """The row of a sleep; thousands of threads may share message and channel."""
+    def row(self, thread: Thread) -> Tuple[Optional[Row], str]:
+        """The row of a sleep and what it was told by; (None, "") where no row fits."""
+        channel = self.channel(thread)
+        # Thousands of threads may share message and channel.
         key = thread.wmesg or "", channel.address
         known = self._rows.get(key)
         if known is None:
@@ -242,28 +206,9 @@ class Builder:
             self._rows[key] = known
         return known
 
-    def _explain_sleep(self, thread: Thread, node: Node) -> Standing:
-        from plugin.waits.resolvers import RESOLVERS
-        from plugin.waits.resolvers.common import generic, unknown
-
-        channel = self.channel(thread)
-        row, why = self._row(thread, channel)
-        case = Case(self, thread, node, channel, row)
-        if row is None:
-            return unknown(case)
-        resolver = RESOLVERS.get(row.resolver) if row.resolver else None
-        try:
-            found = resolver(case) if resolver is not None else None
-        except WchanError as error:
-            self.kernel.warnings.add(
-                f'thread {thread.tid} in "{thread.wmesg}"', channel.address, str(error)
-            )
-            found = None
-        return found if found is not None else generic(case, why)
-
     def served_by(self, node: Node, servers: List[Thread], evidence: str) -> None:
         """Threads that the catalogue names as those who end the waits at ``node``."""
         for server in servers:
-            self.join(node, self.thread(server), "served-by", CATALOGUED, evidence)
+            self.join(node, self.thread(server), EdgeKind.SERVED_BY, Certainty.CATALOGUED, evidence)
         if len(servers) > 1:
             node.any = True

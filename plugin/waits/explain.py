@@ -1,0 +1,87 @@
+"""What one thread is taken for: its lock, the catalogue's row and resolver, or its state."""
+
+from __future__ import annotations
+
+from plugin.catalogue import Catalogue
+from plugin.errors import WchanError
+from plugin.kernel.proc import Thread
+from plugin.session import Kernel
+from plugin.waits import resolvers
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import RESOLVERS
+from plugin.waits.resolvers.common import generic, unknown
+from plugin.waits.resolvers.locks import wait_for_lock
+from plugin.waits.resolvers.procs import single_threading
+
+#: what a state other than asleep, blocked or running means for a thread
+_STATES = {
+    "suspended": "is stopped (a signal, a debugger, or its process single-threading)",
+    "swapped": "is swapped out and has to be brought in",
+    "iwait": "waits for an interrupt",
+    "inactive": "is not started, or has ended",
+    "zombie": "has ended; its parent has to wait for it",
+}
+
+
+def builder(kernel: Kernel, catalogue: Catalogue) -> Builder:
+    """A builder that explains threads by every resolver there is."""
+    assert resolvers.MODULES
+    return Builder(kernel, catalogue, explain)
+
+
+def explain(builder: Builder, thread: Thread) -> Verdict:
+    """Explain one thread whose node is in the graph already."""
+    node = builder.graph.nodes[f"thread:{thread.tid}"]
+    wait = builder.lock_waits.get(thread.address)
+    if wait is not None:
+        wait_for_lock(builder, thread, node, wait)
+        return Verdict(Status.STUCK, f"waits for a {wait.lock.klass} lock")
+    if thread.state == "sleeping" or (thread.wchan and thread.state != "locked"):
+        return _explain_sleep(builder, thread, node)
+    return _explain_state(builder, thread, node)
+
+
+def _explain_state(builder: Builder, thread: Thread, node: Node) -> Verdict:
+    who = node.label
+    if thread.state == "running":
+        on = "" if thread.cpu is None else f" on CPU {thread.cpu}"
+        node.end = End(CauseKind.RUNNING, f"{who} runs{on}", f"td_state TDS_RUNNING{on}")
+        if thread.cpu is not None:
+            cpu = builder.node(NodeKind.CPU, str(thread.cpu), f"CPU {thread.cpu}")
+            said = f"td_oncpu {thread.cpu}"
+            builder.join(node, cpu, EdgeKind.CONTAINED_IN, Certainty.PROVEN, said, False)
+        return Verdict(Status.RUNNING, f"runs{on}")
+    if thread.state == "runnable":
+        node.end = End(
+            CauseKind.RUNNABLE, f"{who} is runnable and waits for a CPU", "on a run queue"
+        )
+        return Verdict(Status.RUNNING, "waits for a CPU")
+    if thread.state == "locked":
+        node.end = End(CauseKind.UNKNOWN, f"{who} is blocked on a lock that cannot be read")
+        return Verdict(Status.STUCK, "blocked on a lock that cannot be read")
+    if thread.state == "suspended":
+        found = single_threading(builder, thread, node)
+        if found is not None:
+            return found
+    text = _STATES.get(thread.state, thread.state)
+    node.end = End(CauseKind.EXTERNAL, f"{who} {text}", f"thread state {thread.state}")
+    return Verdict(Status.OTHER, text)
+
+
+def _explain_sleep(builder: Builder, thread: Thread, node: Node) -> Verdict:
+    channel = builder.channel(thread)
+    row, why = builder.row(thread)
+    case = Case(builder, thread, node, channel, row)
+    if row is None:
+        return unknown(case)
+    resolver = RESOLVERS.get(row.resolver) if row.resolver else None
+    try:
+        found = resolver(case) if resolver is not None else None
+    except WchanError as error:
+        builder.kernel.warnings.add(
+            f'thread {thread.tid} in "{thread.wmesg}"', channel.address, str(error)
+        )
+        found = None
+    return found if found is not None else generic(case, why)

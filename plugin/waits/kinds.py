@@ -1,0 +1,74 @@
+"""The vocabularies of the wait-for graph; their values are the words of the JSON contract."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Word(str, enum.Enum):
+    """A member that prints, compares and goes into JSON as its value."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class NodeKind(Word):
+    """What a node of the graph is."""
+
+    THREAD = "thread"
+    LOCK = "lock"
+    BUF = "buf"
+    BIO = "bio"
+    QUEUE = "queue"
+    PROVIDER = "provider"
+    POOL = "pool"
+    PAGE = "page"
+    OBJECT = "object"
+    VNODE = "vnode"
+    MEMORY = "memory"
+    CHANNEL = "channel"
+    CPU = "cpu"
+
+
+class EdgeKind(Word):
+    """How the source of an edge depends on its target."""
+
+    WAITS_FOR = "waits-for"
+    OWNED_BY = "owned-by"
+    SERVED_BY = "served-by"
+    NEEDS = "needs"
+    CONTAINED_IN = "contained-in"
+
+
+class Certainty(Word):
+    """What an edge rests on, the surest first: memory, the catalogue's word, a likeness."""
+
+    PROVEN = "proven"
+    CATALOGUED = "catalogued"
+    GUESSED = "guessed"
+
+
+class CauseKind(Word):
+    """Where a chain ends, those that nothing but a repair can end first."""
+
+    DEADLOCK = "deadlock"
+    LOST_WAKEUP = "lost-wakeup"
+    LEAK = "leak"
+    PACING = "pacing"
+    DEVICE = "device"
+    MEMORY = "memory"
+    RUNNING = "running"
+    RUNNABLE = "runnable"
+    EXTERNAL = "external"
+    UNKNOWN = "unknown"
+
+
+class Status(Word):
+    """What a thread is taken for; STUCK ones are those that have to be explained."""
+
+    STUCK = "stuck"
+    IDLE = "idle"
+    BENIGN = "benign"
+    TIMED = "timed"
+    RUNNING = "running"
+    OTHER = "other"
