@@ -45,6 +45,7 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
         "serve the dump to a debugger (remote protocol)",
     ),
     "structs": ("plugin.hosts.structs", "main", "list, show, generate, check and compare layouts"),
+    "known": ("plugin.hosts.known", "main", "diagnosed public bugs: list, show, search"),
     "demo": ("plugin.hosts.demo", "main", "explain an embedded storage deadlock"),
 }
 
