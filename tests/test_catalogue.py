@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import pytest
 
-from plugin.catalogue import CLASSES, Catalogue, Spec, normalize, read, shipped, with_file
+from plugin.catalogue import (
+    CLASSES,
+    Catalogue,
+    SleepClass,
+    Spec,
+    normalize,
+    read,
+    shipped,
+    with_file,
+)
 from plugin.errors import WchanError
 from plugin.waits import explain  # noqa: F401 - what registers the resolvers
 from plugin.waits.registry import RESOLVERS
@@ -83,6 +93,92 @@ def test_every_benign_message_of_the_facts_is_taken_for_one(
         assert any(
             row.sleep_class in ("benign", "idle") or row.resolver == "swapper" for row in rows
         )
+
+
+#: calls that make a lock, whose name is its message, and calls that sleep on nothing
+_LOCK_CALLS = {
+    "sx_init",
+    "sx_init_flags",
+    "SX_SYSINIT",
+    "SX_SYSINIT_FLAGS",
+    "lockinit",
+    "getnewvnode",
+    "vmem_create",
+    "vmem_init",
+}
+_NO_SLEEP = {"root_mount_hold", "gone_in"}
+
+
+def _sleep_calls() -> Dict[str, Dict[str, List[str]]]:
+    """{message: {"file:function called": [kernels]}} of five kernel trees, 9.3 to 15.1."""
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is needed for the facts")
+    packed = (Path(__file__).parent / "facts" / "wmesg.json.zst").read_bytes()
+    loaded: Dict[str, Dict[str, List[str]]] = json.loads(
+        zstandard.ZstdDecompressor().decompress(packed)
+    )
+    return loaded
+
+
+def test_every_message_at_a_sleep_call_of_five_kernels_has_a_row_or_is_a_locks_name(
+    catalogue: Catalogue,
+) -> None:
+    calls = _sleep_calls()
+    assert len(calls) > 1600
+    missing = [
+        (wmesg, sites)
+        for wmesg, sites in calls.items()
+        if {site.rpartition(":")[2] for site in sites} - _LOCK_CALLS - _NO_SLEEP
+        and not catalogue.named(wmesg)
+    ]
+    assert missing == []
+
+
+def test_a_message_without_a_row_would_be_noticed(catalogue: Catalogue) -> None:
+    rows = [row for row in catalogue.rows if "vtbslp" not in row.wmesg]
+    assert "vtbslp" in _sleep_calls()
+    assert not Catalogue(rows).named("vtbslp")
+
+
+@pytest.mark.parametrize(
+    "wmesg, symbol, sleep_class",
+    [
+        ("sleep", "ng_worklist", SleepClass.IDLE),
+        ("vtbslp", None, SleepClass.IDLE),
+        ("xbread", None, SleepClass.IDLE),
+        ("balloon", None, SleepClass.IDLE),
+        ("vtbspf", None, SleepClass.WORK),
+        ("m:event", None, SleepClass.WORK),
+        ("geli:suspend", None, SleepClass.WORK),
+        ("zvol:w", None, SleepClass.DRAIN),
+        ("nfsv4lck", None, SleepClass.RETRY),
+        ("ffsrca", None, SleepClass.RETRY),
+        ("tq_drain", None, SleepClass.DRAIN),
+        ("lnxsleep", None, SleepClass.BENIGN),
+        ("tx->tx_cpu[c].tc_cv[i]", None, SleepClass.WORK),
+    ],
+)
+def test_a_service_thread_is_idle_and_who_waits_for_one_is_not(
+    catalogue: Catalogue, wmesg: str, symbol: Optional[str], sleep_class: SleepClass
+) -> None:
+    fits = fitting(symbol=None, pause=True, object=True, member=True)
+    row, _ = catalogue.match(wmesg, symbol, fits, 1402000)
+    assert row is not None and row.sleep_class is sleep_class
+
+
+def test_a_sleep_of_somebody_elses_is_not_taken_for_netgraphs(catalogue: Catalogue) -> None:
+    row, _ = catalogue.match("sleep", None, fitting(symbol=False), 1402000)
+    assert row is None
+
+
+def test_no_message_stands_in_two_rows_that_nothing_tells_apart(catalogue: Catalogue) -> None:
+    """Of two rows with one message and any channel the second would never be read."""
+    seen: Dict[Any, Any] = {}
+    for row in catalogue.rows:
+        for wmesg in row.wmesg:
+            for spec in row.channel:
+                key = normalize(wmesg), spec, row.since, row.until
+                assert key not in seen or wmesg == "*", (wmesg, seen[key], row.function)
+                seen[key] = row.function
 
 
 # Matching

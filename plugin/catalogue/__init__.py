@@ -1,4 +1,4 @@
-"""The catalogue of wait messages: catalogue.yaml, and the user's own rows over it.
+"""The catalogue of wait messages: the YAML files beside this one, and the user's own rows over it.
 
 Rows are data; ``match`` says which of them a sleep belongs to, by the wait
 channel first and the message second.
@@ -14,7 +14,9 @@ from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, 
 
 from plugin.errors import WchanError
 
-SHIPPED = os.path.join(os.path.dirname(__file__), "catalogue.yaml")
+#: the files of the catalogue by subsystem, read in this order; vm.yaml says what a row is
+_FILES = ("vm", "buf", "geom", "vfs", "zfs", "kern", "net", "emul", "drivers", "any")
+SHIPPED = tuple(os.path.join(os.path.dirname(__file__), f"{name}.yaml") for name in _FILES)
 _KEYS = frozenset(
     (
         "wmesg",
@@ -34,7 +36,7 @@ _VERSION = re.compile(r"^(?:(\d+)\.(\d+))?\s*-\s*(?:(\d+)\.(\d+))?$")
 
 
 class SleepClass(str, enum.Enum):
-    """What a sleep of a row means for its thread; catalogue.yaml describes them."""
+    """What a sleep of a row means for its thread; vm.yaml describes them."""
 
     WORK = "work"
     DRAIN = "drain"
@@ -59,7 +61,7 @@ class Spec(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One kind of sleep; fields as catalogue.yaml describes them.
+    """One kind of sleep; fields as vm.yaml describes them.
 
     ``since`` and ``until`` bound __FreeBSD_version, inclusive.
     """
@@ -181,7 +183,7 @@ def normalize(wmesg: str) -> str:
 @functools.lru_cache(maxsize=1)
 def shipped() -> Catalogue:
     """The catalogue that wchan comes with; read once."""
-    return Catalogue(read(SHIPPED))
+    return Catalogue(row for path in SHIPPED for row in read(path))
 
 
 def with_file(path: Optional[str], resolvers: Collection[str] = ()) -> Catalogue:

@@ -8,16 +8,15 @@ of sleeping threads.
 
 from __future__ import annotations
 
-import struct
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
-from plugin.errors import LayoutError, MemoryFault
+from plugin.errors import MemoryFault
 from plugin.kernel import locks, witness
 from plugin.kernel.lock_object import lock_object
 from plugin.kernel.locks import Lock
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep, sleeps
-from plugin.kernel.stack import Frame, frames, registers
+from plugin.kernel.stack import Frame, frames, stack_words
 from plugin.kernel.turnstile import turnstile_at
 from plugin.kernel.vnode import vnode_of_lock
 from plugin.session import Kernel
@@ -355,22 +354,7 @@ def _on_stack(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
 
 def kernel_stack_holds(kernel: Kernel, thread: Thread, value: int) -> bool:
     """True where the used part of a thread's kernel stack contains ``value``, aligned."""
-    words = kernel.once(("stack words", thread.address), lambda: _stack_words(kernel, thread))
-    return value in words
-
-
-def _stack_words(kernel: Kernel, thread: Thread) -> FrozenSet[int]:
-    top = thread.kstack + thread.kstack_size
-    low = registers(kernel, thread).get("sp", 0)
-    if not thread.kstack <= low < top:
-        low = thread.kstack
-    low -= low % kernel.pointer_size
-    try:
-        raw = kernel.read(low, min(top - low, 1 << 17))
-    except (MemoryFault, LayoutError):
-        return frozenset()
-    code = "Q" if kernel.pointer_size == 8 else "I"
-    return frozenset(struct.unpack_from(f"<{len(raw) // kernel.pointer_size}{code}", raw))
+    return value in stack_words(kernel, thread)
 
 
 # The contended locks of the machine

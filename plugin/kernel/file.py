@@ -80,3 +80,12 @@ def _table(kernel: Kernel, address: int) -> Iterator[Tuple[int, int]]:
         file = int.from_bytes(raw[fd * stride : fd * stride + size], "little")
         if file:
             yield fd, file
+
+
+def by_file(kernel: Kernel) -> Dict[int, List[Open]]:
+    """{struct file *: the descriptors that refer to it}: what processes share after fork(2)."""
+    found: Dict[int, List[Open]] = {}
+    for opened in by_data(kernel).values():
+        for each in opened:
+            found.setdefault(each.file, []).append(each)
+    return found

@@ -7,8 +7,10 @@ the trap frames that lie between them.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+import struct
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.linker import linker_file_of
 from plugin.kernel.proc import Thread
@@ -247,3 +249,19 @@ def backtrace(kernel: Kernel, thread: Thread) -> List[str]:
     if own:
         return [function for _, function in own]
     return [frame.function for frame in frames(kernel, thread)]
+
+
+@cached(MEMORY)
+def stack_words(kernel: Kernel, thread: Thread) -> FrozenSet[int]:
+    """The aligned words in use on a thread's kernel stack; none where it cannot be read."""
+    top = thread.kstack + thread.kstack_size
+    low = registers(kernel, thread).get("sp", 0)
+    if not thread.kstack <= low < top:
+        low = thread.kstack
+    low -= low % kernel.pointer_size
+    try:
+        raw = kernel.read(low, min(top - low, 1 << 17))
+    except (MemoryFault, LayoutError):
+        return frozenset()
+    code = "Q" if kernel.pointer_size == 8 else "I"
+    return frozenset(struct.unpack_from(f"<{len(raw) // kernel.pointer_size}{code}", raw))

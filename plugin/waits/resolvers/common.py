@@ -27,7 +27,7 @@ def generic(case: Case, why: str) -> Verdict:
     if row.sleep_class is SleepClass.BENIGN:
         node.end = node.end or End(CauseKind.EXTERNAL, f"waits for {woken}", why)
         return Verdict(Status.BENIGN, f"waits for {woken}", row)
-    if row.sleep_class in (SleepClass.PACING, SleepClass.RETRY):
+    if row.sleep_class is SleepClass.PACING:
         node.end = node.end or End(
             CauseKind.PACING, f'"{case.thread.wmesg}": tries again by itself', why
         )
@@ -36,9 +36,9 @@ def generic(case: Case, why: str) -> Verdict:
     if servers:
         case.builder.served_by(node, servers, f"by {why}: {woken}")
     else:
-        node.end = node.end or End(
-            CauseKind.UNKNOWN, f'"{case.thread.wmesg}" waits for {woken}', why
-        )
+        # A retry is no progress: what it looks for has to be brought about by somebody.
+        does = "looks again and again for" if row.sleep_class is SleepClass.RETRY else "waits for"
+        node.end = node.end or End(CauseKind.UNKNOWN, f'"{case.thread.wmesg}" {does} {woken}', why)
     return Verdict(Status.STUCK, f"{row.function}", row)
 
 

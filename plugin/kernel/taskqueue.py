@@ -1,0 +1,189 @@
+"""Task queues: what each has queued, what it runs, and on which thread.
+
+Mirrors sys/kern/subr_taskqueue.c and subr_gtaskqueue.c, 9.x to 15.x.  The kernel keeps no
+list of its task queues: they are found by the threads that serve them.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+from plugin.caching import MEMORY, cached
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.proc import Thread, thread_at, threads
+from plugin.kernel.stack import backtrace, stack_words
+from plugin.session import Kernel
+
+#: the same two structs twice: a group task queue differs in where its members lie
+KINDS = (("taskqueue", "task"), ("gtaskqueue", "gtask"))
+_LOOPS = ("taskqueue_run", "taskqueue_thread_loop", "gtaskqueue_run", "gtaskqueue_thread_loop")
+_MAX_TASKS = 1 << 16
+_MAX_THREADS = 1 << 12
+_VARIABLES = (
+    "taskqueue_thread",
+    "taskqueue_swi",
+    "taskqueue_swi_giant",
+    "taskqueue_fast",
+    "taskqueue_bus",
+    "taskqueue_acpi_task",
+)
+
+
+class Running(NamedTuple):
+    """A task that runs: its struct task *, the struct taskqueue_busy * on the worker's stack."""
+
+    task: int
+    busy: int
+
+
+class TaskQueue(NamedTuple):
+    """One struct taskqueue * (``kind`` "taskqueue" or "gtaskqueue").
+
+    ``queued``: the struct task * that wait their turn, first first.  ``threads``: the
+    struct thread * of its workers.
+    """
+
+    address: int
+    kind: str
+    name: str
+    queued: List[int]
+    running: List[Running]
+    threads: List[int]
+
+
+def taskqueue_at(kernel: Kernel, address: int) -> Optional[TaskQueue]:
+    """The struct taskqueue * or struct gtaskqueue * at ``address``, None if none is there.
+
+    Told by its name, which its mutex shares from 11.0 on, and by a tail pointer of its
+    queue that is right.
+    """
+    for kind, _ in KINDS:
+        if kind not in kernel.layouts:
+            continue
+        try:
+            found = _at(kernel, kind, address)
+        except (MemoryFault, LayoutError):
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _at(kernel: Kernel, kind: str, address: int) -> Optional[TaskQueue]:
+    view = kernel.view(kind, address)
+    name = kernel.try_cstring(view.tq_name)
+    if not name or not name.isprintable():
+        return None
+    threads_at, count = view.tq_threads, view.tq_tcount
+    if not 0 <= count <= _MAX_THREADS or not kernel.is_kernel_address(view["tq_queue.stqh_last"]):
+        return None
+    if view["tq_queue.stqh_first"] == 0 and view["tq_queue.stqh_last"] != view.at("tq_queue"):
+        return None
+    workers = _pointers(kernel, threads_at, count) if threads_at else []
+    if workers and not any(thread_at(kernel, each) is not None for each in workers):
+        return None
+    queued = list(_queued(kernel, kind, address))
+    return TaskQueue(address, kind, name, queued, list(_running(kernel, kind, view)), workers)
+
+
+def _pointers(kernel: Kernel, address: int, count: int) -> List[int]:
+    size = kernel.pointer_size
+    raw = kernel.read(address, count * size)
+    return [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
+
+
+def _queued(kernel: Kernel, kind: str, address: int) -> Iterator[int]:
+    # ta_link is the first member of both kinds of task, in every version.
+    at = kernel.pointer(address + kernel.layouts.offsetof(kind, "tq_queue"))
+    seen: Set[int] = set()
+    while at and at not in seen and len(seen) < _MAX_TASKS:
+        seen.add(at)
+        yield at
+        at = kernel.pointer(at)
+
+
+def _running(kernel: Kernel, kind: str, view) -> Iterator[Running]:  # type: ignore[no-untyped-def]
+    """tq_active: a LIST from 12.x on, a TAILQ before; both begin with the first."""
+    layouts = kernel.layouts
+    busy = "taskqueue_busy"
+    link = layouts.offsetof(busy, "tb_link")
+    running = layouts.offsetof(busy, "tb_running")
+    at = kernel.pointer(view.at("tq_active"))
+    seen: Set[int] = set()
+    while at and at not in seen and len(seen) < _MAX_THREADS:
+        seen.add(at)
+        task = kernel.pointer(at + running)
+        # A barrier of taskqueue_drain_all() on a release before 12 is marked in bit 0.
+        if task & ~1:
+            yield Running(task & ~1, at)
+        at = kernel.pointer(at + link)
+
+
+@cached(MEMORY)
+def taskqueues(kernel: Kernel) -> List[TaskQueue]:
+    """Every task queue that a thread serves: asleep on it, or at work for it."""
+    found: Dict[int, TaskQueue] = {}
+
+    def take(address: int) -> None:
+        if address and address not in found:
+            queue = taskqueue_at(kernel, address)
+            if queue is not None:
+                found[address] = queue
+
+    for name in _VARIABLES:
+        if kernel.has_symbol(name):
+            take(kernel.global_value(name, 0))
+    busy: List[Thread] = []
+    for thread in threads(kernel):
+        if thread.wmesg == "-" and thread.wchan:
+            take(thread.wchan)
+        elif _may_serve(kernel, thread):
+            busy.append(thread)
+    known = {worker for queue in found.values() for worker in queue.threads}
+    for thread in busy:
+        if thread.address in known:
+            continue
+        for word in stack_words(kernel, thread):
+            if kernel.is_kernel_address(word) and word not in found:
+                queue = taskqueue_at(kernel, word)
+                if queue is not None and thread.address in queue.threads:
+                    found[word] = queue
+                    break
+    return sorted(found.values(), key=lambda queue: queue.name)
+
+
+def _may_serve(kernel: Kernel, thread: Thread) -> bool:
+    if not thread.kstack or thread.state in ("running", "zombie"):
+        return False
+    return any(frame.startswith(_LOOPS) for frame in backtrace(kernel, thread))
+
+
+def worker_of(kernel: Kernel, queue: TaskQueue, busy: int) -> Optional[Thread]:
+    """The thread on whose kernel stack a struct taskqueue_busy * lies."""
+    for address in queue.threads:
+        thread = thread_at(kernel, address)
+        if thread is not None and thread.kstack <= busy < thread.kstack + thread.kstack_size:
+            return thread
+    return None
+
+
+def of_task(kernel: Kernel, task: int) -> Tuple[Optional[TaskQueue], Optional[Running]]:
+    """The queue that runs or holds the struct task * ``task``; its Running if it runs."""
+    for queue in taskqueues(kernel):
+        for running in queue.running:
+            if running.task == task:
+                return queue, running
+    for queue in taskqueues(kernel):
+        if task in queue.queued:
+            return queue, None
+    return None, None
+
+
+def task_function(kernel: Kernel, task: int, kind: str = "taskqueue") -> str:
+    """The name of the function that a task runs (ta_func), "" if it cannot be read."""
+    struct = dict(KINDS)[kind]
+    try:
+        offset = kernel.layouts.offsetof(struct if struct in kernel.layouts else "task", "ta_func")
+        return kernel.symbolize(kernel.pointer(task + offset))
+    except (MemoryFault, LayoutError):
+        return ""
