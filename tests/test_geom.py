@@ -162,7 +162,7 @@ def test_each_device_owes_what_it_was_given_and_no_more(forged: Forged) -> None:
         assert (ours.in_flight, ours.queued, ours.at_device) == (1, 0, 1)
         assert ours.verdict == "owes"
     da3 = account(forged, "da3")
-    assert (da3.in_flight, da3.found, da3.verdict) == (0, 0, "acquitted")
+    assert (da3.in_flight, da3.found, da3.verdict) == (0, 0, "clear")
     # The bio on g_bio_run_up is counted as ended, the write below is not.
     mirror = account(forged, "mirror/gm0")
     assert (mirror.in_flight, mirror.found, mirror.completed) == (1, 1, 1)
@@ -397,7 +397,7 @@ def test_a_provider_in_error_is_marked_in_table_and_graph(tmp_path: Path) -> Non
     m.geom.disk("da", 0, mediasize=1 << 30).provider.fails(6)
     vmcore, elf = m.write(tmp_path)
     _, out, _ = wchan("-k", str(elf), str(vmcore), "provider")
-    assert "acquitted, error 6" in out
+    assert "clear, error 6" in out
     _, dot, _ = wchan("-k", str(elf), str(vmcore), "provider", "--dot")
     assert 'err#6\\nsector=512\\nstripe=0\\nerror 6",style=filled' in dot
 
@@ -468,7 +468,7 @@ def test_without_the_g_bio_zone_the_drivers_memory_is_searched(
     assert geom_io.accounts(kernel)[owing.address].verdict == "owes"
     assert geom_io.accounts(kernel)[owing.address].at_device == 3
     # The counters alone acquit the other.
-    assert geom_io.accounts(kernel)[clear.address].verdict == "acquitted"
+    assert geom_io.accounts(kernel)[clear.address].verdict == "clear"
     assert geom_io.held_by_driver(kernel, owing).keys() == {c.obj.address for c in clones}
 
 

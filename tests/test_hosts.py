@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List
 
 import debuggers
 import pytest
+from answers import ASKED
 from debuggers import Batch
 from hosts import ROOT
 
@@ -21,13 +22,12 @@ from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
-#: by the name of a file: what is run; every command that needs no argument
+#: by the name of a file: what is run; every command there is, as answers.ASKED asks it
 LINES: Dict[str, str] = {
-    name: f"{name} --json --limit 0"
-    for name in ("bioq", "klocks", "kmsgbuf", "kthreads", "provider", "why-stuck")
-    if name in commands.NAMES
+    f"{name}.{number}": " ".join((name, *words, "--json --limit 0"))
+    for name in commands.NAMES
+    for number, words in enumerate(ASKED[name])
 }
-LINES["stacks"] = "kthreads --stacks --json"
 LINES["table"] = "kthreads --limit 0"
 
 Host = Callable[..., Batch]
@@ -88,7 +88,7 @@ def system_host(request: pytest.FixtureRequest) -> Host:
 
 def test_every_report_of_the_demo_is_the_same(host: Host, demo: Forged, tmp_path: Path) -> None:
     expected = in_the_shell(demo)
-    assert json.loads(expected["bioq"])["data"]["queues"][0]["length"] == 559
+    assert json.loads(expected["bioq.0"])["data"]["queues"][0]["length"] == 559
     assert_same(in_a_debugger(host, demo, tmp_path), expected)
 
 
@@ -96,7 +96,7 @@ def test_every_report_of_a_real_machine_is_the_same(
     host: Host, real_dump: Any, tmp_path: Path
 ) -> None:
     expected = in_the_shell(real_dump)
-    assert len(json.loads(expected["kthreads"])["data"]["threads"]) == len(
+    assert len(json.loads(expected["kthreads.0"])["data"]["threads"]) == len(
         real_dump.truth["threads"]
     )
     assert_same(in_a_debugger(host, real_dump, tmp_path), expected)
@@ -119,7 +119,7 @@ def test_what_a_command_prints_is_printed_whole(host: Host, demo: Forged) -> Non
     done = host(demo, "kthreads --json --limit 0")
     text = done.out[done.out.index("{\n") :]
     printed, _ = json.JSONDecoder().raw_decode(text)
-    assert printed == json.loads(in_the_shell(demo)["kthreads"])
+    assert printed == json.loads(in_the_shell(demo)["kthreads.0"])
 
 
 def test_a_failed_command_fails_the_batch_even_if_others_follow(host: Host, demo: Forged) -> None:

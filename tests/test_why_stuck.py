@@ -223,7 +223,7 @@ def test_the_first_reports_verdict_says_what_its_author_could_not_see(
     assert verdict.endswith("No deadlock.")
 
 
-def test_in_the_first_report_the_disk_is_acquitted(first_report: Answer) -> None:
+def test_in_the_first_report_the_disk_owes_nothing(first_report: Answer) -> None:
     assert "The disk da0 owes nothing: 396 bios are queued for it" in first_report.verdict
     assert not [cause for cause in first_report.causes if cause["kind"] == "device"]
 
@@ -527,7 +527,7 @@ def _named(truth: Dict[str, Any], wmesgs: Sequence[str]) -> Set[int]:
     return found
 
 
-def test_the_three_disks_that_never_answer_are_accused_and_no_other(
+def test_the_three_disks_that_never_answer_are_named_and_no_other(
     real: Tuple[Answer, Any],
 ) -> None:
     answer, truth = real

@@ -567,7 +567,7 @@ class Account(NamedTuple):
     driver_found: Optional[int]
     #: age of the oldest bio at the device, or of the oldest bio in flight
     oldest: Optional[float]
-    #: "acquitted" (nothing is with the device), "owes", "unclear", or, for a
+    #: "clear" (nothing is with the device), "owes", "unclear", or, for a
     #: provider that is no device, "waits"
     verdict: str
     reason: str
@@ -659,9 +659,9 @@ def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
         what = "nothing counts its bios"
     if not account.in_flight and not account.found:
         if counted:
-            return "acquitted", f"{what}" + ("" if not whole else ", and none is found")
+            return "clear", f"{what}" + ("" if not whole else ", and none is found")
         if whole:
-            return "acquitted", "no bio for it is in use"
+            return "clear", "no bio for it is in use"
         return "unclear", "nothing counts its bios and the g_bio zone could not be read"
     if whole and counted and not agree:
         what = f"{what}, {found}"
@@ -672,7 +672,7 @@ def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
     if not provider.is_device:
         return "waits", f"{_bios(account.queued)} queued, {account.at_device} below it"
     if not account.at_device:
-        return "acquitted", f"{_bios(account.queued)} queued for it, none is with the device"
+        return "clear", f"{_bios(account.queued)} queued for it, none is with the device"
     return "owes", what
 
 

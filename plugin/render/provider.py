@@ -162,15 +162,15 @@ def _verdicts(report: Report, books: Dict[int, Account]) -> None:
     for account in devices:
         if account.verdict == "unclear":
             report.text(f"{account.provider.name}: {account.reason}.")
-        elif account.verdict == "acquitted" and account.in_flight:
+        elif account.verdict == "clear" and account.in_flight:
             report.text(f"{account.provider.name} owes nothing: {account.reason}.")
     for account in books.values():
         if account.lost and not account.provider.is_device:
             name = f"{account.provider.class_name} {account.provider.name}"
             report.text(f"{count(account.lost, 'request')} lost at {name}: see bioq.")
-    clear = [a.provider.name for a in devices if a.verdict == "acquitted" and not a.in_flight]
+    clear = [a.provider.name for a in devices if a.verdict == "clear" and not a.in_flight]
     if clear:
-        report.text(f"Acquitted, nothing outstanding: {', '.join(sorted(clear))}.")
+        report.text(f"Nothing outstanding: {', '.join(sorted(clear))}.")
 
 
 def _owe(number: int) -> str:
@@ -244,6 +244,16 @@ def _table(report: Report, books: List[Account]) -> None:
     )
 
 
+def _in_words(account: Account) -> str:
+    name = account.provider.name
+    if account.verdict == "owes":
+        return f"{name} owes {count(account.at_device, 'request')}"
+    return {
+        "clear": f"{name} owes nothing",
+        "waits": f"{name} waits for what is below it",
+    }.get(account.verdict, f"What {name} owes is unclear")
+
+
 def _verdict(account: Account) -> str:
     text = account.verdict
     if account.provider.error:
@@ -301,7 +311,7 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         )
     report.text(
         f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
-        f"{account.at_device} at the device. Verdict: {account.verdict}; {account.reason}."
+        f"{account.at_device} at the device. {_in_words(account)}: {account.reason}."
     )
     for thread in workers(kernel, geom) if geom else []:
         report.text(f"Served by {thread.tid} {thread.label}, {doing(thread)}.")

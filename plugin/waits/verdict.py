@@ -109,9 +109,9 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
         ),
     ]
     found += _in_the_queue(analysis, nodes)
-    for account in accused(analysis.kernel):
-        innocent = account.verdict in ("acquitted", "waits")
-        word = "owes nothing" if innocent else "owes I/O"
+    for account in asked(analysis.kernel):
+        settled = account.verdict in ("clear", "waits")
+        word = "owes nothing" if settled else "owes I/O"
         found.append(f"The disk {account.provider.name} {word}: {account.reason}.")
     return found
 
@@ -136,7 +136,7 @@ def _in_the_queue(analysis: Analysis, nodes: Sequence[Node]) -> List[str]:
     return found
 
 
-def accused(kernel: Kernel) -> List[Account]:
+def asked(kernel: Kernel) -> List[Account]:
     """The devices that requests are under way to, with what their counters say."""
     return [
         account
