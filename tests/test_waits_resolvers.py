@@ -69,6 +69,47 @@ def test_a_reader_in_biord_waits_for_the_disk_that_has_its_bio(
     assert kinds == ["thread", "buf", "bio", "provider"]
 
 
+@pytest.mark.parametrize(
+    "osreldate, arch",
+    [(700014, "i386"), (1004000, "amd64"), (1201000, "amd64"), (1402000, "arm64")],
+)
+def test_a_reader_whose_buffer_is_part_of_a_cluster_waits_for_the_clusters_io(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    s = Storage(osreldate, arch)
+    first, second = s.thread("first"), s.thread("second")
+    bufs = [
+        s.m.bufs.buf(s.vnode, number, blkno=64 + number * 32, owner=owner)
+        for number, owner in enumerate((first, second))
+    ]
+    s.at_device(s.m.bufs.cluster(bufs))
+    for buf, reader in zip(bufs, (first, second)):
+        buf.waited_by(reader, "biord", seconds=110)
+    answer = explain(s.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["summary"] == "da0 (/data) has not returned 1 read"
+    assert (len(cause["tids"]), cause["certainty"]) == (2, "proven")
+    kinds = [answer.nodes[id]["kind"] for id in answer.chain_of(second.tid)["path"]]
+    assert kinds == ["thread", "buf", "buf", "bio", "provider"]
+
+
+def test_links_that_an_earlier_cluster_left_in_a_buffer_lead_nowhere(
+    storage: Storage, tmp_path: Path
+) -> None:
+    reader = storage.thread("reader")
+    buf, other = storage.buf(owner=reader), storage.buf()
+    cluster = storage.m.bufs.cluster([other])
+    storage.at_device(cluster)
+    # b_cluster still points at the pbuf, whose list begins with another buffer by now.
+    at = buf.obj.at("b_cluster") + storage.m.pointer_size
+    storage.m.write_pointer(at, cluster.obj.at("b_cluster"))
+    buf.waited_by(reader, "biord", seconds=110)
+    answer = explain(storage.m, tmp_path)
+    check_contract(answer)
+    assert (answer.causes, answer.data["residue"]) == ([], [reader.tid])
+    assert "no bio for it was found" in answer.text
+
+
 def test_a_buffer_that_is_done_with_a_sleeper_on_it_is_a_lost_wakeup(
     storage: Storage, tmp_path: Path
 ) -> None:

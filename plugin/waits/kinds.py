@@ -28,6 +28,9 @@ class NodeKind(Word):
     MEMORY = "memory"
     CHANNEL = "channel"
     CPU = "cpu"
+    TASK = "task"
+    REQUEST = "request"
+    SERVER = "server"
 
 
 class EdgeKind(Word):

@@ -381,6 +381,25 @@ class Bufs:
         )
         return made
 
+    def cluster(self, children: Sequence[Buf]) -> Buf:
+        """cluster_rbuild(), cluster_wbuild(): one pbuf whose I/O is that of all ``children``."""
+        m = self.machine
+        first = children[0].obj
+        made = self.pbuf(
+            "clpbuf" if m.osreldate >= 1300000 else "cluster_pbuf_freecnt",
+            size=sum(each.obj["b_bcount"] for each in children),
+            blkno=first["b_blkno"],
+            cmd=first["b_iocmd"],
+        )
+        made.obj.set(
+            b_iodone="cluster_callback",
+            b_iooffset=first["b_iooffset"],
+            b_vp=first["b_vp"],
+            b_bufobj=first["b_bufobj"],
+        )
+        m.tailq(made.obj.at("b_cluster"), "b_cluster", [each.obj for each in children])
+        return made
+
     def pool_waited_by(self, pool: str, thread: Thread, **how: Any) -> None:
         """A thread that waits for a pbuf: the wait channel says of which pool."""
         m = self.machine

@@ -16,6 +16,7 @@ from plugin.judge.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, Outstanding
 from plugin.judge.geom_workers import geom_threads, workers
 from plugin.kernel.bio import g_bioqs, try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
+from plugin.kernel.cluster import cluster_of
 from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import Provider
 from plugin.kernel.mount import mounts
@@ -55,9 +56,24 @@ def buf_node(builder: Builder, address: int) -> Node:
             Certainty.PROVEN,
             f"bio {request.bio.address:#x} has the buf in bio_caller2",
         )
-    if not requests:
+    if not requests and not _join_cluster(builder, node, address):
         node.end = _bufless(builder.kernel, buf, node)
     return node
+
+
+def _join_cluster(builder: Builder, node: Node, address: int) -> bool:
+    """A buffer read or written together with others: its I/O is that of the cluster's pbuf."""
+    cluster = cluster_of(builder.kernel, address)
+    if cluster is None:
+        return False
+    builder.join(
+        node,
+        buf_node(builder, cluster),
+        EdgeKind.CONTAINED_IN,
+        Certainty.PROVEN,
+        f"b_cluster: on the list of cluster {cluster:#x}, whose b_iodone is cluster_callback()",
+    )
+    return True
 
 
 def _buf_facts(kernel: Kernel, buf: Buf) -> List[str]:
