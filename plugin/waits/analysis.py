@@ -10,10 +10,9 @@ import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.catalogue import Catalogue
-from plugin.kernel.proc import Thread, thread_by_tid
-from plugin.kernel.stack import backtrace
+from plugin.kernel.proc import Thread
 from plugin.session import Kernel
-from plugin.waits.builder import Builder, Verdict
+from plugin.waits.builder import GraphBuilder, Verdict
 from plugin.waits.explain import builder as new_builder
 from plugin.waits.graph import CAUSES, CERTAINTIES, Cycle, Edge, End, Graph, Node, Solution, solve
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
@@ -99,7 +98,11 @@ def is_long(thread: Thread) -> bool:
 
 def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -> Analysis:
     """The whole answer.  ``everything``: chains of idle and benign sleepers too."""
-    builder = new_builder(kernel, catalogue)
+    return conclude(new_builder(kernel, catalogue), everything=everything)
+
+
+def conclude(builder: GraphBuilder, *, everything: bool = False) -> Analysis:
+    """The answer out of a builder's threads and graph."""
     graph = builder.build()
     solution = solve(graph)
     shown = (
@@ -110,7 +113,7 @@ def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -
     chains = _chains(graph, solution, wanted)
     causes, residue = _causes(builder, graph, solution, stuck)
     return Analysis(
-        kernel,
+        builder.kernel,
         graph,
         solution,
         builder.threads,
@@ -123,7 +126,7 @@ def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -
     )
 
 
-def _status(builder: Builder, thread: Thread) -> Status:
+def _status(builder: GraphBuilder, thread: Thread) -> Status:
     standing = builder.verdicts.get(thread.address)
     return standing.status if standing is not None else Status.RUNNING
 
@@ -207,7 +210,7 @@ def kind_of(graph: Graph, solution: Solution, cause: str) -> CauseKind:
 
 
 def _causes(
-    builder: Builder, graph: Graph, solution: Solution, stuck: List[Thread]
+    builder: GraphBuilder, graph: Graph, solution: Solution, stuck: List[Thread]
 ) -> Tuple[List[Cause], List[Group]]:
     """Every stuck thread once: behind a cause, or in the residue.
 
@@ -228,7 +231,7 @@ def _causes(
     for key, threads in behind.items():
         found.append(_cause(builder, graph, solution, key, threads))
     found.sort(key=lambda c: (-len(c.tids), CAUSES.index(c.kind), -(c.since or 0.0)))
-    first = [_with_stack(builder.kernel, cause) for cause in found[:_WITH_STACK]]
+    first = [_with_stack(builder, cause) for cause in found[:_WITH_STACK]]
     causes = [
         cause._replace(rank=rank) for rank, cause in enumerate(first + found[_WITH_STACK:], 1)
     ]
@@ -250,7 +253,7 @@ def _cause_key(graph: Graph, solution: Solution, id: str, kind: CauseKind) -> st
 
 
 def _cause(
-    builder: Builder, graph: Graph, solution: Solution, key: str, threads: List[Thread]
+    builder: GraphBuilder, graph: Graph, solution: Solution, key: str, threads: List[Thread]
 ) -> Cause:
     ways = [solution.routes[f"thread:{thread.tid}"] for thread in threads]
     cycle = solution.cycles.get(key)
@@ -263,25 +266,27 @@ def _cause(
     node = graph.nodes[key]
     end = node.end or End(CauseKind.UNKNOWN, f"{node.label}: nothing more is known")
     if node.kind == NodeKind.THREAD:
-        end = _holder_end(builder.kernel, graph, solution, node, end)
+        end = _holder_end(builder, graph, solution, node, end)
     return Cause(
         0, end.kind, node, tids, end.summary, end.evidence, end.since or since, surest, key, None
     )
 
 
-def _with_stack(kernel: Kernel, cause: Cause) -> Cause:
+def _with_stack(builder: GraphBuilder, cause: Cause) -> Cause:
     """The stack of a thread that others wait for says what it is at."""
-    thread = thread_by_tid(kernel, cause.node.tid) if cause.node.tid is not None else None
+    thread = builder.by_tid(cause.node.tid)
     if thread is None or cause.cycle is not None:
         return cause
-    stack = backtrace(kernel, thread)[:_FRAMES]
+    stack = builder.stack(thread)[:_FRAMES]
     if not stack:
         return cause
     said = f"{cause.evidence}; " if cause.evidence else ""
     return cause._replace(evidence=f"{said}stack {' <- '.join(stack)}")
 
 
-def _holder_end(kernel: Kernel, graph: Graph, solution: Solution, node: Node, end: End) -> End:
+def _holder_end(
+    builder: GraphBuilder, graph: Graph, solution: Solution, node: Node, end: End
+) -> End:
     """A thread others wait for: what it does, and what it holds meanwhile."""
     held = [
         graph.nodes[edge.source]
@@ -299,7 +304,7 @@ def _holder_end(kernel: Kernel, graph: Graph, solution: Solution, node: Node, en
         return end
     last = beyond[-1]
     found = last.end or End(CauseKind.UNKNOWN, last.label)
-    thread = thread_by_tid(kernel, node.tid) if node.tid is not None else None
+    thread = builder.by_tid(node.tid)
     inside = f' in "{thread.wmesg}"' if thread is not None and thread.wmesg else ""
     return End(
         found.kind,
@@ -370,16 +375,15 @@ def around(nodes: Sequence[Node]) -> str:
 
 
 def _groups(
-    builder: Builder, graph: Graph, solution: Solution, residue: List[Thread]
+    builder: GraphBuilder, graph: Graph, solution: Solution, residue: List[Thread]
 ) -> List[Group]:
     """The residue by message, channel and stack, the largest group first."""
     found: Dict[Tuple[Any, ...], List[Thread]] = {}
     for thread in residue:
         node = graph.nodes[solution.routes[f"thread:{thread.tid}"].cause]
-        stack = tuple(backtrace(builder.kernel, thread))
+        stack = tuple(builder.stack(thread))
         why = node.end.summary if node.end is not None else "nothing is known of it"
-        channel = builder.channel(thread)
-        where = "" if channel.is_pause or not channel.address else channel.name
+        where = builder.place(thread)
         found.setdefault((thread.wmesg or thread.state, where, why, stack), []).append(thread)
     groups = [
         Group(wmesg, where, why, stack, members)

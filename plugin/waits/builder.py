@@ -8,13 +8,14 @@ for a resolver may ask how another thread stands.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.catalogue import Catalogue, Row, SleepClass
 from plugin.judge.channel import Channel
 from plugin.judge.locks import LockWait, lock_waits, thread_sleeps
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep
+from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
 from plugin.waits.graph import Edge, Graph, Node
 from plugin.waits.kinds import Certainty, EdgeKind, NodeKind, Status
@@ -78,21 +79,34 @@ class Case:
 Explainer = Callable[["Builder", Thread], Verdict]
 
 
-class Builder:
-    """Explains threads; ``graph`` is what comes of it."""
+class GraphBuilder:
+    """Threads and the graph that explains them, wherever the threads were read."""
 
-    def __init__(self, kernel: Kernel, catalogue: Catalogue, explain: Explainer) -> None:
+    def __init__(self, kernel: Kernel, threads: List[Thread]) -> None:
         self.kernel = kernel
-        self.catalogue = catalogue
-        self._explain = explain
         self.graph = Graph()
-        self.threads: List[Thread] = threads(kernel)
+        self.threads = threads
         self.verdicts: Dict[int, Verdict] = {}
-        self.sleeps: Dict[int, Sleep] = thread_sleeps(kernel)
-        self.lock_waits: Dict[int, LockWait] = lock_waits(kernel)
-        self._channels: Dict[int, Channel] = {}
-        self._rows: Dict[Tuple[str, int], Tuple[Optional[Row], str]] = {}
         self._pending: List[Thread] = []
+        self._by_tid: Optional[Dict[int, Thread]] = None
+
+    def stack(self, thread: Thread) -> Sequence[str]:
+        """The functions on a thread's kernel stack, innermost first; [] where none is known."""
+        raise NotImplementedError
+
+    def place(self, thread: Thread) -> str:
+        """What the thread's channel is, in a word; "" where it tells nothing of its own."""
+        raise NotImplementedError
+
+    def explain(self, thread: Thread) -> Verdict:
+        """Add what a thread waits for to the graph, and say what the thread is taken for."""
+        raise NotImplementedError
+
+    def by_tid(self, tid: Optional[int]) -> Optional[Thread]:
+        """The thread of that tid, None if there is none."""
+        if self._by_tid is None:
+            self._by_tid = {thread.tid: thread for thread in self.threads}
+        return self._by_tid.get(tid) if tid is not None else None
 
     # Nodes and edges
 
@@ -118,10 +132,6 @@ class Builder:
             )
             self._pending.append(thread)
         return known
-
-    def thread_node_at(self, address: int) -> Optional[Node]:
-        found = thread_at(self.kernel, address) if address else None
-        return self.thread(found) if found is not None else None
 
     def join(
         self,
@@ -151,13 +161,6 @@ class Builder:
         constant = self.kernel.layouts.constant
         return bool(thread.p_flag & (constant("P_SYSTEM", 0x200) | constant("P_KPROC", 0x4)))
 
-    def waits_for_work(self, thread: Thread) -> bool:
-        """The thread sleeps where the catalogue says a service waits for work to come."""
-        if thread.state != "sleeping" or thread.address in self.lock_waits:
-            return False
-        row, _ = self.row(thread)
-        return row is not None and row.sleep_class is SleepClass.IDLE
-
     def verdict(self, thread: Thread) -> Verdict:
         """What a thread is taken for; explains it now if that has not been done."""
         known = self.verdicts.get(thread.address)
@@ -172,7 +175,7 @@ class Builder:
     def build(self) -> Graph:
         """Explain every thread that waits, and every thread that a chain leads to."""
         for thread in self.threads:
-            if thread.waits or thread.state == "suspended" or thread.address in self.lock_waits:
+            if thread.waits or thread.state == "suspended":
                 self.thread(thread)
         self.settle()
         return self.graph
@@ -183,7 +186,54 @@ class Builder:
             if thread.address not in self.verdicts:
                 # Set before it is worked out: a resolver may come back to this thread.
                 self.verdicts[thread.address] = Verdict(Status.STUCK, "being explained")
-                self.verdicts[thread.address] = self._explain(self, thread)
+                self.verdicts[thread.address] = self.explain(thread)
+
+    def served_by(self, node: Node, servers: List[Thread], evidence: str) -> None:
+        """Threads that the catalogue names as those who end the waits at ``node``."""
+        for server in servers:
+            self.join(node, self.thread(server), EdgeKind.SERVED_BY, Certainty.CATALOGUED, evidence)
+        if len(servers) > 1:
+            node.any = True
+
+
+class Builder(GraphBuilder):
+    """Explains the threads of a kernel's memory; ``graph`` is what comes of it."""
+
+    def __init__(self, kernel: Kernel, catalogue: Catalogue, explain: Explainer) -> None:
+        super().__init__(kernel, threads(kernel))
+        self.catalogue = catalogue
+        self._explain = explain
+        self.sleeps: Dict[int, Sleep] = thread_sleeps(kernel)
+        self.lock_waits: Dict[int, LockWait] = lock_waits(kernel)
+        self._channels: Dict[int, Channel] = {}
+        self._rows: Dict[Tuple[str, int], Tuple[Optional[Row], str]] = {}
+
+    def explain(self, thread: Thread) -> Verdict:
+        return self._explain(self, thread)
+
+    def stack(self, thread: Thread) -> Sequence[str]:
+        return backtrace(self.kernel, thread)
+
+    def place(self, thread: Thread) -> str:
+        channel = self.channel(thread)
+        return "" if channel.is_pause or not channel.address else channel.name
+
+    def build(self) -> Graph:
+        for thread in self.threads:
+            if thread.address in self.lock_waits:
+                self.thread(thread)
+        return super().build()
+
+    def thread_node_at(self, address: int) -> Optional[Node]:
+        found = thread_at(self.kernel, address) if address else None
+        return self.thread(found) if found is not None else None
+
+    def waits_for_work(self, thread: Thread) -> bool:
+        """The thread sleeps where the catalogue says a service waits for work to come."""
+        if thread.state != "sleeping" or thread.address in self.lock_waits:
+            return False
+        row, _ = self.row(thread)
+        return row is not None and row.sleep_class is SleepClass.IDLE
 
     def channel(self, thread: Thread) -> Channel:
         address = thread.wchan or 0
@@ -205,10 +255,3 @@ class Builder:
             )
             self._rows[key] = known
         return known
-
-    def served_by(self, node: Node, servers: List[Thread], evidence: str) -> None:
-        """Threads that the catalogue names as those who end the waits at ``node``."""
-        for server in servers:
-            self.join(node, self.thread(server), EdgeKind.SERVED_BY, Certainty.CATALOGUED, evidence)
-        if len(servers) > 1:
-            node.any = True
