@@ -16,6 +16,6 @@ def __lldb_init_module(debugger: Any, internal_dict: Dict[str, Any]) -> None:
     if problems:
         print("\n".join(problems))
         return
-    from plugin.targets.lldb import register
+    from plugin.hosts.lldb import register
 
     register(debugger, __name__)

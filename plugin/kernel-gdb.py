@@ -26,7 +26,7 @@ def _load(folder: str) -> None:
     if problems:
         print("\n".join(problems))
         return
-    from plugin.targets.gdb import register
+    from plugin.hosts.gdb import register
 
     register()
 

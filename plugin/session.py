@@ -23,11 +23,13 @@ from typing import (
     TypeVar,
 )
 
+from plugin.arch import architecture
 from plugin.caching import Lifetime
 from plugin.errors import MemoryFault, SymbolMissing
 from plugin.findings import Findings
 from plugin.structs import Layouts
-from plugin.targets import Symbol, Target
+from plugin.symbol import Symbol
+from plugin.targets import Target
 
 _UNSIGNED = {
     1: struct.Struct("<B"),
@@ -35,7 +37,6 @@ _UNSIGNED = {
     4: struct.Struct("<I"),
     8: struct.Struct("<Q"),
 }
-_POINTER_SIZE = {"amd64": 8, "arm64": 8, "riscv64": 8, "i386": 4}
 _T = TypeVar("_T")
 
 
@@ -97,8 +98,10 @@ class Kernel:
         #: called with what is being done, and how much of it, by work that may take long
         self.progress: Callable[[str, int, int], None] = lambda what, done, total: None
         self.arch = target.arch
-        self.pointer_size = _POINTER_SIZE[target.arch]
+        self.architecture = architecture(target.arch)
+        self.pointer_size = self.architecture.pointer_size
         self.page_size = facts.page_size
+        self._lowest = self.architecture.lowest
         self._symbols: Dict[str, Optional[Symbol]] = {}
         self._cache: Dict[Any, Any] = {}
         self._layout_cache: Dict[Any, Any] = {}
@@ -177,10 +180,7 @@ class Kernel:
 
     def is_kernel_address(self, address: int) -> bool:
         """True where ``address`` lies in the kernel's half of the address space."""
-        if self.pointer_size == 4:
-            # 4/4 GB i386 kernels (12.0 on) lie low; only page 0 is never mapped.
-            return address >= 0x1000
-        return address >= (1 << 63)
+        return address >= self._lowest
 
     # Symbols
 

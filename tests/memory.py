@@ -5,12 +5,12 @@ It stands in for the memory alone; layouts come from structs.yaml as always.
 
 from __future__ import annotations
 
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.opening import open_target
 from plugin.session import Kernel
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 
 
 class MemoryTarget:
@@ -18,6 +18,8 @@ class MemoryTarget:
 
     stable = True
     page_size = 4096
+    truncated = False
+    message_buffer = b""
     description = "memory laid out by a test"
 
     def __init__(self, arch: str = "amd64") -> None:
@@ -59,13 +61,7 @@ class MemoryTarget:
                 return symbol.name, address - symbol.address
         return None
 
-    def registers(self, tid: int) -> Optional[Mapping[str, int]]:
-        return None
-
-    def backtrace(self, tid: int) -> Optional[Sequence[Tuple[int, str]]]:
-        return None
-
-    def types(self) -> None:
+    def types(self, notes: List[str]) -> None:
         return None
 
     def interrupted(self) -> bool:

@@ -722,7 +722,8 @@ import importlib, pkgutil, sys
 sys.path[:0] = sys.argv[1:]
 import commands, plugin
 # Not the modules that only a debugger's own Python can import.
-hosted = {"plugin.targets.lldb", "plugin.targets.gdb", "plugin.kernel-gdb", "plugin.__main__"}
+hosted = {f"plugin.{room}.{name}" for room in ("targets", "hosts") for name in ("lldb", "gdb")}
+hosted |= {"plugin.kernel-gdb", "plugin.__main__"}
 for package in (plugin, commands):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if module.name not in hosted:

@@ -13,7 +13,7 @@ from hosts import shell, wchan
 
 from plugin.kernel.proc import threads
 from plugin.opening import open_core, open_target
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import open_memory
 from plugin.vmcore.elf import ElfFile

@@ -14,7 +14,7 @@ from plugin.structs.choose import choose_yaml
 from plugin.structs.ctf import Ctf
 from plugin.structs.selfcheck import Contradiction, check, options_of, zone_sizes
 from plugin.structs.yamlfile import StructsFile, read_kernel
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import open_memory
 from plugin.vmcore.elf import ElfFile
@@ -37,6 +37,9 @@ class Machine:
     """
 
     stable = True
+    page_size = 0
+    truncated = False
+    message_buffer = b""
     description = "a kernel made of its own witnesses"
 
     def __init__(
@@ -105,13 +108,7 @@ class Machine:
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         return None
 
-    def types(self) -> Optional[Ctf]:
-        return None
-
-    def registers(self, tid: int) -> None:
-        return None
-
-    def backtrace(self, tid: int) -> None:
+    def types(self, notes: List[str]) -> Optional[Ctf]:
         return None
 
     def interrupted(self) -> bool:
@@ -267,7 +264,7 @@ def test_debug_information_comes_before_structs_yaml(monkeypatch: pytest.MonkeyP
     """Layouts out of the kernel's own CTF, constants and decoders out of structs.yaml."""
     graph, _ = kernel_graph("15.0-amd64")
     machine = Machine("14.2-amd64")
-    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(graph), 8))
+    monkeypatch.setattr(machine, "types", lambda notes: Ctf.from_bytes(ctf(graph), 8))
     selection = choose_layouts(machine, 1402000)
     assert selection.layouts.name == "ctf"
     assert selection.layouts.sizeof("proc") == 1368
@@ -286,9 +283,9 @@ def test_the_debug_information_of_another_kernel_is_noticed(
     right, _ = kernel_graph("14.2-amd64")
     wrong, _ = kernel_graph("15.0-amd64")
     machine = Machine("14.2-amd64")
-    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(right), 8))
+    monkeypatch.setattr(machine, "types", lambda notes: Ctf.from_bytes(ctf(right), 8))
     assert choose_layouts(machine, 1402000).notes == []
-    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(wrong), 8))
+    monkeypatch.setattr(machine, "types", lambda notes: Ctf.from_bytes(ctf(wrong), 8))
     notes = choose_layouts(machine, 1402000).notes
     assert any("may be another kernel's: size of proc: 1368" in note for note in notes)
 
@@ -297,7 +294,7 @@ def test_damaged_debug_information_is_done_without(monkeypatch: pytest.MonkeyPat
     """Its type table cut short: structs.yaml is taken, and why is said."""
     graph, _ = kernel_graph("14.2-amd64")
     machine = Machine("14.2-amd64")
-    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(graph)[:-9000], 8))
+    monkeypatch.setattr(machine, "types", lambda notes: Ctf.from_bytes(ctf(graph)[:-9000], 8))
     selection = choose_layouts(machine, 1402000)
     assert selection.layouts.name == "yaml:14.2-amd64"
     assert "debug information is not used" in selection.notes[0]
@@ -308,7 +305,7 @@ def test_structs_of_ones_own_come_before_debug_information(
 ) -> None:
     graph, _ = kernel_graph("14.2-amd64")
     machine = Machine("14.2-amd64")
-    monkeypatch.setattr(machine, "types", lambda: Ctf.from_bytes(ctf(graph), 8))
+    monkeypatch.setattr(machine, "types", lambda notes: Ctf.from_bytes(ctf(graph), 8))
     mine = tmp_path / "mine.yaml"
     mine.write_text("struct: my_softc\nsize: 8\nmembers: |\n  0 4 sc_busy: int\n")
     layouts = choose_layouts(machine, 1402000, override=str(mine)).layouts

@@ -1,15 +1,37 @@
-"""What differs between the architectures: minidump headers and page tables."""
+"""All that differs between the architectures, one module each.
+
+A module of this folder with an ``ARCHITECTURE`` is one more that wchan knows:
+nothing else lists them.
+"""
 
 from __future__ import annotations
 
-from typing import Dict, Tuple, cast
+import importlib
+import pkgutil
+from typing import Dict, Iterator
 
-from plugin.arch import amd64, arm64, i386, riscv64
 from plugin.arch.common import Architecture
+from plugin.errors import WchanError
 
-_ALL = cast(Tuple[Architecture, ...], (amd64, i386, arm64, riscv64))
 
-#: the first bytes of a minidump to the module that reads it
-BY_MAGIC: Dict[bytes, Architecture] = {module.MAGIC: module for module in _ALL}
-#: uname's name of the architecture to the module
-BY_NAME: Dict[str, Architecture] = {module.NAME: module for module in _ALL}
+def _all() -> Iterator[Architecture]:
+    for module in pkgutil.iter_modules(__path__):
+        found = getattr(importlib.import_module(f"{__name__}.{module.name}"), "ARCHITECTURE", None)
+        if isinstance(found, Architecture):
+            yield found
+
+
+#: uname's name of the architecture to what is known of it
+BY_NAME: Dict[str, Architecture] = {each.name: each for each in _all()}
+#: the first bytes of a minidump to the architecture that made it
+BY_MAGIC: Dict[bytes, Architecture] = {each.minidumps.magic: each for each in BY_NAME.values()}
+#: e_machine to the architecture
+BY_MACHINE: Dict[int, Architecture] = {each.machine: each for each in BY_NAME.values()}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that name; WchanError where wchan does not know it."""
+    found = BY_NAME.get(name)
+    if found is None:
+        raise WchanError(f"wchan knows {', '.join(sorted(BY_NAME))}, not {name}")
+    return found

@@ -1,4 +1,4 @@
-"""FreeBSD/amd64 dumps.
+"""FreeBSD/amd64: dumps, saved registers, frames, what debuggers call it.
 
 Minidumps (sys/amd64/include/minidump.h, minidump_machdep.c): version 1
 (7.0 to 9.0) holds a PTE for each page of kernel memory; from version 2 (9.1)
@@ -17,11 +17,20 @@ import struct
 from itertools import islice
 from typing import Iterator, Optional
 
-from plugin.arch.common import MinidumpHeader, ReadPhysical
-from plugin.errors import DumpError, KernelMismatch
-from plugin.vmcore.elf import ElfFile
-from plugin.vmcore.physical import Physical
-from plugin.vmcore.space import (
+from plugin.arch import x86
+from plugin.arch.common import (
+    Architecture,
+    Debuggers,
+    KernelFile,
+    MinidumpHeader,
+    Minidumps,
+    PhysicalRanges,
+    ReadPhysical,
+    Stacks,
+    registers,
+    saved,
+)
+from plugin.arch.space import (
     NOTHING,
     DirectMap,
     Leaf,
@@ -31,10 +40,7 @@ from plugin.vmcore.space import (
     WalkedSpace,
     Words,
 )
-
-NAME = "amd64"
-MAGIC = b"minidump FreeBSD/amd64"
-VERSIONS = (1, 2, 3)
+from plugin.errors import DumpError, KernelMismatch
 
 KERNBASE = 0xFFFFFFFF80000000
 _PG_V = 0x001
@@ -91,7 +97,7 @@ class _PdeSpace(TableSpace):
         return self._leaf_of(self._entries[(va - self._kernbase) >> _PDRSHIFT])
 
 
-def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
     """The kernel's address space; each guess of where the kernel lies must prove itself.
 
     KernelMismatch where none does.
@@ -115,7 +121,7 @@ def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space
 
 
 def _shifts(
-    kernel: ElfFile, kernbase: int, physical: Physical, read: ReadPhysical
+    kernel: KernelFile, kernbase: int, physical: PhysicalRanges, read: ReadPhysical
 ) -> Iterator[int]:
     """What the kernel's virtual addresses may be above its physical ones, likeliest first."""
     yield kernbase
@@ -135,7 +141,7 @@ def _shifts(
             yield shift
 
 
-def _walked(kernel: ElfFile, shift: int, read: ReadPhysical) -> Optional[WalkedSpace]:
+def _walked(kernel: KernelFile, shift: int, read: ReadPhysical) -> Optional[WalkedSpace]:
     la57 = kernel.symbol("la57")
     five = la57 is not None and _value(read, la57.address - shift, 4)
     symbol = kernel.symbol("KPML5phys" if five else "KPML4phys")
@@ -150,3 +156,50 @@ def _walked(kernel: ElfFile, shift: int, read: ReadPhysical) -> Optional[WalkedS
 def _value(read: ReadPhysical, pa: int, size: int) -> Optional[int]:
     data = read(pa, size) if pa >= 0 else None
     return int.from_bytes(data, "little") if data is not None else None
+
+
+_PCB = "rbx rbp rsp r12 r13 r14 r15 rip"
+_REST = "rax rcx rdx rsi rdi r8 r9 r10 r11"
+
+ARCHITECTURE = Architecture(
+    name="amd64",
+    machine=62,
+    pointer_size=8,
+    page_size=4096,
+    lowest=1 << 63,
+    minidumps=Minidumps(b"minidump FreeBSD/amd64", (1, 2, 3), minidump_header, minidump_space),
+    full_space=full_space,
+    stacks=Stacks(
+        pcb=saved("pcb_", _PCB),
+        # tf_rip, tf_rflags and tf_rsp are what the processor pushes, from rings 0 and 3 alike
+        trapframe=(*saved("tf_", f"{_PCB} {_REST} cs ss"), *x86.flags("tf_rflags")),
+        pc=("rip",),
+        fp="rbp",
+        sp="rsp",
+        saved_fp=0,
+        saved_pc=1,
+        traps=x86.TRAPS,
+        trap_prefixes=x86.TRAP_PREFIXES,
+        # Above the return address that the call left: db_nextframe().
+        trapframe_at=lambda frame: frame.callee + 16 if frame.callee is not None else None,
+        from_user=x86.from_user,
+    ),
+    debuggers=Debuggers(
+        gdb_names=("i386:x86-64",),
+        lldb_names=("x86_64",),
+        triple="x86_64-unknown-freebsd",
+        feature="org.gnu.gdb.i386.core",
+        registers=(
+            *registers("rbx", 64, "int64"),
+            *registers("rbp rsp", 64, "data_ptr"),
+            *registers("r12 r13 r14 r15", 64, "int64"),
+            *registers("rip", 64, "code_ptr"),
+            *registers(_REST, 64, "int64"),
+            *registers("eflags cs ss ds es fs gs", 32, "int"),
+            *x86.X87,
+        ),
+        floating=x86.FLOATING,
+        roles={"pc": "rip", "sp": "rsp", "fp": "rbp", "flags": "eflags"},
+        machines=frozenset(("x86_64", "amd64")),
+    ),
+)

@@ -1,5 +1,6 @@
-"""FreeBSD/arm64 dumps: minidumps only, the architecture makes no full ones.
+"""FreeBSD/arm64: dumps, saved registers, frames, what debuggers call it.
 
+Minidumps only, the architecture makes no full ones:
 sys/arm64/include/minidump.h, minidump_machdep.c: an L3 entry for each page of
 kernel memory from kernbase on, larger blocks being written as such entries.
 Version 1 (11.0 on), version 2 with dump_avail (13.0), version 3 with flags for
@@ -10,16 +11,23 @@ The direct map may lie on either side of kernbase and is looked at first.
 from __future__ import annotations
 
 import struct
+from typing import Tuple
 
-from plugin.arch.common import MinidumpHeader, ReadPhysical
+from plugin.arch.common import (
+    Architecture,
+    Debuggers,
+    KernelFile,
+    MinidumpHeader,
+    Minidumps,
+    PhysicalRanges,
+    ReadPhysical,
+    Saved,
+    Stacks,
+    registers,
+    saved,
+)
+from plugin.arch.space import DirectMap, LinearSpace, Space, Words
 from plugin.errors import DumpError
-from plugin.vmcore.elf import ElfFile
-from plugin.vmcore.physical import Physical
-from plugin.vmcore.space import DirectMap, LinearSpace, Space, Words
-
-NAME = "arm64"
-MAGIC = b"minidump FreeBSD/arm64"
-VERSIONS = (1, 2, 3)
 
 _ATTR_DESCR_MASK = 3
 _L3_PAGE = 3
@@ -63,5 +71,65 @@ def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -
     )
 
 
-def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
     raise DumpError("this is a full dump of an arm64 machine; FreeBSD/arm64 makes minidumps only")
+
+
+def _x(first: int, last: int) -> Tuple[str, ...]:
+    return tuple(f"x{number}" for number in range(first, last + 1))
+
+
+ARCHITECTURE = Architecture(
+    name="arm64",
+    machine=183,
+    pointer_size=8,
+    page_size=4096,
+    lowest=1 << 63,
+    minidumps=Minidumps(b"minidump FreeBSD/arm64", (1, 2, 3), minidump_header, minidump_space),
+    full_space=full_space,
+    stacks=Stacks(
+        # pcb_x was x0 to x30 and pcb_pc beside it to 12.x, x0 to x29 and pcb_lr to 14.0
+        # (osreldate 1400083), and is x19 to x30 since (sys/arm64/include/pcb.h).
+        pcb=(
+            Saved("pcb_x", _x(19, 30)),
+            Saved("pcb_x", _x(0, 29)),
+            Saved("pcb_x", _x(0, 30)),
+            Saved("pcb_lr", ("x30",)),
+            *saved("pcb_", "sp pc"),
+        ),
+        trapframe=(
+            Saved("tf_x", _x(0, 29)),
+            Saved("tf_lr", ("x30",)),
+            Saved("tf_sp", ("sp",)),
+            Saved("tf_elr", ("pc",)),
+        ),
+        # without pcb_pc a thread goes on where it returns to
+        pc=("pc", "x30"),
+        fp="x29",
+        sp="sp",
+        saved_fp=0,
+        saved_pc=1,
+        traps=frozenset(("handle_serror", "handle_empty_exception")),
+        trap_prefixes=("handle_el1h_", "handle_el0_"),
+        # save_registers leaves the frame pointer at the end of the trap frame
+        # (sys/arm64/arm64/exception.S, db_trace.c).
+        trapframe_at=lambda frame: frame.fp - frame.trapframe_size,
+        from_user=lambda registers: False,
+    ),
+    debuggers=Debuggers(
+        gdb_names=("aarch64",),
+        lldb_names=("aarch64", "arm64"),
+        triple="aarch64-unknown-freebsd",
+        feature="org.gnu.gdb.aarch64.core",
+        registers=(
+            *registers(" ".join(_x(19, 30)), 64, "int64"),
+            *registers("sp", 64, "data_ptr"),
+            *registers("pc", 64, "code_ptr"),
+            *registers(" ".join(_x(0, 18)), 64, "int64"),
+            *registers("cpsr", 32, "int"),
+        ),
+        floating=frozenset(),
+        roles={"pc": "pc", "sp": "sp", "fp": "x29", "ra": "x30", "flags": "cpsr"},
+        machines=frozenset(("aarch64", "arm64")),
+    ),
+)

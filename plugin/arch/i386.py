@@ -1,4 +1,6 @@
-"""FreeBSD/i386 dumps, with 4-byte page-table entries or, under PAE, 8-byte ones.
+"""FreeBSD/i386: dumps, saved registers, frames, what debuggers call it.
+
+Dumps come with 4-byte page-table entries or, under PAE, 8-byte ones.
 
 Minidumps (sys/i386/include/minidump.h, minidump_machdep*.c) hold a PTE for each
 page of kernel memory from kernbase on: version 1 (7.0 on), version 2 (13.0) with
@@ -16,15 +18,22 @@ from __future__ import annotations
 import struct
 from typing import Iterator, Optional
 
-from plugin.arch.common import MinidumpHeader, ReadPhysical
+from plugin.arch import x86
+from plugin.arch.common import (
+    Architecture,
+    Debuggers,
+    Frame,
+    KernelFile,
+    MinidumpHeader,
+    Minidumps,
+    PhysicalRanges,
+    ReadPhysical,
+    Stacks,
+    registers,
+    saved,
+)
+from plugin.arch.space import DirectMap, LinearSpace, Space, TableSpace, WalkedSpace, Words
 from plugin.errors import DumpError, KernelMismatch
-from plugin.vmcore.elf import ElfFile
-from plugin.vmcore.physical import Physical
-from plugin.vmcore.space import DirectMap, LinearSpace, Space, TableSpace, WalkedSpace, Words
-
-NAME = "i386"
-MAGIC = b"minidump FreeBSD/i386"
-VERSIONS = (1, 2)
 
 KERNBASE = 0xC0000000
 _PG_V = 0x001
@@ -58,7 +67,7 @@ def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -
     )
 
 
-def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
     """The kernel's address space; each guess of where the kernel lies must prove itself.
 
     KernelMismatch where none does.
@@ -81,7 +90,7 @@ def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space
     )
 
 
-def _walked(kernel: ElfFile, shift: int, read: ReadPhysical) -> Iterator[TableSpace]:
+def _walked(kernel: KernelFile, shift: int, read: ReadPhysical) -> Iterator[TableSpace]:
     pointers = kernel.symbol("IdlePDPT")
     root = _value(read, pointers.address - shift) if pointers is not None else None
     if root:
@@ -110,3 +119,64 @@ class _PaeSpace(WalkedSpace):
 def _value(read: ReadPhysical, pa: int) -> Optional[int]:
     data = read(pa, 4) if pa >= 0 else None
     return int.from_bytes(data, "little") if data is not None else None
+
+
+def _trapframe_at(frame: Frame) -> Optional[int]:
+    """Above the arguments of the function called: the frame itself to 6.x, since then its address.
+
+    trap(frame) and lapic_handle_intr(vector, frame) were given the trap frame by
+    value until 2006; in db_nextframe() only the offsets tell.
+    """
+    if frame.callee is None:
+        return None
+    arguments = frame.callee + 8
+    for at in (arguments, arguments + 4):
+        if frame.pointer(at) == at + 4:
+            return at + 4
+    return arguments + (4 if frame.name.startswith(("Xapic_isr", "Xatpic_intr")) else 0)
+
+
+_PCB = "ebx ebp esp esi edi eip"
+
+ARCHITECTURE = Architecture(
+    name="i386",
+    machine=3,
+    pointer_size=4,
+    page_size=4096,
+    # 4/4 GB kernels (12.0 on) lie low; only page 0 is never mapped.
+    lowest=0x1000,
+    minidumps=Minidumps(b"minidump FreeBSD/i386", (1, 2), minidump_header, minidump_space),
+    full_space=full_space,
+    stacks=Stacks(
+        pcb=saved("pcb_", _PCB),
+        # tf_esp is there only where the trap came from ring 3; of one in the kernel the
+        # stack goes on where that member would be.
+        trapframe=(*saved("tf_", "ebx ebp esi edi eip eax ecx edx cs"), *x86.flags("tf_eflags")),
+        pc=("eip",),
+        fp="ebp",
+        sp="esp",
+        saved_fp=0,
+        saved_pc=1,
+        traps=x86.TRAPS,
+        trap_prefixes=x86.TRAP_PREFIXES,
+        trapframe_at=_trapframe_at,
+        from_user=x86.from_user,
+    ),
+    debuggers=Debuggers(
+        gdb_names=("i386",),
+        lldb_names=("i386", "i486", "i586", "i686"),
+        triple="i386-unknown-freebsd",
+        feature="org.gnu.gdb.i386.core",
+        registers=(
+            *registers("ebx", 32, "int"),
+            *registers("ebp esp", 32, "data_ptr"),
+            *registers("esi edi", 32, "int"),
+            *registers("eip", 32, "code_ptr"),
+            *registers("eax ecx edx eflags cs ss ds es fs gs", 32, "int"),
+            *x86.X87,
+        ),
+        floating=x86.FLOATING,
+        roles={"pc": "eip", "sp": "esp", "fp": "ebp", "flags": "eflags"},
+        machines=frozenset(("x86_64", "amd64", "i386", "i686")),
+    ),
+)

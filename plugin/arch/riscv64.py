@@ -1,4 +1,4 @@
-"""FreeBSD/riscv64 dumps: minidumps only, as on arm64.
+"""FreeBSD/riscv64: dumps (minidumps only), saved registers, frames, debuggers' names.
 
 Unverified: written after sys/riscv/include/minidump.h, minidump_machdep.c and
 lib/libkvm/kvm_minidump_riscv.c (12.1 to 15.0) and tried on dumps built by the
@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import struct
 
-from plugin.arch.common import MinidumpHeader, ReadPhysical
+from plugin.arch.common import (
+    Architecture,
+    Debuggers,
+    KernelFile,
+    MinidumpHeader,
+    Minidumps,
+    PhysicalRanges,
+    ReadPhysical,
+    Saved,
+    Stacks,
+    registers,
+    saved,
+)
+from plugin.arch.space import DirectMap, LinearSpace, Space, Words
 from plugin.errors import DumpError
-from plugin.vmcore.elf import ElfFile
-from plugin.vmcore.physical import Physical
-from plugin.vmcore.space import DirectMap, LinearSpace, Space, Words
-
-NAME = "riscv64"
-MAGIC = b"minidump FreeBSD/riscv"
-VERSIONS = (1, 2)
 
 _PTE_V = 0x01
 _PTE_RWX = 0x0E
@@ -55,7 +61,63 @@ def _page_of(entry: int) -> int:
     return (entry >> _PPN_SHIFT & _PPN) << 12
 
 
-def full_space(kernel: ElfFile, physical: Physical, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
     raise DumpError(
         "this is a full dump of a riscv64 machine; FreeBSD/riscv64 makes minidumps only"
     )
+
+
+#: s0 is the frame pointer, and "fp" in both debuggers
+_S = ("fp", *(f"s{number}" for number in range(1, 12)))
+_T = tuple(f"t{number}" for number in range(7))
+_A = tuple(f"a{number}" for number in range(8))
+
+ARCHITECTURE = Architecture(
+    name="riscv64",
+    machine=243,
+    pointer_size=8,
+    page_size=4096,
+    lowest=1 << 63,
+    minidumps=Minidumps(b"minidump FreeBSD/riscv", (1, 2), minidump_header, minidump_space),
+    full_space=full_space,
+    stacks=Stacks(
+        pcb=(*saved("pcb_", "ra sp gp tp"), Saved("pcb_s", _S)),
+        trapframe=(
+            *saved("tf_", "ra sp gp tp"),
+            Saved("tf_t", _T),
+            Saved("tf_s", _S),
+            Saved("tf_a", _A),
+            Saved("tf_sepc", ("pc",)),
+        ),
+        # a thread goes on where it returns to
+        pc=("pc", "ra"),
+        fp="fp",
+        sp="sp",
+        saved_fp=-2,
+        saved_pc=-1,
+        traps=frozenset(),
+        trap_prefixes=("cpu_exception_handler",),
+        # A frame pointer is the stack pointer at entry, which the handler passes on as
+        # the address of the trap frame (sys/riscv/riscv/exception.S, db_trace.c).
+        trapframe_at=lambda frame: frame.callee,
+        from_user=lambda registers: False,
+    ),
+    debuggers=Debuggers(
+        gdb_names=("riscv:rv64", "riscv"),
+        lldb_names=("riscv64",),
+        triple="riscv64-unknown-freebsd",
+        feature="org.gnu.gdb.riscv.cpu",
+        registers=(
+            *registers("ra", 64, "code_ptr"),
+            *registers("sp gp tp", 64, "data_ptr"),
+            *registers("fp", 64, "data_ptr"),
+            *registers(" ".join(_S[1:]), 64, "int"),
+            *registers("pc", 64, "code_ptr"),
+            *registers("zero", 64, "int"),
+            *registers(" ".join((*_T, *_A)), 64, "int"),
+        ),
+        floating=frozenset(),
+        roles={"pc": "pc", "sp": "sp", "fp": "fp", "ra": "ra"},
+        machines=frozenset(("riscv64",)),
+    ),
+)

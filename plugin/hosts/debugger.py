@@ -1,6 +1,6 @@
 """What the lldb and gdb entries share: setting up Python, and the session's Kernel.
 
-A debugger's back end (``plugin.targets.lldb``, ``plugin.targets.gdb``) gives a
+A debugger's back end (``plugin.hosts.lldb``, ``plugin.hosts.gdb``) gives a
 ``Debugger``; ``Session`` makes one Kernel out of it, keeps it while nothing moves,
 and reads the dump's file directly where the server the debugger is connected to
 says which file that is.
@@ -109,8 +109,10 @@ class Debugger(Protocol):
         """The reply of the remote stub to one packet, "" if there is none."""
         ...
 
-    def target(self, memory: Optional[KernelMemory]) -> Target:
+    def target(self, memory: Optional[KernelMemory], truncated: bool) -> Target:
         """The back end for what is debugged now, reading from ``memory`` if given.
+
+        ``truncated`` says that the dump is known to lack memory it announces.
 
         WchanError where no kernel is being debugged.
         """
@@ -166,8 +168,7 @@ class Session:
         info = self._server_info()
         notes: List[str] = []
         self._memory = self._bypass(info, notes)
-        target: Any = self._debugger.target(self._memory)
-        target.truncated = target.truncated or info.get("truncated") is True
+        target = self._debugger.target(self._memory, info.get("truncated") is True)
         force = info.get("force") is True or os.environ.get(FORCE_VARIABLE) == "yes"
         file = self._debugger.kernel_file()
         if file is not None and file == info.get("kernel"):

@@ -14,15 +14,6 @@ from plugin.hosts.rsp import Thread
 from plugin.kernel import proc, stack
 from plugin.session import Kernel
 
-# struct pcb member -> register (sys/<arch>/include/pcb.h; all versions).
-_PCB: Dict[str, Tuple[Tuple[str, str], ...]] = {
-    "amd64": tuple(
-        ("pcb_" + r, r) for r in ("rbx", "rbp", "rsp", "r12", "r13", "r14", "r15", "rip")
-    ),
-    "i386": tuple(("pcb_" + r, r) for r in ("ebx", "ebp", "esp", "esi", "edi", "eip")),
-    "arm64": (("pcb_sp", "sp"), ("pcb_lr", "x30"), ("pcb_pc", "pc")),
-}
-
 
 class KernelInferior:
     """What the remote-protocol server shows of one dump (rsp.Inferior)."""
@@ -123,18 +114,16 @@ def thread_registers(kernel: Kernel, thread: proc.Thread) -> Dict[str, int]:
     dumppcb for the thread that dumped (sys/kern/kern_shutdown.c), stoppcbs for
     one on a stopped CPU (sys/kern/subr_smp.c), else td_pcb.
     """
+    name = kernel.architecture.stacks.pc[0]
     for address in _pcbs(kernel, thread):
         try:
-            found = pcb_registers(kernel, address)
+            found = stack.saved_registers(kernel, "pcb", address)
         except (MemoryFault, LayoutError):
             continue
-        pc = found.get(_PC[kernel.arch], 0)
+        pc = found.get(name, 0)
         if pc and kernel.is_kernel_address(pc):
             return found
     return {}
-
-
-_PC = {"amd64": "rip", "i386": "eip", "arm64": "pc"}
 
 
 def _pcbs(kernel: Kernel, thread: proc.Thread) -> List[int]:
@@ -149,28 +138,3 @@ def _pcbs(kernel: Kernel, thread: proc.Thread) -> List[int]:
         pass
     found.append(thread.pcb)
     return [address for address in found if address]
-
-
-def pcb_registers(kernel: Kernel, address: int) -> Dict[str, int]:
-    """Every register that the struct pcb at ``address`` holds.
-
-    arm64 kept x0 on in pcb_x to osreldate 1400083 and x19 to lr since; where there
-    is no pcb_pc a thread goes on where its lr points (sys/arm64/include/pcb.h).
-    """
-    layouts = kernel.layouts
-    found: Dict[str, int] = {}
-    data = kernel.read(address, layouts.sizeof("pcb"))
-    size = kernel.pointer_size
-    for member, register in _PCB[kernel.arch]:
-        if layouts.has("pcb", member):
-            at = layouts.offsetof("pcb", member)
-            found[register] = int.from_bytes(data[at : at + size], "little")
-    if kernel.arch == "arm64":
-        whole = layouts.resolve("pcb", "pcb_x")
-        count = whole.size // size
-        for index in range(count):
-            at = whole.offset + index * size
-            number = index + (19 if count == 12 else 0)
-            found.setdefault(f"x{number}", int.from_bytes(data[at : at + size], "little"))
-        found.setdefault("pc", found["x30"])
-    return found

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence
 
+from plugin.arch import architecture
 from plugin.errors import EXIT_OK, UsageError, WchanError
 from plugin.hosts.debugger import ROOT
 from plugin.hosts.inferior import KernelInferior
@@ -26,14 +27,6 @@ from plugin.hosts.shell import Progress, core_options
 from plugin.opening import open_target
 from plugin.opening.find_kernel import open_dump
 from plugin.session import Kernel
-
-#: what a gdb built for one kind of machine can debug
-_DEBUGGED_HERE = {
-    "x86_64": ("amd64", "i386"),
-    "amd64": ("amd64", "i386"),
-    "aarch64": ("arm64",),
-    "arm64": ("arm64",),
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,9 +63,9 @@ def serve_main(argv: Sequence[str]) -> int:
     args = _parse(parser, argv)
     if args is None:
         return EXIT_OK
-    kernel, inferior = _open(args)
-    with _served(inferior, args.port) as server:
-        sys.stdout.write(_how_to_connect(server.address, kernel) + "\n")
+    opened = _open(args)
+    with _served(opened.inferior, args.port) as server:
+        sys.stdout.write(_how_to_connect(server.address, opened) + "\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt, _Left):
             server.serve_forever()
@@ -93,15 +86,15 @@ def _served(inferior: KernelInferior, port: Optional[int] = None) -> Iterator[Se
             server.close()
 
 
-def _how_to_connect(address: str, kernel: Kernel) -> str:
-    file = shlex.quote(_kernel_file(kernel))
+def _how_to_connect(address: str, opened: _Opened) -> str:
+    file = shlex.quote(opened.file)
     url = f"unix-connect://{address}" if address.startswith("/") else f"connect://{address}"
     plugin = ROOT / "plugin"
     lldb = (f'command script import "{plugin}"', f"process connect --plugin gdb-remote {url}")
     gdb = (f"target remote {address}", f"source {plugin / 'kernel-gdb.py'}")
     return "\n".join(
         (
-            f"serving {kernel.target.description} on {address}",
+            f"serving {opened.kernel.target.description} on {address}",
             " ".join(("  lldb", file, *(f"-o {shlex.quote(line)}" for line in lldb))),
             " ".join(
                 ("  gdb -iex 'set osabi none'", file, *(f"-ex {shlex.quote(c)}" for c in gdb))
@@ -118,7 +111,14 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Optional[arg
         return None
 
 
-def _open(args: argparse.Namespace) -> Tuple[Kernel, KernelInferior]:
+class _Opened(NamedTuple):
+    kernel: Kernel
+    inferior: KernelInferior
+    #: the kernel as a debugger can load it: a compressed one has been spooled
+    file: str
+
+
+def _open(args: argparse.Namespace) -> _Opened:
     progress = Progress(sys.stderr)
     target, notes = open_dump(
         args.vmcore,
@@ -128,22 +128,16 @@ def _open(args: argparse.Namespace) -> Tuple[Kernel, KernelInferior]:
     )
     progress.clear()
     kernel = open_target(target, structs=args.structs, force=args.force, notes=notes)
+    file = os.path.abspath(target.kernel.plain_path)
     session: Dict[str, object] = {
         "vmcore": os.path.abspath(target.memory.file_path),
-        "kernel": _kernel_file(kernel),
+        "kernel": file,
         "structs": os.path.abspath(args.structs) if args.structs else None,
         "force": bool(args.force),
         "truncated": target.truncated,
         "notes": notes,
     }
-    return kernel, KernelInferior(kernel, session)
-
-
-def _kernel_file(kernel: Kernel) -> str:
-    """The kernel as a debugger can load it: a compressed one has been spooled."""
-    target: Any = kernel.target
-    value: str = os.path.abspath(target.kernel.plain_path)
-    return value
+    return _Opened(kernel, KernelInferior(kernel, session), file)
 
 
 # Debuggers
@@ -170,12 +164,12 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List
     args = _parse(parser, words)
     if args is None:
         return EXIT_OK
-    kernel, inferior = _open(args)
-    program = args.debugger or find_debugger(name, kernel.arch)
+    opened = _open(args)
+    program = args.debugger or find_debugger(name, opened.kernel.arch)
     try:
-        with _served(inferior) as server:
+        with _served(opened.inferior) as server:
             server.start()
-            own = arguments(server.address, _kernel_file(kernel))
+            own = arguments(server.address, opened.file)
             return _run([program, *own, *rest])
     except _Left as left:
         return 128 + left.number
@@ -187,7 +181,7 @@ def find_debugger(name: str, arch: str) -> str:
     if os.access(own, os.X_OK):
         return own
     names = [name]
-    if name == "gdb" and arch not in _DEBUGGED_HERE.get(platform.machine(), ()):
+    if name == "gdb" and platform.machine() not in architecture(arch).debuggers.machines:
         # A distribution's gdb knows the machine it runs on alone.
         names.insert(0, "gdb-multiarch")
     plain = next(filter(None, map(shutil.which, names)), None)

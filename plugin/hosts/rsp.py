@@ -33,6 +33,8 @@ from typing import (
     Tuple,
 )
 
+from plugin.arch import architecture
+from plugin.arch.common import Debuggers, Register
 from plugin.errors import MemoryFault, WchanError
 
 #: The largest packet we take or send; lldb and gdb size their reads by it.
@@ -43,86 +45,6 @@ _THREADS_A_PACKET = 1000
 # lldb asks several times per frame: a short answer soon beats a complete one.
 _REGION_PAGES = 16
 _TID = re.compile(r"^(?:p[0-9a-f]+\.)?(-?[0-9a-f]+)$")
-
-
-class Register(NamedTuple):
-    """One register of a target description; the order is the protocol's numbering."""
-
-    name: str
-    bits: int
-    #: type in the target description's words
-    type: str
-
-
-class Description(NamedTuple):
-    """What a debugger must be told about one architecture."""
-
-    gdb_name: str
-    triple: str
-    pointer_size: int
-    feature: str
-    registers: Tuple[Register, ...]
-    #: registers with a role: {"pc": "rip", "sp": "rsp", "fp": "rbp"}
-    roles: Mapping[str, str]
-
-
-def _named(names: str, bits: int, kind: str) -> List[Register]:
-    return [Register(name, bits, kind) for name in names.split()]
-
-
-# Register 0 is one that every pcb holds: lldb concludes from a failed read of
-# register 0 that single registers cannot be read at all.
-_X87 = (
-    *_named(" ".join(f"st{i}" for i in range(8)), 80, "i387_ext"),
-    *_named("fctrl fstat ftag fiseg fioff foseg fooff fop", 32, "int"),
-)
-DESCRIPTIONS: Dict[str, Description] = {
-    "amd64": Description(
-        "i386:x86-64",
-        "x86_64-unknown-freebsd",
-        8,
-        "org.gnu.gdb.i386.core",
-        (
-            *_named("rbx", 64, "int64"),
-            *_named("rbp rsp", 64, "data_ptr"),
-            *_named("r12 r13 r14 r15", 64, "int64"),
-            *_named("rip", 64, "code_ptr"),
-            *_named("rax rcx rdx rsi rdi r8 r9 r10 r11", 64, "int64"),
-            *_named("eflags cs ss ds es fs gs", 32, "int"),
-            *_X87,
-        ),
-        {"pc": "rip", "sp": "rsp", "fp": "rbp", "flags": "eflags"},
-    ),
-    "i386": Description(
-        "i386",
-        "i386-unknown-freebsd",
-        4,
-        "org.gnu.gdb.i386.core",
-        (
-            *_named("ebx", 32, "int"),
-            *_named("ebp esp", 32, "data_ptr"),
-            *_named("esi edi", 32, "int"),
-            *_named("eip", 32, "code_ptr"),
-            *_named("eax ecx edx eflags cs ss ds es fs gs", 32, "int"),
-            *_X87,
-        ),
-        {"pc": "eip", "sp": "esp", "fp": "ebp", "flags": "eflags"},
-    ),
-    "arm64": Description(
-        "aarch64",
-        "aarch64-unknown-freebsd",
-        8,
-        "org.gnu.gdb.aarch64.core",
-        (
-            *_named(" ".join(f"x{i}" for i in range(19, 31)), 64, "int64"),
-            *_named("sp", 64, "data_ptr"),
-            *_named("pc", 64, "code_ptr"),
-            *_named(" ".join(f"x{i}" for i in range(19)), 64, "int64"),
-            *_named("cpsr", 32, "int"),
-        ),
-        {"pc": "pc", "sp": "sp", "fp": "x29", "ra": "x30", "flags": "cpsr"},
-    ),
-}
 
 
 class Thread(NamedTuple):
@@ -153,7 +75,7 @@ class Inferior(Protocol):
         ...
 
     def registers(self, tid: int) -> Mapping[str, int]:
-        """The registers known of a thread, by the names of DESCRIPTIONS."""
+        """The registers known of a thread, by the names of plugin.arch."""
         ...
 
     def read(self, address: int, size: int) -> bytes:
@@ -169,18 +91,18 @@ class Inferior(Protocol):
         ...
 
 
-def target_xml(description: Description) -> str:
+def target_xml(description: Debuggers) -> str:
     """The target description of one architecture, as gdb and lldb both read it."""
     roles = {register: role for role, register in description.roles.items()}
     lines = [
         '<?xml version="1.0"?>',
         '<!DOCTYPE target SYSTEM "gdb-target.dtd">',
         '<target version="1.0">',
-        f"<architecture>{description.gdb_name}</architecture>",
+        f"<architecture>{description.gdb_names[0]}</architecture>",
         f'<feature name="{description.feature}">',
     ]
     for number, register in enumerate(description.registers):
-        group = "float" if register in _X87 else "general"
+        group = "float" if register.name in description.floating else "general"
         generic = f' generic="{roles[register.name]}"' if register.name in roles else ""
         lines.append(
             f'<reg name="{register.name}" bitsize="{register.bits}" type="{register.type}" '
@@ -274,7 +196,8 @@ class Connection:
     def __init__(self, inferior: Inferior, log: Callable[[str], None]) -> None:
         self._inferior = inferior
         self._log = log
-        self._description = DESCRIPTIONS[inferior.arch]
+        self._arch = architecture(inferior.arch)
+        self._description = self._arch.debuggers
         self._order = "little"
         self._selected = inferior.stopped_tid
         self._bare_x = False
@@ -393,7 +316,7 @@ class Connection:
 
     def _machine(self) -> str:
         d = self._description
-        return f"triple:{_hex(d.triple)};ptrsize:{d.pointer_size};endian:{self._order};"
+        return f"triple:{_hex(d.triple)};ptrsize:{self._arch.pointer_size};endian:{self._order};"
 
     def _host_info(self, _: str) -> bytes:
         # Answers can take as long as the thread list of a huge machine.
@@ -536,9 +459,9 @@ class Connection:
         start = int(rest, 16) & ~(page - 1)
         present = inferior.present(start)
         end = start + page
-        if not present and self._description.pointer_size == 8 and start < 1 << 63:
+        if not present and self._arch.pointer_size == 8 and start < 1 << 63:
             end = 1 << 63
-        top = min(start + _REGION_PAGES * page, 1 << 8 * self._description.pointer_size)
+        top = min(start + _REGION_PAGES * page, 1 << 8 * self._arch.pointer_size)
         while end < top and inferior.present(end) == present:
             end += page
         reply = f"start:{start:x};size:{end - start:x};"
@@ -580,11 +503,7 @@ class Server:
         port: Optional[int] = None,
         log: Optional[Callable[[str], None]] = None,
     ) -> None:
-        if inferior.arch not in DESCRIPTIONS:
-            raise WchanError(
-                f"debuggers cannot be shown a {inferior.arch} dump yet; the commands of the "
-                "shell (wchan VMCORE COMMAND) read it"
-            )
+        architecture(inferior.arch)  # refused before there is a socket to remove
         self._inferior = inferior
         self._log = log or (lambda text: print(f"wchan serve: {text}", file=sys.stderr))
         self._lock = threading.Lock()

@@ -22,7 +22,7 @@ def message_buffer(kernel: Kernel) -> str:
     try:
         data = _ring(kernel)
     except WchanError as error:
-        data = getattr(kernel.target, "message_buffer", b"")
+        data = kernel.target.message_buffer
         if not data:
             raise
         kernel.warnings.add(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.arch import common as arch
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.linker import linker_file_of
@@ -19,60 +20,14 @@ from plugin.session import Kernel
 MAX_FRAMES = 128
 
 
-class _Arch(NamedTuple):
-    """Names in struct pcb and struct trapframe, and where a frame keeps its links."""
-
-    pc: Tuple[str, ...]
-    fp: Tuple[str, ...]
-    sp: Tuple[str, ...]
-    tf_pc: str
-    tf_fp: str
-    #: offset from fp of the caller's fp and of the return address, in pointers
-    saved_fp: int
-    saved_pc: int
-
-
-# pcb_x was x0..x30 on arm64 to 14.0 and is x19..lr since (sys/arm64/include/pcb.h);
-# the number after ":" is the array index.
-_ARCH = {
-    "amd64": _Arch(("pcb_rip",), ("pcb_rbp",), ("pcb_rsp",), "tf_rip", "tf_rbp", 0, 1),
-    "i386": _Arch(("pcb_eip",), ("pcb_ebp",), ("pcb_esp",), "tf_eip", "tf_ebp", 0, 1),
-    "arm64": _Arch(
-        ("pcb_lr", "pcb_pc", "pcb_x:-1"), ("pcb_x:fp",), ("pcb_sp",), "tf_elr", "tf_x:29", 0, 1
-    ),
-    "riscv64": _Arch(("pcb_ra",), ("pcb_s:0",), ("pcb_sp",), "tf_sepc", "tf_s:0", -2, -1),
-}
-
-#: Functions whose caller's state lies in a trap frame above theirs.
-_TRAP_NAMES = frozenset(
-    (
-        "calltrap",
-        "alltraps",
-        "nmi_calltrap",
-        "fast_syscall_common",
-        "Xtss",
-        "Xnmi",
-        "Xdblfault",
-        "Xpage",
-        "Xdbg",
-        "Xint0x80_syscall",
-        "fork_trampoline_trap",
-    )
-)
-_TRAP_PREFIXES = (
-    "Xtimerint",
-    "Xapic_isr",
-    "Xatpic_intr",
-    "Xcpu",
-    "Xipi",
-    "Xinvl",
-    "Xrendezvous",
-    "Xlazypmap",
-    "Xxen",
-    "Xerrorint",
-    "Xcmcint",
-)
+#: functions and labels that no function calls: a stack ends there
 _OUTERMOST = frozenset(("fork_trampoline", "btext", "begin", "mpentry", "init_secondary", "locore"))
+#: labels behind the kernel's text: what lies there is no code, and so no return address
+_NO_CODE = frozenset(("end", "_end", "edata", "_edata", "__bss_start", "etext"))
+#: how far above the stack pointer a frame is looked for where the innermost one is lost
+_LOOK_ABOVE = 4096
+#: what saved the registers of the thread that dumped (sys/kern/kern_shutdown.c)
+_SAVED_BY = frozenset(("dump_savectx", "savectx"))
 
 
 class Frame(NamedTuple):
@@ -102,9 +57,8 @@ def stoppcb_address(kernel: Kernel, cpu: int) -> Optional[int]:
 def registers(kernel: Kernel, thread: Thread) -> Dict[str, int]:
     """pc, fp and sp of a thread, from where the kernel saved them; {} if nowhere.
 
-    In order: the target's own registers; the trap frame of the thread that entered
-    the debugger; dumppcb for the thread that dumped; stoppcbs for a thread on a
-    stopped CPU; td_pcb.
+    In order: the trap frame of the thread that entered the debugger; dumppcb
+    for the thread that dumped; stoppcbs for a thread on a stopped CPU; td_pcb.
     """
     for source in (_from_kdb_frame, _from_dumppcb, _from_stoppcbs, _from_td_pcb):
         try:
@@ -120,7 +74,7 @@ def _from_kdb_frame(kernel: Kernel, thread: Thread) -> Dict[str, int]:
     if thread.state != "running" or kernel.global_value("kdb_thread", 0) != thread.address:
         return {}
     frame = kernel.global_value("kdb_frame", 0)
-    return _from_trapframe(kernel, frame) if frame else {}
+    return _roles(kernel, trapframe_registers(kernel, frame)) if frame else {}
 
 
 def _from_dumppcb(kernel: Kernel, thread: Thread) -> Dict[str, int]:
@@ -142,42 +96,50 @@ def _from_td_pcb(kernel: Kernel, thread: Thread) -> Dict[str, int]:
 
 def pcb_registers(kernel: Kernel, address: int) -> Dict[str, int]:
     """pc, fp and sp out of the struct pcb at ``address``."""
-    arch = _ARCH[kernel.arch]
-    return {
-        name: value
-        for name, value in (
-            ("pc", _saved(kernel, "pcb", address, arch.pc)),
-            ("fp", _saved(kernel, "pcb", address, arch.fp)),
-            ("sp", _saved(kernel, "pcb", address, arch.sp)),
-        )
-        if value is not None
-    }
+    return _roles(kernel, saved_registers(kernel, "pcb", address))
 
 
-def _saved(kernel: Kernel, struct: str, address: int, names: Tuple[str, ...]) -> Optional[int]:
-    for name in names:
-        member, _, index = name.partition(":")
-        if not kernel.layouts.has(struct, member):
+def trapframe_registers(kernel: Kernel, address: int) -> Dict[str, int]:
+    """Every register that the struct trapframe at ``address`` holds, by its machine's name."""
+    found = saved_registers(kernel, "trapframe", address)
+    # i386 pushes no stack pointer within the kernel: it is where its member would be
+    sp = kernel.architecture.stacks.sp
+    if sp not in found and kernel.layouts.has("trapframe", "tf_esp"):
+        found[sp] = address + kernel.layouts.offsetof("trapframe", "tf_esp")
+    return found
+
+
+def saved_registers(kernel: Kernel, struct: str, address: int) -> Dict[str, int]:
+    """The registers in the struct pcb or struct trapframe at ``address``, by machine name.
+
+    MemoryFault where it cannot be read, LayoutError where there is no such layout.
+    """
+    layouts = kernel.layouts
+    stacks = kernel.architecture.stacks
+    data = kernel.read(address, layouts.sizeof(struct))
+    found: Dict[str, int] = {}
+    for saved in stacks.pcb if struct == "pcb" else stacks.trapframe:
+        if not layouts.has(struct, saved.member):
             continue
-        found = kernel.layouts.resolve(struct, member)
-        at = address + found.offset
-        if index:
-            count = found.size // kernel.pointer_size
-            # arm64: of x19..x29,lr (12 entries) fp is the 11th, of x0.. it is x29.
-            slot = {"fp": 10 if count == 12 else 29, "-1": count - 1}.get(index)
-            slot = int(index) if slot is None else slot
-            if slot >= count:
-                continue
-            at += slot * kernel.pointer_size
-        return kernel.pointer(at)
-    return None
+        member = layouts.resolve(struct, saved.member)
+        names = saved.registers
+        # members of 4 bytes, such as flags, hold one register all the same
+        width = kernel.pointer_size if len(names) > 1 else min(member.size, kernel.pointer_size)
+        if width * len(names) != member.size:
+            continue
+        for number, name in enumerate(names):
+            at = member.offset + number * width
+            found.setdefault(name, int.from_bytes(data[at : at + width], "little"))
+    pc = stacks.pc[0]
+    if found and pc not in found:
+        found.update((pc, found[name]) for name in stacks.pc[1:] if name in found)
+    return found
 
 
-def _from_trapframe(kernel: Kernel, address: int) -> Dict[str, int]:
-    arch = _ARCH[kernel.arch]
-    pc = _saved(kernel, "trapframe", address, (arch.tf_pc,))
-    fp = _saved(kernel, "trapframe", address, (arch.tf_fp,))
-    return {"pc": pc or 0, "fp": fp or 0, "trapframe": address}
+def _roles(kernel: Kernel, found: Dict[str, int]) -> Dict[str, int]:
+    stacks = kernel.architecture.stacks
+    names = (("pc", stacks.pc[0]), ("fp", stacks.fp), ("sp", stacks.sp))
+    return {role: found[name] for role, name in names if name in found}
 
 
 def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
@@ -192,17 +154,22 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
 
     A frame pointer that decreases is no end: NMI and IST stacks lie anywhere.
     """
-    arch = _ARCH[kernel.arch]
+    stacks = kernel.architecture.stacks
     size = kernel.pointer_size
-    called = sp - 2 * size
+    above = max(2 + min(stacks.saved_fp, stacks.saved_pc), 0) * size
+    callee: Optional[int] = sp - above if sp else None
     seen = set()
     exact = True
     for _ in range(MAX_FRAMES):
-        # A return address may be the first byte of the next function where the
-        # call does not return, so look one byte before it.
         if not kernel.is_kernel_address(pc):
             return
+        # A return address may be the first byte of the next function where the
+        # call does not return, so look one byte before it.
         found = kernel.target.symbolize(pc if exact else pc - 1)
+        if found and found[0] in _NO_CODE:
+            if linker_file_of(kernel, pc) is None:
+                return
+            found = None
         # A module's functions have no symbol here, their frames link as all do.
         name, offset = found or (_in_module(kernel, pc), 0)
         yield Frame(pc, fp, name, offset if exact else offset + 1, sp)
@@ -210,23 +177,87 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
             return
         seen.add((fp, pc))
         try:
-            if is_trap(name):
-                # The trap frame lies where the called function was called from; fp is
-                # already the interrupted function's (db_nextframe, db_trace.c).
-                sp = called + 2 * size
-                state = _from_trapframe(kernel, sp)
-                pc, fp, exact = state["pc"], state["fp"], True
-                sp += kernel.layouts.sizeof("trapframe")
+            if stacks.is_trap(name):
+                trapped = _trapped(kernel, name, fp, callee)
+                if trapped is None:
+                    return
+                pc, fp, sp, callee, exact = *trapped, None, True
                 continue
+            if name in _SAVED_BY and exact:
+                fp = _unbroken(kernel, fp, sp)
             if not fp or fp % size:
                 return
-            called = fp
-            pc = kernel.pointer(fp + arch.saved_pc * size)
-            fp = kernel.pointer(fp + arch.saved_fp * size)
-            sp = called + 2 * size
+            callee = fp
+            pc = kernel.pointer(fp + stacks.saved_pc * size)
+            fp = kernel.pointer(fp + stacks.saved_fp * size)
+            sp = callee + above
             exact = False
         except (MemoryFault, LayoutError):
             return
+
+
+def _trapped(
+    kernel: Kernel, name: str, fp: int, callee: Optional[int]
+) -> Optional[Tuple[int, int, int]]:
+    """pc, fp and sp that the trap or interrupt ``name`` was entered with; None from userland.
+
+    MemoryFault and LayoutError where the trap frame cannot be read.
+    """
+    stacks = kernel.architecture.stacks
+    at = stacks.trapframe_at(
+        arch.Frame(fp, callee, kernel.layouts.sizeof("trapframe"), kernel.pointer, name)
+    )
+    if at is None:
+        return None
+    found = trapframe_registers(kernel, at)
+    if stacks.from_user(found):
+        return None
+    roles = _roles(kernel, found)
+    return roles.get("pc", 0), roles.get("fp", 0), roles.get("sp", 0)
+
+
+def _unbroken(kernel: Kernel, fp: int, sp: int) -> int:
+    """The frame to go on with from where the registers were saved for a dump.
+
+    dump_savectx() has returned since, and what the dump itself called lies where
+    its frame was; the frames of its callers are whole.  The first two linked
+    frame records at or above the stack pointer are theirs.
+    """
+    size = kernel.pointer_size
+    if _links_on(kernel, fp):
+        return fp
+    start = (sp or fp) & -size
+    for at in range(start, start + _LOOK_ABOVE, size):
+        if _links_on(kernel, at):
+            return at
+    return fp
+
+
+def _links_on(kernel: Kernel, fp: int) -> bool:
+    """True where a frame record at ``fp`` returns into code and leads up to one that does too."""
+    stacks = kernel.architecture.stacks
+    size = kernel.pointer_size
+    for _ in range(2):
+        try:
+            pc = kernel.pointer(fp + stacks.saved_pc * size)
+            above = kernel.pointer(fp + stacks.saved_fp * size)
+        except MemoryFault:
+            return False
+        if above % size or not fp < above < fp + (1 << 16) or not _is_code(kernel, pc - 1):
+            return False
+        fp = above
+    return True
+
+
+def _is_code(kernel: Kernel, pc: int) -> bool:
+    if not kernel.is_kernel_address(pc):
+        return False
+    found = kernel.target.symbolize(pc)
+    if found is None:
+        return linker_file_of(kernel, pc) is not None
+    return found[0] not in _NO_CODE and any(
+        symbol.kind == "function" for symbol in kernel.target.symbols(found[0])
+    )
 
 
 def _in_module(kernel: Kernel, pc: int) -> str:
@@ -235,19 +266,8 @@ def _in_module(kernel: Kernel, pc: int) -> str:
     return f"{module.filename}+{pc - module.base:#x}" if module else f"{pc:#x}"
 
 
-def is_trap(name: str) -> bool:
-    """True for a function whose caller's state lies in a trap frame."""
-    return name in _TRAP_NAMES or name.startswith(_TRAP_PREFIXES)
-
-
 def backtrace(kernel: Kernel, thread: Thread) -> List[str]:
-    """Function names of a thread's stack, innermost first.
-
-    The target's own unwinder where it has one, else frame pointers.
-    """
-    own = kernel.target.backtrace(thread.tid)
-    if own:
-        return [function for _, function in own]
+    """Function names of a thread's stack, innermost first."""
     return [frame.function for frame in frames(kernel, thread)]
 
 

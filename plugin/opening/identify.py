@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 from typing import Iterable, List, NamedTuple, Optional, Tuple
 
+from plugin.arch import BY_NAME, architecture
 from plugin.errors import KernelMismatch, MemoryFault
 from plugin.targets import Target
 
 _BANNER = re.compile(r"FreeBSD (\d+)\.(\d+)-([A-Z]+[-\w]*)(?: ([^\n]*))?")
-_PAGE_SIZE = {"amd64": 4096, "i386": 4096, "arm64": 4096, "riscv64": 4096}
-_POINTER = {"i386": 4}
 
 #: lock_classes[] points to these in every kernel from 7.0-CURRENT on
 #: (sys/kern/subr_lock.c, sys/kern/subr_witness.c before).
@@ -75,7 +74,7 @@ def message_buffer(target: Target) -> str:
     struct msgbuf began with msg_ptr, msg_magic, msg_size in every version
     (sys/sys/msgbuf.h), which is all that is used here.
     """
-    size = _POINTER.get(target.arch, 8)
+    size = architecture(target.arch).pointer_size
     try:
         address = _first(target, "msgbufp")
         header = int.from_bytes(target.read(address or 0, size), "little")
@@ -87,8 +86,7 @@ def message_buffer(target: Target) -> str:
         return target.read(start, min(length, 1 << 20)).decode("utf-8", "backslashreplace")
     except MemoryFault:
         # A minidump begins with a copy that takes no symbol to find.
-        copy: bytes = getattr(target, "message_buffer", b"")
-        return copy.decode("utf-8", "backslashreplace")
+        return target.message_buffer.decode("utf-8", "backslashreplace")
 
 
 def version_of_core(target: Target) -> str:
@@ -116,8 +114,7 @@ def identify(target: Target) -> Identity:
             notes.append(f"osreldate is not in the dump; {osreldate} inferred from {release}")
     if not ident:
         words = (banner.group(4) or "").split() if banner else []
-        machines = ("amd64", "i386", "arm64", "riscv64")
-        named = [w for w in words if w not in machines and not w.startswith(("#", "r", "releng"))]
+        named = [w for w in words if w not in BY_NAME and not w.startswith(("#", "r", "releng"))]
         ident = named[0] if named and not named[0].endswith(":") else "unknown"
     return Identity(
         release, osreldate, ident, version or f"FreeBSD {release}", _page_size(target), tuple(notes)
@@ -135,7 +132,7 @@ def osreldate_of(release: str) -> int:
 
 
 def _page_size(target: Target) -> int:
-    return getattr(target, "page_size", None) or _PAGE_SIZE[target.arch]
+    return target.page_size or architecture(target.arch).page_size
 
 
 def contradictions(target: Target) -> List[str]:
@@ -144,11 +141,11 @@ def contradictions(target: Target) -> List[str]:
     Data that holds addresses of symbols is the proof: lock_classes[] points to
     lock_class_*, and msgbufp to a buffer with its magic number.
     """
-    size = _POINTER.get(target.arch, 8)
+    size = architecture(target.arch).pointer_size
     found: List[str] = []
     confirmed = False
     # What a truncated dump lacks proves nothing.
-    truncated = bool(getattr(target, "truncated", False))
+    truncated = target.truncated
     table = target.symbols("lock_classes")
     classes = {s.address for name in _CLASSES for s in target.symbols(name)}
     if table and classes:

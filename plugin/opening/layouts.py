@@ -65,8 +65,7 @@ def choose_layouts(
     over = StructsFile(override) if override is not None else None
     if over is None or not over.own_kernels:
         try:
-            types = target.types()
-            unread += getattr(target, "type_notes", [])
+            types = target.types(unread)
             if types is not None:
                 chosen = _with_types(target, types, osreldate, over)
                 return chosen._replace(notes=unread + chosen.notes)

@@ -31,7 +31,7 @@ from typing import (
 from plugin.errors import MemoryFault, WchanError
 from plugin.structs import Layouts
 from plugin.structs.yamlfile import KernelData
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 
 #: UMA zones whose items are one struct each, in every version that has the zone.
 #: sys/kern/kern_proc.c (PROC, PGRP), vfs_subr.c (VNODE), geom/geom_io.c (g_bio),

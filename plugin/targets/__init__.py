@@ -3,40 +3,46 @@
 A back end is one module here: ``core`` (a dump and a kernel file, no
 debugger), ``lldb`` and ``gdb``.  Plain ints and bytes cross the port, never a
 debugger's own values, so that nothing else knows which debugger it runs in.
+The port is complete: nothing else of a target is used anywhere.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, List, Optional, Protocol, Sequence
+
+from plugin.symbol import Symbol
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
 
-
-class Symbol(NamedTuple):
-    """One entry of a kernel's symbol table; ``size`` is 0 where it has none."""
-
-    name: str
-    address: int
-    size: int
-    #: "object", "function", "absolute" or "other"
-    kind: str
-    #: STB_LOCAL, that is ``static`` in C
-    local: bool
+__all__ = ["Symbol", "Target"]
 
 
 class Target(Protocol):
     """What a back end gives.  Every address is a kernel virtual address."""
 
-    #: "amd64", "i386", "arm64" or "riscv64", as in uname -m / -p
+    #: as in uname -p; a module of ``plugin.arch`` knows it
     arch: str
+    #: bytes, 0 where the back end does not know: the architecture's then
+    page_size: int
     #: False for a kernel that runs: nothing read may be kept
     stable: bool
+    #: True where the dump lacks memory that it announces
+    truncated: bool
     #: what is looked at, for messages: the dump's path, "live kernel", ...
     description: str
 
-    def read(self, address: int, size: int) -> bytes:
-        """Exactly ``size`` bytes, or MemoryFault with the first bad address."""
+    @property
+    def read(self) -> Callable[[int, int], bytes]:
+        """``read(address, size)``: so many bytes, or MemoryFault with the first bad one.
+
+        May be an attribute: a dump's own ``read``, with no call of ours between.
+        """
+        ...
+
+    @property
+    def message_buffer(self) -> bytes:
+        """The copy of the kernel's message buffer that the dump itself carries, b"" if none."""
         ...
 
     def symbols(self, name: str) -> Sequence[Symbol]:
@@ -47,16 +53,11 @@ class Target(Protocol):
         """(name, offset) of the symbol that covers ``address``, or None."""
         ...
 
-    def registers(self, tid: int) -> Optional[Mapping[str, int]]:
-        """Registers the back end itself knows for a thread, None if it knows none."""
-        ...
+    def types(self, notes: List[str]) -> Optional[LayoutSource]:
+        """Layouts out of the back end's own debug information, or None.
 
-    def backtrace(self, tid: int) -> Optional[Sequence[tuple[int, str]]]:
-        """(pc, function) innermost first by the back end's own unwinder, or None."""
-        ...
-
-    def types(self) -> Optional[LayoutSource]:
-        """Layouts out of the back end's own debug information, or None."""
+        Debug information that could not be used is said in ``notes``, one line each.
+        """
         ...
 
     def interrupted(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, List, Optional, Sequence
 
 from plugin import interrupt
-from plugin.targets import Symbol
+from plugin.structs.debuginfo import open_debug
+from plugin.symbol import Symbol
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -26,12 +27,10 @@ class CoreTarget:
         self.description = memory.path
         self.truncated = memory.truncated
         self.read = memory.read
-        #: debug information that could not be used, one line each
-        self.type_notes: List[str] = []
 
     @property
     def message_buffer(self) -> bytes:
-        """The copy of the message buffer that the dump itself carries, b"" if none."""
+        """The copy that a minidump begins with, b"" of a full dump."""
         return self.memory.message_buffer
 
     def symbols(self, name: str) -> Sequence[Symbol]:
@@ -40,18 +39,9 @@ class CoreTarget:
     def symbolize(self, address: int) -> Optional[tuple[str, int]]:
         return self.kernel.symbolize(address)
 
-    def registers(self, tid: int) -> Optional[Mapping[str, int]]:
-        return None
-
-    def backtrace(self, tid: int) -> Optional[Sequence[tuple[int, str]]]:
-        return None
-
-    def types(self) -> Optional[LayoutSource]:
+    def types(self, notes: List[str]) -> Optional[LayoutSource]:
         """The DWARF or CTF of the kernel file or of its separate debug file."""
-        from plugin.structs.debuginfo import open_debug
-
-        self.type_notes = []
-        found = open_debug(self.kernel, self.type_notes)
+        found = open_debug(self.kernel, notes)
         return found.source if found else None
 
     def interrupted(self) -> bool:

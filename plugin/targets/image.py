@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from plugin.errors import WchanError
-from plugin.targets import Symbol
+from plugin.structs.debuginfo import open_debug
+from plugin.symbol import Symbol
 from plugin.vmcore.elf import ElfFile
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ class KernelImage:
 
         What could not be read is said in ``notes``.
         """
-        from plugin.structs.debuginfo import open_debug
-
         with suppress(WchanError):
             found = open_debug(self.elf, notes)
             return found.source if found is not None else None

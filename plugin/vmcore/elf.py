@@ -18,8 +18,9 @@ from bisect import bisect_right
 from contextlib import suppress
 from typing import Dict, FrozenSet, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
 
+from plugin.arch import BY_MACHINE
 from plugin.errors import DumpError
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.spool import PathLike, Progress, plain_file
 
@@ -32,18 +33,16 @@ SHN_UNDEF, SHN_ABS, SHN_XINDEX = 0, 0xFFF1, 0xFFFF
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_GNU_IFUNC = 0, 1, 2, 3, 4, 10
 NT_GNU_BUILD_ID = 3
 
-#: e_machine to the name of the architecture, as uname -p gives it
+#: e_machine to the name of the architecture, as uname -p gives it: of those that wchan does not
+#: know too, for its messages
 ARCHITECTURES = {
-    3: "i386",
     8: "mips",
     20: "powerpc",
     21: "powerpc64",
     40: "arm",
     43: "sparc64",
     50: "ia64",
-    62: "amd64",
-    183: "arm64",
-    243: "riscv64",
+    **{machine: each.name for machine, each in BY_MACHINE.items()},
 }
 
 _KINDS = {STT_OBJECT: "object", STT_FUNC: "function", STT_GNU_IFUNC: "function"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 from typing import Dict, Iterator, List, Optional, Tuple
 
+from plugin.arch.space import Space
 from plugin.errors import MemoryFault
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.physical import Physical
-from plugin.vmcore.space import Space
 
 #: bytes of pages kept in memory
 _CACHE = 64 << 20

@@ -10,11 +10,11 @@ import struct
 from typing import List, Optional, Tuple
 
 from plugin.arch import BY_MAGIC
+from plugin.arch.space import Words
 from plugin.errors import DumpError
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.memory import KernelMemory
 from plugin.vmcore.physical import BitmapMemory
-from plugin.vmcore.space import Words
 
 MAGIC = b"minidump FreeBSD/"
 _HEAD = 128
@@ -30,15 +30,16 @@ def open_minidump(file: DumpFile, path: str, file_path: str, truncated: bool) ->
     arch = BY_MAGIC.get(magic)
     if arch is None:
         name = magic[len(MAGIC) :].decode("ascii", "backslashreplace")
-        known = ", ".join(sorted(a.NAME for a in BY_MAGIC.values()))
+        known = ", ".join(sorted(a.name for a in BY_MAGIC.values()))
         raise DumpError(f"{path} is a minidump of a {name} machine; those of {known} can be read")
     version = int.from_bytes(head[24:28], "little")
-    if version not in arch.VERSIONS:
+    if version not in arch.minidumps.versions:
+        versions = arch.minidumps.versions
         raise DumpError(
-            f"{path} is an {arch.NAME} minidump of version {version}; "
-            f"versions {arch.VERSIONS[0]} to {arch.VERSIONS[-1]} can be read"
+            f"{path} is an {arch.name} minidump of version {version}; "
+            f"versions {versions[0]} to {versions[-1]} can be read"
         )
-    header = arch.minidump_header(head)
+    header = arch.minidumps.header(head)
     page = header.page_size
     if (header.kernbase | header.dmapbase | header.dmapphys) & (page - 1):
         raise DumpError(f"{path}: damaged minidump header: its addresses begin no page")
@@ -83,11 +84,11 @@ def open_minidump(file: DumpFile, path: str, file_path: str, truncated: bool) ->
         file,
         path=path,
         file_path=file_path,
-        arch=arch.NAME,
+        arch=arch.name,
         format=f"minidump v{version}",
         page_size=page,
         physical=physical,
-        space=arch.minidump_space(header, entries, read_physical),
+        space=arch.minidumps.space(header, entries, read_physical),
         truncated=truncated or physical.present < physical.pages * page,
         msgbuf=msgbuf,
     )

@@ -56,7 +56,7 @@ def in_gdb(limit: int) -> None:
     import gdb
 
     from plugin.hosts.debugger import Session
-    from plugin.targets.gdb import GdbDebugger
+    from plugin.hosts.gdb import GdbDebugger
 
     kernel = Session(GdbDebugger()).kernel()
     found = {"ours": of_kernel(kernel)}
@@ -85,7 +85,7 @@ def in_lldb(debugger: Any, limit: int) -> None:
     import lldb
 
     from plugin.hosts.debugger import Session
-    from plugin.targets.lldb import LldbDebugger
+    from plugin.hosts.lldb import LldbDebugger
 
     kernel = Session(LldbDebugger(debugger)).kernel()
     found = {"ours": of_kernel(kernel)}

@@ -28,7 +28,7 @@ from typing import (
 
 from plugin.errors import LayoutError, UsageError
 from plugin.structs import Layouts, Member
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 from tests.forge import elf
 from tests.forge.memory import PAGE_SIZE, Arena, Space, address_map
 

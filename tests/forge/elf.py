@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, List, NamedTuple, Sequence, Tuple
 
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 
 _MACHINE = {"i386": 3, "amd64": 62, "arm64": 183}
 _TYPES = {"object": 1, "function": 2, "absolute": 0, "other": 0}

@@ -282,7 +282,7 @@ class Machine(Builder):
 
     def alias(self, name: str, address: int, size: int, *, static: bool = False) -> None:
         """A further name for memory that is there already."""
-        from plugin.targets import Symbol
+        from plugin.symbol import Symbol
 
         self._name(Symbol(name, address, size, "object", static))
 

@@ -14,7 +14,7 @@ from plugin.structs.layout import Layout, LayoutSource, Member
 from plugin.structs.making.corpus import Corpus, Source
 from plugin.structs.selfcheck import options_of
 from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
-from plugin.targets import Symbol
+from plugin.symbol import Symbol
 from plugin.vmcore.elf import ElfFile
 
 _QUALIFIER = re.compile(r"\b(const|volatile|restrict|_Atomic)\b ?")
