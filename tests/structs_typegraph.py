@@ -431,8 +431,20 @@ _KINDS = {
 }  # fmt: skip
 
 
-def ctf(graph: Graph, version: int = 3, compressed: bool = False) -> bytes:
-    """The .SUNW_ctf section: header, types, strings."""
+def ctf(
+    graph: Graph, version: int = 3, compressed: bool = False, child_from: int = 0, until: int = 0
+) -> bytes:
+    """The .SUNW_ctf section: header, types, strings.
+
+    A type of kind "hole" is a number that ctfmerge has given to none.  ``until`` ends
+    it before that type; with ``child_from`` it is a module's, which begins with that
+    type and refers to the kernel's for those before.
+    """
+    own_bit = 0x8000 if version == 2 else 0x80000000
+
+    def ref(number: int) -> int:
+        return own_bit | (number - child_from + 1) if 0 < child_from <= number else number
+
     large, shift, root = (0xFFFF, 11, 0x400) if version == 2 else (0xFFFFFFFF, 26, 1 << 25)
     word = "<H" if version == 2 else "<I"
     strings = b"\0"
@@ -460,24 +472,25 @@ def ctf(graph: Graph, version: int = 3, compressed: bool = False) -> bytes:
             fields[number].append(field)
 
     body = b""
-    for number, type_ in enumerate([*graph.types, *extra]):
-        if number == 0:
+    whole = [*graph.types, *extra]
+    for number, type_ in enumerate(whole[: until or len(whole)]):
+        if number < max(child_from, 1):
             continue
-        kind = _KINDS[type_.kind]
+        kind = _KINDS.get(type_.kind, 0)
         vlen, value, data = 0, type_.size, b""
         sized = type_.kind in ("base", "struct", "union", "enum")
         if type_.kind == "base":
             data = struct.pack("<I", type_.bits or 8 * type_.size)
         elif type_.kind in ("pointer", "typedef", "volatile", "const"):
-            value = type_.target
+            value = ref(type_.target)
         elif type_.kind == "array":
             data = struct.pack(
-                "<HHI" if version == 2 else "<III", type_.target, 0, type_.elements or 0
+                "<HHI" if version == 2 else "<III", ref(type_.target), 0, type_.elements or 0
             )
             value = 0
         elif type_.kind == "function":
-            params = [max(parameter, 0) for parameter in type_.params]
-            vlen, value = len(params), type_.target
+            params = [ref(max(parameter, 0)) for parameter in type_.params]
+            vlen, value = len(params), ref(type_.target)
             if version == 2 and vlen & 1:
                 params.append(0)
             data = b"".join(struct.pack(word, parameter) for parameter in params)
@@ -489,20 +502,25 @@ def ctf(graph: Graph, version: int = 3, compressed: bool = False) -> bytes:
             for field in fields[number]:
                 if type_.size < threshold:
                     form = "<IHH" if version == 2 else "<III"
-                    data += struct.pack(form, text(field.name), field.type, field.bit)
+                    data += struct.pack(form, text(field.name), ref(field.type), field.bit)
                 else:
                     form = "<IHxxII" if version == 2 else "<IIII"
                     data += struct.pack(
-                        form, text(field.name), field.type, field.bit >> 32, field.bit & 0xFFFFFFFF
+                        form,
+                        text(field.name),
+                        ref(field.type),
+                        field.bit >> 32,
+                        field.bit & 0xFFFFFFFF,
                     )
-        info = kind << shift | root | vlen
+        info = kind << shift | root | vlen if type_.kind != "hole" else 0
         long = sized and value >= large
         body += struct.pack("<I", text(type_.name)) + struct.pack(word, info)
         body += struct.pack(word, large if long else value)
         body += struct.pack("<II", value >> 32, value & 0xFFFFFFFF) if long else b""
         body += data
+    parent = text("kernel") if child_from else 0
     header = struct.pack(
-        "<HBB8I", 0xCFF1, version, compressed, 0, 0, 0, 0, 0, 0, len(body), len(strings)
+        "<HBB8I", 0xCFF1, version, compressed, parent, parent, 0, 0, 0, 0, len(body), len(strings)
     )
     content = body + strings
     return header + (zlib.compress(content) if compressed else content)

@@ -14,7 +14,7 @@ from plugin.structs.ctf import Ctf
 from plugin.structs.layout import Layout
 from plugin.structs.yamlfile import StructsFile, Typedefs, read_kernel
 from plugin.vmcore.elf import ElfFile
-from tests.structs_typegraph import Graph, ctf, elf
+from tests.structs_typegraph import Graph, GraphField, GraphType, ctf, elf
 
 _FILE = StructsFile()
 
@@ -93,14 +93,75 @@ def test_a_large_struct_keeps_its_far_members() -> None:
     layout = Layout("far", 1 << 20, {})
     graph = Graph(8, {})
     graph.add_layouts([layout])
-    from tests.structs_typegraph import GraphField
-
     graph.types[1].fields = [GraphField("last", graph.parse("int"), 8 * ((1 << 20) - 4), 0)]
     for version in (2, 3):
         found = Ctf.from_bytes(ctf(graph, version), 8).struct("far")
         assert found is not None
         assert found.size == 1 << 20
         assert found.members["last"].offset == (1 << 20) - 4
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_number_that_ctfmerge_left_unused_is_passed_over(version: int) -> None:
+    """A real 14.2 kernel has 141 types of kind 0, which say nothing and take no room."""
+    graph = Graph(8, {})
+    graph.add(GraphType("hole"))
+    graph.add_layouts([Layout("first", 8, {})])
+    graph.add(GraphType("hole"))
+    graph.add_layouts([Layout("second", 4, {})])
+    graph.types[graph.parse("struct second")].fields = [GraphField("x", graph.parse("int"), 0, 0)]
+    graph.add(GraphType("hole"))
+    source = Ctf.from_bytes(ctf(graph, version), 8)
+    assert source.names() == ["first", "second"]
+    found = source.struct("second")
+    assert found is not None
+    assert [(m.name, m.offset, m.type) for m in found] == [("x", 0, "int")]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_modules_types_refer_to_the_kernels(version: int) -> None:
+    """With "kernel" as its parent, a module's CTF holds what only the module declares."""
+    graph = Graph(8, {})
+    graph.add_layouts([Layout("mtx", 32, {})])
+    graph.types[graph.parse("struct mtx")].fields = [
+        GraphField("mtx_lock", graph.parse("int"), 64, 0)
+    ]
+    own = len(graph.types)
+    graph.add_layouts([Layout("zilog", 48, {})])
+    zilog = graph.parse("struct zilog")
+    graph.types[zilog].fields = [
+        GraphField("zl_lock", graph.parse("struct mtx"), 0, 0),
+        GraphField("zl_next", graph.parse("struct zilog *"), 256, 0),
+        GraphField("zl_held", graph.parse("struct mtx *"), 320, 0),
+    ]
+    kernel = Ctf.from_bytes(ctf(graph, version, until=own), 8)
+    module = Ctf.from_bytes(ctf(graph, version, child_from=own), 8, parent=kernel)
+    assert kernel.names() == ["mtx"]
+    assert module.names() == ["zilog"]
+    found = module.struct("zilog")
+    assert found is not None
+    assert [(m.name, m.offset, m.size, m.type) for m in found] == [
+        ("zl_lock", 0, 32, "struct mtx"),
+        ("zl_next", 32, 8, "struct zilog *"),
+        ("zl_held", 40, 8, "struct mtx *"),
+    ]
+    assert module.struct("mtx") is None
+
+
+def test_the_ctf_of_a_real_kernel_and_of_its_modules_is_read(shared: Path, tmp_path: Path) -> None:
+    """Sizes as the kernel's own headers give them; nothing was written by us."""
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is needed for the real dumps")
+    folder = shared / "real2" / "14.2-amd64-zfs-ko-hang"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    for name, struct, size in (("kernel", "thread", 1776), ("zfs.ko", "zio", 1216)):
+        packed = zstandard.ZstdDecompressor().stream_reader((folder / f"{name}.zst").open("rb"))
+        (tmp_path / name).write_bytes(packed.read())
+        with ElfFile(tmp_path / name) as opened:
+            source = Ctf(opened)
+            found = source.struct(struct)
+            assert found is not None and found.size == size
+            assert len(source.names()) > 500
 
 
 @pytest.mark.parametrize(
@@ -131,6 +192,7 @@ def _small() -> bytes:
 
 
 _SMALL = _small()
+_PARENT = Ctf.from_bytes(_SMALL, 8)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -146,10 +208,11 @@ def test_damaged_ctf_is_one_line(edits: list[tuple[int, int]], cut: int) -> None
     for at, value in edits:
         data[at] = value
     for damaged in (bytes(data), _SMALL[:cut]):
-        try:
-            source = Ctf.from_bytes(damaged, 8)
-            for name in ("bio", "g_bioq", "mtx"):
-                source.struct(name)
-        except WchanError as error:
-            assert "\n" not in str(error)
-            assert str(error)
+        for parent in (None, _PARENT):
+            try:
+                source = Ctf.from_bytes(damaged, 8, parent=parent)
+                for name in ("bio", "g_bioq", "mtx", *source.names()[:50]):
+                    source.struct(name)
+            except WchanError as error:
+                assert "\n" not in str(error)
+                assert str(error)

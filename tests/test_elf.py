@@ -288,8 +288,30 @@ def test_a_symbol_without_a_size_ends_with_its_section(tmp_path: Path) -> None:
     """Else the last one would name every function of every module loaded above the kernel."""
     path = tmp_path / "kernel"
     text = Sec(".text", flags=6, addr=0x1000, data=bytes(0x100))
-    path.write_bytes(elf(symbols=[Sym("last_function", 0x10F0, 0, FUNC)], sections=[text]))
+    path.write_bytes(
+        elf(symbols=[Sym("last_function", 0x10F0, 0, FUNC, section=2)], sections=[text])
+    )
     kernel = ElfFile(path)
     assert kernel.symbolize(0x10FF) == ("last_function", 15)
     assert kernel.symbolize(0x1100) is None
     assert kernel.symbolize(0x1000000) is None
+
+
+def test_a_symbol_at_the_end_of_its_section_names_nothing(tmp_path: Path) -> None:
+    """``_end`` stands where .bss ends, and in a real kernel at the end of the last section."""
+    path = tmp_path / "kernel"
+    path.write_bytes(
+        elf(
+            symbols=[
+                Sym("last_variable", 0x4FF0, 8),
+                Sym("tail", 0x4FFC, 0, NOTYPE),
+                Sym("_end", 0x5000, 0, NOTYPE),
+            ]
+        )
+    )
+    kernel = ElfFile(path)
+    assert kernel.symbolize(0x4FF4) == ("last_variable", 4)
+    assert kernel.symbolize(0x4FFF) == ("tail", 3)
+    for beyond in (0x5000, 0x5001, 0x1000000):
+        assert kernel.symbolize(beyond) is None
+    assert [s.address for s in kernel.symbols("_end")] == [0x5000]

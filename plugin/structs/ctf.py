@@ -1,8 +1,10 @@
 """Layouts out of CTF, the compact type information FreeBSD's kernels carry in .SUNW_ctf.
 
 Versions 2 (to 13.x) and 3 (from 14.0), compressed or not, as sys/sys/ctf.h and
-ctf(5) describe them and ctfconvert and ctfmerge write them.  A kernel with CTF
-needs neither debug files nor structs.yaml for its layouts.
+ctf(5) describe them and ctfconvert and ctfmerge write them: with types of kind 0
+where ctfmerge left a number unused, and with a parent where a module's types were
+made unique against the kernel's.  A kernel with CTF needs neither debug files nor
+structs.yaml for its layouts.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ _HEADER = struct.Struct("<HBB8I")
 _MAX_BYTES = 256 << 20
 
 # CTF_K_*
+_UNKNOWN = 0
 _INTEGER, _FLOAT, _POINTER, _ARRAY, _FUNCTION, _STRUCT, _UNION, _ENUM = range(1, 9)
 _FORWARD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(9, 14)
+_SIZED = frozenset((_STRUCT, _UNION, _ENUM, _INTEGER, _FLOAT, _ARRAY))
 _QUALIFIERS = {_VOLATILE: "volatile", _CONST: "const", _RESTRICT: "restrict"}
 
 
@@ -48,18 +52,20 @@ class _Form(NamedTuple):
     argument: struct.Struct
     #: a function's arguments come in pairs
     pairs: bool
+    #: set in the number of a type that is a child's own (CTF_INDEX_TO_TYPE)
+    child: int
 
 
 _FORMS = {
     2: _Form(
         struct.Struct("<IHH"), 0xFFFF, 11, 0x0400, 0x03FF,
         struct.Struct("<HHI"), struct.Struct("<IHH"), struct.Struct("<IHxxII"), 1 << 13,
-        struct.Struct("<H"), True,
+        struct.Struct("<H"), True, 0x8000,
     ),
     3: _Form(
         struct.Struct("<III"), 0xFFFFFFFF, 26, 0x02000000, 0x00FFFFFF,
         struct.Struct("<III"), struct.Struct("<III"), struct.Struct("<IIII"), 1 << 29,
-        struct.Struct("<I"), False,
+        struct.Struct("<I"), False, 0x80000000,
     ),
 }  # fmt: skip
 
@@ -78,39 +84,45 @@ class _Type(NamedTuple):
 class Ctf:
     """A LayoutSource over the CTF section of an ELF file.
 
-    ``name`` is "ctf".  LayoutError, in one line, for what cannot be understood.
+    ``name`` is "ctf".  ``parent`` is the kernel's CTF, for a module whose types refer
+    to it.  LayoutError, in one line, for what cannot be understood.
     """
 
     name = "ctf"
 
-    def __init__(self, elf: ElfFile) -> None:
+    def __init__(self, elf: ElfFile, parent: Optional[Ctf] = None) -> None:
         raw = elf.section(SECTION)
         if not raw:
             raise LayoutError(f"{elf.path} has no CTF (no {SECTION} section)")
-        self._open(elf.path, raw, elf.bits // 8)
+        self._open(elf.path, raw, elf.bits // 8, parent)
 
     @classmethod
-    def from_bytes(cls, data: bytes, pointer_size: int, path: str = "CTF") -> Ctf:
+    def from_bytes(
+        cls, data: bytes, pointer_size: int, path: str = "CTF", parent: Optional[Ctf] = None
+    ) -> Ctf:
         """CTF that is no ELF section."""
         self = cls.__new__(cls)
-        self._open(path, data, pointer_size)
+        self._open(path, data, pointer_size, parent)
         return self
 
-    def _open(self, path: str, raw: bytes, pointer_size: int) -> None:
+    def _open(self, path: str, raw: bytes, pointer_size: int, parent: Optional[Ctf]) -> None:
         self.path = path
         self.pointer_size = pointer_size
         self._raw = raw
         if len(raw) < _HEADER.size:
             raise LayoutError(f"{path}: CTF is cut short")
-        magic, self.version, flags, _, parent, *offsets = _HEADER.unpack_from(raw)
+        magic, self.version, flags, label, name, *offsets = _HEADER.unpack_from(raw)
         if magic != _MAGIC:
             raise LayoutError(f"{path}: no CTF: it begins with {raw[:2].hex()}")
         if self.version not in _FORMS:
             raise LayoutError(f"{path}: CTF version {self.version} is not supported, only 2 and 3")
-        if parent:
+        #: ctfmerge writes both the label and the name of a parent or neither
+        self.is_child = bool(label or name)
+        if self.is_child and parent is None:
             raise LayoutError(
                 f"{path}: CTF of a module, which refers to its kernel's; name the kernel"
             )
+        self._parent = parent if self.is_child else None
         _, _, _, self._type_start, self._string_start, string_size = offsets
         self._form = _FORMS[self.version]
         self._compressed = bool(flags & _COMPRESSED)
@@ -120,7 +132,9 @@ class Ctf:
         self._body = b""
         self._types: List[_Type] = []
         self._records: Dict[str, List[int]] = {}
-        self._cache = LayoutCache(cache_key("ctf", hashlib.sha256(raw).hexdigest()))
+        self.digest = hashlib.sha256(raw).hexdigest()
+        above = self._parent.digest if self._parent is not None else ""
+        self._cache = LayoutCache(cache_key("ctf", self.digest, above))
 
     # What a LayoutSource gives
 
@@ -145,7 +159,7 @@ class Ctf:
             return None
         best = max(candidates, key=lambda i: (self._types[i].root, -i))
         try:
-            return flatten(self, best, name)
+            return flatten(self, best | self._mine, name)
         except LayoutError as error:
             raise LayoutError(f"{self.path}: {error}") from None
         except (IndexError, ValueError, struct.error, RecursionError, OverflowError):
@@ -163,7 +177,7 @@ class Ctf:
         body = self._raw[_HEADER.size :]
         if self._compressed:
             try:
-                body = zlib.decompressobj().decompress(body, _MAX_BYTES)
+                body = zlib.decompressobj().decompress(body, self._string_end or 1)
             except zlib.error as error:
                 raise LayoutError(f"{self.path}: CTF cannot be decompressed: {error}") from None
         if self._string_end > len(body):
@@ -194,14 +208,7 @@ class Ctf:
                 at += form.type.size
                 kind = info >> form.kind_shift
                 vlen = info & form.max_vlen
-                if value == form.large and kind in (
-                    _STRUCT,
-                    _UNION,
-                    _ENUM,
-                    _INTEGER,
-                    _FLOAT,
-                    _ARRAY,
-                ):
+                if value == form.large and kind in _SIZED:
                     high, low = struct.unpack_from("<II", body, at)
                     value = high << 32 | low
                     at += 8
@@ -217,7 +224,7 @@ class Ctf:
                     at += member.size * vlen
                 elif kind == _ENUM:
                     at += 8 * vlen
-                elif not _POINTER <= kind <= _RESTRICT:
+                elif kind != _UNKNOWN and not _POINTER <= kind <= _RESTRICT:
                     return None
         except struct.error:
             return None
@@ -235,12 +242,30 @@ class Ctf:
 
     # What plugin.structs.ctype asks for
 
+    @property
+    def _mine(self) -> int:
+        """What every number of a type of this file has set: a child's are told by a bit."""
+        return self._form.child if self._parent is not None else 0
+
+    def _foreign(self, ref: int) -> Optional[Ctf]:
+        """The parent, where the type of that number is one of the parent's; else None."""
+        if self._parent is None or ref & self._form.child:
+            return None
+        self._parent._index()
+        return self._parent
+
+    def _type(self, ref: int) -> _Type:
+        return self._types[ref ^ self._mine]
+
     def node(self, ref: int) -> Node:
-        """The type of that number; 0 is void."""
-        if ref == 0:
-            return Node("void")
-        type_ = self._types[ref]
+        """The type of that number; 0 is void, and so is a number that nothing was given."""
+        foreign = self._foreign(ref)
+        if foreign is not None:
+            return foreign.node(ref)
+        type_ = self._type(ref)
         kind, target = type_.kind, type_.value or None
+        if kind == _UNKNOWN:
+            return Node("void")
         if kind == _POINTER:
             return Node("pointer", size=self.pointer_size, target=target)
         if kind == _TYPEDEF:
@@ -279,7 +304,10 @@ class Ctf:
 
     def fields(self, ref: int) -> List[Field]:
         """The members of a struct or union."""
-        type_, form = self._types[ref], self._form
+        foreign = self._foreign(ref)
+        if foreign is not None:
+            return foreign.fields(ref)
+        type_, form = self._type(ref), self._form
         made = []
         for i in range(type_.vlen):
             if type_.value < form.large_struct:

@@ -8,7 +8,6 @@ for symbols that have none.  The file's symbol table says what is so.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from plugin.errors import WchanError
@@ -69,10 +68,12 @@ class KernelImage:
 
         What could not be read is said in ``notes``.
         """
-        with suppress(WchanError):
+        try:
             found = open_debug(self.elf, notes)
-            return found.source if found is not None else None
-        return None
+        except WchanError as error:
+            notes.append(f"the kernel's debug information is not used: {error}")
+            return None
+        return found.source if found is not None else None
 
     def symbols(self, name: str) -> List[Symbol]:
         return [

@@ -424,8 +424,9 @@ class ElfFile:
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         """(name, offset) of the symbol that covers ``address``, or None.
 
-        A symbol without a size, as assembler leaves them, reaches to the next one, but
-        not past the end of its section: what lies beyond the kernel is a module's.
+        A symbol without a size, as assembler leaves them, reaches to the next one or
+        to the end of its section, whichever comes first.  One that stands at that end
+        (``_end``, ``etext``) names nothing: what follows is no longer its section's.
         """
         if self._addresses is None:
             self._index()
@@ -435,18 +436,25 @@ class ElfFile:
         for back in range(_LOOK_BACK):
             if place < back:
                 return None
-            name, value, size, _, _ = table.fields(self._covering[place - back])
-            if address - value < size or (not size and not back and self._same(value, address)):
+            name, value, size, _, home = table.fields(self._covering[place - back])
+            if address - value < size or (
+                not size and not back and address < self._end(value, home)
+            ):
                 return table.name(name), address - value
         return None
 
-    def _same(self, value: int, address: int) -> bool:
-        """True where no section in memory holds the one and not the other."""
-        return value == address or not any(
-            section.addr <= value < section.addr + section.size <= address
-            for section in self.sections
-            if section.flags & SHF_ALLOC
-        )
+    def _end(self, value: int, home: int) -> int:
+        """Where the section that holds ``value`` ends; ``value`` itself where none does.
+
+        A linker files a symbol it makes up under a neighbouring section, so that the
+        one named by st_shndx, ``home``, is only the first to be looked at.
+        """
+        sections = self.sections
+        likely = sections[home : home + 1] if home < len(sections) else []
+        for section in (*likely, *sections):
+            if section.flags & SHF_ALLOC and section.addr <= value < section.addr + section.size:
+                return section.addr + section.size
+        return value
 
     def _index(self) -> None:
         """Sort the symbols that stand for memory; of those at one address the best stays."""
