@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+#: the sources of structs.yaml, tests/facts/README.md
+FACTS = REPOSITORY / "tests" / "facts" / "layouts.tar.xz"
 SHARED = Path(os.environ.get("WCHAN_SHARED") or REPOSITORY.parent / "shared")
 
 
@@ -68,6 +71,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no {SHARED}: WCHAN_SHARED says where the real dumps lie")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What structs.yaml is made from, unpacked: layouts/, consts/, symbols/, wmesg/, kernels.json."""
+    folder = tmp_path_factory.mktemp("facts")
+    with tarfile.open(FACTS) as archive:
+        for member in archive:
+            if member.isdir():
+                (folder / member.name).mkdir(exist_ok=True)
+                continue
+            packed = archive.extractfile(member)
+            assert packed is not None, member.name
+            (folder / member.name).write_bytes(packed.read())
+    return folder
 
 
 @pytest.fixture(scope="session", params=_real_dumps(), ids=lambda p: p.parent.name if p else "none")

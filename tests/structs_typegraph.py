@@ -102,6 +102,10 @@ class Graph:
         match = re.fullmatch(r"(struct|union) \(anonymous\)((?:\[\d*\])*)", member.type)
         if match is None:
             number = self.parse(member.type)
+            type_ = self.types[number]
+            if type_.kind == "struct" and not type_.fields and type_.size not in (0, member.size):
+                # several drivers have a private struct of that name
+                return self.add(GraphType("struct", type_.name, member.size))
             self._sized(number, member.size)
             return number
         record = GraphType(match.group(1))
@@ -168,6 +172,12 @@ class Graph:
         if f"{text} *" in self.typedefs:
             pointed = self.types[self.parse(self.typedefs[f"{text} *"])].target
             return self.add(GraphType("typedef", text, target=pointed))
+        for spelt, stands_for in self.typedefs.items():
+            # known as an array of it alone: "fn_t[2]" is "void (*[2])(void *)"
+            suffix = spelt[len(text) :] if spelt.startswith(f"{text}[") else ""
+            if suffix and suffix in stands_for:
+                target = self.parse(stands_for.replace(suffix, "", 1))
+                return self.add(GraphType("typedef", text, target=target))
         size = SIZES.get(text, self.pointer_size if text in ("long", "unsigned long") else 0)
         if size:
             return self.add(GraphType("base", text, size))
@@ -496,7 +506,7 @@ def ctf(
             data = b"".join(struct.pack(word, parameter) for parameter in params)
         elif type_.kind in ("struct", "union"):
             if type_.name and not type_.size and not fields[number]:
-                kind, sized = 9, False
+                kind, value, sized = 9, kind, False
             threshold = 1 << (13 if version == 2 else 29)
             vlen = len(fields[number])
             for field in fields[number]:

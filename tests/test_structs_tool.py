@@ -18,6 +18,7 @@ from tests.structs_typegraph import ctf, dwarf, elf
 from tests.test_ctf import kernel_graph
 
 FILE = StructsFile()
+FACTS = Path(__file__).parent / "facts" / "layouts.tar.xz"
 
 
 @pytest.fixture
@@ -164,17 +165,17 @@ def test_check_lists_every_difference_and_fails(
 
 
 def test_check_of_the_facts_finds_no_difference(
-    shared: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    status, out = run(capsys, "check", str(shared / "facts"), "--json")
+    status, out = run(capsys, "check", str(FACTS), "--json")
     data = json.loads(out)["data"]
     assert (status, data["differences"]) == (0, [])
     assert len(data["compared"]) == len(FILE.rows)
 
 
-def test_import_writes_the_shipped_file(shared: Path, tmp_path: Path) -> None:
+def test_import_writes_the_shipped_file(tmp_path: Path) -> None:
     target = tmp_path / "structs.yaml"
-    assert structs.main(["import", str(shared / "facts"), "-o", str(target)]) == 0
+    assert structs.main(["import", str(FACTS), "-o", str(target)]) == 0
     assert target.read_bytes() == Path(SHIPPED).read_bytes()
 
 

@@ -16,7 +16,7 @@ from plugin.errors import LayoutError
 from plugin.structs.decoders import NOISE, NOISE_NAMES, TABLES
 from plugin.structs.kernels import KernelRow, Spans, split_name
 from plugin.structs.making.corpus import Corpus
-from plugin.structs.making.facts import read_folder
+from plugin.structs.making.facts import read_facts
 from plugin.structs.yamlfile import SHIPPED, KernelData, StructsFile, Typedefs, read_kernel
 
 FILE = StructsFile()
@@ -34,14 +34,14 @@ def data_of(name: str, file: StructsFile = FILE) -> KernelData:
 @cache
 def _fact(path: Path) -> Dict[str, Any]:
     loaded: Dict[str, Any] = json.loads(path.read_text())
-    loaded.pop("_meta")
+    loaded.pop("_meta", None)
     return loaded
 
 
-def differences(shared: Path, name: str, data: KernelData) -> List[str]:
+def differences(facts: Path, name: str, data: KernelData) -> List[str]:
     """Everything in which structs.yaml and the facts of one kernel differ."""
     found = []
-    told = _fact(shared / "facts" / "layouts" / f"{name}.json")
+    told = _fact(facts / "layouts" / f"{name}.json")
     for struct, value in told.items():
         layout = data.structs.get(struct)
         if layout is None or (layout.size, layout.kind) != (value["size"], value["kind"]):
@@ -65,7 +65,7 @@ def differences(shared: Path, name: str, data: KernelData) -> List[str]:
         if list(layout.members) != [member["name"] for member in value["members"]]:
             found.append(f"order of {struct}")
     found += [f"struct {struct} is not in the facts" for struct in set(data.structs) - set(told)]
-    loaded = _fact(shared / "facts" / "consts" / f"{name}.json")
+    loaded = _fact(facts / "consts" / f"{name}.json")
     constants = {
         constant: entry["value"]
         for constant, entry in loaded["enums"].items()
@@ -80,13 +80,13 @@ def differences(shared: Path, name: str, data: KernelData) -> List[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_layout_and_constant_is_as_in_the_headers(name: str, shared: Path) -> None:
+def test_every_layout_and_constant_is_as_in_the_headers(name: str, facts: Path) -> None:
     """All members and all constants of the kernel: 0 differences."""
-    assert differences(shared, name, data_of(name)) == []
+    assert differences(facts, name, data_of(name)) == []
 
 
-def test_every_kernel_of_the_facts_is_there(shared: Path) -> None:
-    folder = shared / "facts" / "layouts"
+def test_every_kernel_of_the_facts_is_there(facts: Path) -> None:
+    folder = facts / "layouts"
     assert sorted(path.stem for path in folder.glob("*.json")) == sorted(NAMES)
 
 
@@ -102,7 +102,7 @@ def test_every_kernel_of_the_facts_is_there(shared: Path) -> None:
         r"\n  \d+\.\d\+(\d+)( +\d+ +ttyd_intr|.*\n)",
     ],
 )
-def test_one_changed_digit_is_found(line: str, shared: Path, tmp_path: Path) -> None:
+def test_one_changed_digit_is_found(line: str, facts: Path, tmp_path: Path) -> None:
     """The comparison above is able to fail: any digit that is changed fails it."""
     matches = list(re.finditer(line, TEXT))
     assert matches, line
@@ -115,7 +115,7 @@ def test_one_changed_digit_is_found(line: str, shared: Path, tmp_path: Path) -> 
         found: List[str] = []
         for name in NAMES:
             try:
-                found = differences(shared, name, data_of(name, file))
+                found = differences(facts, name, data_of(name, file))
             except LayoutError as error:
                 # an offset may be changed to lie past the end of its struct
                 found = [str(error)]
@@ -124,9 +124,9 @@ def test_one_changed_digit_is_found(line: str, shared: Path, tmp_path: Path) -> 
         assert found, TEXT[match.start() : match.end()]
 
 
-def test_importing_the_facts_again_changes_nothing(shared: Path) -> None:
-    sources = read_folder(str(shared / "facts"), FILE.rows)
-    assert Corpus(sources, FILE.option_structs).write() == TEXT
+def test_importing_the_facts_again_changes_nothing(facts: Path) -> None:
+    told = read_facts(str(facts))
+    assert Corpus(told.sources, told.options).write() == TEXT
 
 
 # The file by itself

@@ -76,10 +76,10 @@ def test_message_buffer_header_lies_where_ddb_saw_it(real: Opened) -> None:
         assert line.strip().encode() in buffer
 
 
-def layouts(shared: Path, name: str) -> Dict[str, Any]:
+def layouts(facts: Path, name: str) -> Dict[str, Any]:
     """Struct layouts of the kernel, from the facts, not from the code under test."""
     release = name.split("-", 1)[0]
-    text = (shared / "facts" / "layouts" / f"{release}-amd64.json").read_text()
+    text = (facts / "layouts" / f"{release}-amd64.json").read_text()
     value: Dict[str, Any] = json.loads(text)
     return value
 
@@ -90,10 +90,10 @@ def offset_of(made: Dict[str, Any], struct: str, member: str) -> int:
 
 
 def test_every_thread_that_ddb_lists_is_reached_through_page_tables(
-    real: Opened, shared: Path
+    real: Opened, facts: Path
 ) -> None:
     """allproc and each p_threads list, walked link by link, with their names."""
-    made = layouts(shared, real.dump.name)
+    made = layouts(facts, real.dump.name)
 
     def at(struct: str, member: str) -> int:
         return offset_of(made, struct, member)

@@ -63,14 +63,20 @@ def shell_parser() -> argparse.ArgumentParser:
     made.add_argument("--from", dest="kind", choices=("dwarf", "ctf"), help="only from this")
     made.add_argument("--struct", action="append", default=[], help="only this one (repeatable)")
     check = action("check", "a kernel's DWARF and CTF against structs.yaml, and each other")
-    check.add_argument("file", metavar="KERNEL|DIR", help="a kernel, or a folder of layout JSON")
+    check.add_argument(
+        "file", metavar="KERNEL|DIR", help="a kernel, or layout JSON: a folder or a tar archive"
+    )
     check.add_argument("--kernel", metavar="NAME", help="the kernel of structs.yaml to hold it to")
     diff = action("diff", "the differences between two kernels")
     diff.add_argument("left", metavar="KERNEL", help="a kernel of structs.yaml, or its file")
     diff.add_argument("right", metavar="KERNEL")
     diff.add_argument("struct", nargs="*", metavar="STRUCT")
-    imported = action("import", "write structs.yaml from a folder of layout JSON")
-    imported.add_argument("directory", metavar="DIR", help="holds layouts/, consts/, symbols/")
+    imported = action("import", "write structs.yaml from layout JSON")
+    imported.add_argument(
+        "directory",
+        metavar="DIR",
+        help="a folder, or a tar archive of one, with layouts/, consts/, symbols/, kernels.json",
+    )
     imported.add_argument(
         "-o", "--output", metavar="FILE", help="default: the shipped structs.yaml"
     )
@@ -182,12 +188,16 @@ def _replace(path: str, text: str) -> None:
 
 def _check(args: argparse.Namespace, out: TextIO) -> int:
     report = Report({"compared": [], "differences": []})
-    if os.path.isdir(args.file):
+    if os.path.isdir(args.file) or _is_archive(args.file):
         _check_folder(args, report)
     else:
         _check_kernel(args, report)
     _write(args, report, out)
     return EXIT_FAILED if report.data["differences"] else EXIT_OK
+
+
+def _is_archive(path: str) -> bool:
+    return os.path.basename(path).endswith((".tar", ".tar.gz", ".tar.xz"))
 
 
 def _check_kernel(args: argparse.Namespace, report: Report) -> None:
@@ -209,12 +219,12 @@ def _check_kernel(args: argparse.Namespace, report: Report) -> None:
 
 
 def _check_folder(args: argparse.Namespace, report: Report) -> None:
-    from plugin.structs.making.facts import read_folder
+    from plugin.structs.making.facts import read_facts
     from plugin.structs.making.tool import Difference
     from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
 
     file = StructsFile(args.structs)
-    for source in read_folder(args.file, file.rows):
+    for source in read_facts(args.file, file.rows).sources:
         yaml = read_kernel(file, f"yaml:{source.row.name}", file.row(source.row.name), {})
         given = KernelData(source.row.name, source.structs, source.constants, {}, {}, {}, {})
         _compared(report, yaml, given, sorted({*yaml.names(), *given.names()}), strict=True)
@@ -280,17 +290,17 @@ def _diff(args: argparse.Namespace, out: TextIO) -> int:
 
 def _import(args: argparse.Namespace, out: TextIO) -> int:
     from plugin.structs.making.corpus import Corpus
-    from plugin.structs.making.facts import read_folder
+    from plugin.structs.making.facts import read_facts
     from plugin.structs.yamlfile import SHIPPED, StructsFile
 
     path = args.output or args.structs or SHIPPED
-    # What the versions are and which options matter is kept from the file that is replaced.
+    # what the facts do not say of versions and options is kept from the file replaced
     known = args.structs or (SHIPPED if os.path.exists(SHIPPED) else None)
     old = StructsFile(known) if known else None
-    sources = read_folder(args.directory, old.rows if old else ())
-    options = old.option_structs if old else {}
-    _replace(path, Corpus(sources, options).write())
-    out.write(f"{path}: {len(sources)} kernels\n")
+    facts = read_facts(args.directory, old.rows if old else ())
+    options = facts.options or (old.option_structs if old else {})
+    _replace(path, Corpus(facts.sources, options).write())
+    out.write(f"{path}: {len(facts.sources)} kernels\n")
     return EXIT_OK
 
 

@@ -19,7 +19,7 @@ from plugin.cachedir import cache_path
 from plugin.structs.layout import Layout, Member
 
 #: raised when what the cache holds changes its shape
-_FORMAT = 1
+_FORMAT = 2
 _MAX_BYTES = 64 << 20
 #: layouts looked up between two writes
 _BATCH = 64

@@ -10,6 +10,7 @@ from plugin.structs.cache import cache_key, cache_read, cache_write
 from plugin.structs.kernels import RELEASE, KernelRow
 from plugin.structs.yamlfile import (
     KernelData,
+    Structs,
     StructsFile,
     kernel_from_json,
     kernel_to_json,
@@ -18,6 +19,10 @@ from plugin.structs.yamlfile import (
 
 #: options that make the debug kernels of the file differ from the release ones
 _DEBUG_OPTIONS = frozenset(("INVARIANTS", "WITNESS", "BUF_TRACKING"))
+
+
+#: structs that a sentence names before it counts them
+_SHOWN = 6
 
 
 class Choice(NamedTuple):
@@ -84,7 +89,9 @@ def _choice(
     if others:
         foreign = ", ".join(sorted({other.name for other in others.values()}))
         name += f"+{foreign}"
-        how += f"; {', '.join(sorted(others))} as in {foreign}"
+        shown = sorted(others)
+        many = f" and {len(shown) - _SHOWN} more structs" if len(shown) > _SHOWN else ""
+        how += f"; {', '.join(shown[:_SHOWN])}{many} as in {foreign}"
     if missing:
         exact = False
         how += f"; no kernel with {' '.join(sorted(missing))} is known of that branch"
@@ -231,7 +238,9 @@ def _differing(file: StructsFile, one: KernelRow, other: KernelRow) -> List[str]
 def _merge(over: KernelData, under: KernelData) -> KernelData:
     return KernelData(
         over.name,
-        {**under.structs, **over.structs},
+        under.structs.with_over(over.structs)
+        if isinstance(under.structs, Structs)
+        else {**under.structs, **over.structs},
         {**under.constants, **over.constants},
         {**under.tables, **over.tables},
         {**under.aliases, **over.aliases},

@@ -282,7 +282,8 @@ class Ctf:
             tag = {_STRUCT: "struct", _UNION: "union", _ENUM: "enum"}[kind]
             return Node(tag, name, type_.value)
         if kind == _FORWARD:
-            return Node("struct", name)
+            # 0 where its writer did not say what it is a forward of
+            return Node({_UNION: "union", _ENUM: "enum"}.get(type_.value, "struct"), name)
         return Node("base", base_name(name), type_.value, bits=self._bits(type_))
 
     def _arguments(self, type_: _Type) -> tuple[Optional[int], ...]:

@@ -295,6 +295,19 @@ HEADS: Dict[str, str] = {
     "event_list": "intr_event.ie_list",
     "cdevp_list": "cdev_priv.cdp_list",
     "bswlist": "buf.b_freelist",
+    "modules": "module.link",
+    "lf_lock_states": "lockf.ls_link",
+    "softdepmounts": "mount_softdeps.sd_next",
+    "unp_shead": "unpcb.unp_link",
+    "unp_dhead": "unpcb.unp_link",
+    "unp_sphead": "unpcb.unp_link",
+    "vmem_list": "vmem.vm_alllist",
+    "nlm_waiting_locks": "nlm_waiting_lock.nw_link",
+    "nlm_hosts": "nlm_host.nh_link",
+    "nfsclhead": "nfsclclient.nfsc_list",
+    "bus_data_devices": "_device.devlink device.devlink",
+    "bounce_zone_list": "bounce_zone.links",
+    "md_softc_list": "md_s.list",
 }
 
 #: Members that became a macro for something inside another one: what is asked

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from functools import cached_property
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.cache import layout_from_json, layout_to_json
@@ -28,6 +28,11 @@ _HEAD = re.compile(r"(\w+): *(\S[^\n]*)?\n(?:for: ([^\n]*)\n)?")
 _MEMBER = re.compile(
     r"(\d+)(?:\.(\d)\+(\d+))?[ ]+(\d+)[ ]+([\w.\[\]]+): (.+?)"
     r"(?: = (\w+))?(?: -> (\w+\.[\w.]+))?[ ]*"
+)
+#: a struct document as `wchan structs` writes it: read without a YAML parser
+_WRITTEN = re.compile(
+    r"(struct|union): ([\w#/.-]+)\n(?:for: [^\n]*\n)?(?:file: ([\w/.+-]+)\n)?size: (\d+)\n"
+    r"members: \|\n((?:  [^\n#]*\n)*)"
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _KINDS = frozenset(
@@ -173,9 +178,8 @@ class StructsFile:
                 yield line
 
     def _bad(self, document: Document, line: str, why: str) -> LayoutError:
-        shown = line if len(line) < 60 else line[:57] + "..."
         where = " ".join(filter(None, (document.kind, document.name)))
-        return LayoutError(f"{self.path}: {where}: {why}: {shown!r}")
+        return _bad_line(f"{self.path}: {where}", line, why)
 
     # Kernels
 
@@ -242,35 +246,21 @@ class StructsFile:
         """Every struct and union that any kernel of the file has, sorted."""
         return sorted({document.name for document in self.struct_documents(None)})
 
+    def source(self, document: Document) -> str:
+        """The text of one document."""
+        return self.text[document.start : document.end]
+
     def layout(self, document: Document, typedefs: Typedefs) -> Layout:
         """The layout that a struct document describes."""
+        written = _WRITTEN.fullmatch(self.source(document))
+        if written is not None:
+            return _written_layout(written, typedefs, self.path)
         loaded = self.load(document)
         size = loaded.get("size")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise LayoutError(f"{self.path}: {document.kind} {document.name}: no size in bytes")
-        members: Dict[str, Member] = {}
-        for line in self._lines(document, loaded, "members"):
-            match = _MEMBER.fullmatch(line)
-            if match is None:
-                raise self._bad(
-                    document, line, "expected OFFSET SIZE NAME: TYPE [= DECODER] [-> LINK]"
-                )
-            offset, bit, width, length, name, type_, decoder, link = match.groups()
-            if int(offset) > size:
-                raise self._bad(document, line, f"past the end of {size} bytes")
-            if name in members:
-                raise self._bad(document, line, "twice")
-            members[name] = Member(
-                name,
-                int(offset),
-                int(length),
-                type_,
-                typedefs.resolve(type_),
-                decoder or "",
-                int(bit or 0),
-                int(width or 0),
-                link or "",
-            )
+        lines = self._lines(document, loaded, "members")
+        members = _members(lines, size, typedefs, f"{self.path}: {document.kind} {document.name}")
         file = loaded.get("file", "")
         return Layout(document.name, size, members, document.kind, str(file))
 
@@ -327,6 +317,110 @@ class StructsFile:
                 value = 1 << value
             names.setdefault(value, name)
         return Table(document.name, kind, tuple(str(loaded.get("of", "")).split()), names)
+
+
+def _bad_line(where: str, line: str, why: str) -> LayoutError:
+    shown = line if len(line) < 60 else line[:57] + "..."
+    return LayoutError(f"{where}: {why}: {shown!r}")
+
+
+def _members(
+    lines: Iterable[str], size: int, typedefs: Typedefs, where: str
+) -> Dict[str, Member]:
+    """The members that the lines of a struct document of ``size`` bytes describe."""
+    members: Dict[str, Member] = {}
+    for line in lines:
+        match = _MEMBER.fullmatch(line)
+        if match is None:
+            raise _bad_line(where, line, "expected OFFSET SIZE NAME: TYPE [= DECODER] [-> LINK]")
+        offset, bit, width, length, name, type_, decoder, link = match.groups()
+        if int(offset) > size:
+            raise _bad_line(where, line, f"past the end of {size} bytes")
+        if name in members:
+            raise _bad_line(where, line, "twice")
+        members[name] = Member(
+            name,
+            int(offset),
+            int(length),
+            type_,
+            typedefs.resolve(type_),
+            decoder or "",
+            int(bit or 0),
+            int(width or 0),
+            link or "",
+        )
+    return members
+
+
+def _written_layout(written: re.Match[str], typedefs: Typedefs, path: str) -> Layout:
+    kind, name, file, size, block = written.groups()
+    lines = map(str.strip, block.splitlines())
+    members = _members(lines, int(size), typedefs, f"{path}: {kind} {name}")
+    return Layout(name, int(size), members, kind, file or "")
+
+
+class Structs(Mapping[str, Layout]):
+    """The structs of one kernel, each parsed when it is first asked for.
+
+    ``texts`` is {name: (document as `wchan structs` writes it, which of ``typedefs``
+    its types are resolved by)}; ``known`` what is parsed already.
+    """
+
+    def __init__(
+        self,
+        texts: Mapping[str, Tuple[str, int]],
+        typedefs: List[Typedefs],
+        known: Mapping[str, Layout],
+    ) -> None:
+        self._texts = dict(texts)
+        self._typedefs = typedefs
+        self._known = dict(known)
+
+    def __getitem__(self, name: str) -> Layout:
+        known = self._known.get(name)
+        if known is None:
+            text, which = self._texts[name]
+            written = _WRITTEN.fullmatch(text)
+            if written is None:
+                raise LayoutError(f"struct {name}: no document of structs.yaml")
+            known = self._known[name] = _written_layout(
+                written, self._typedefs[which], os.path.basename(SHIPPED)
+            )
+        return known
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._texts
+        yield from (name for name in self._known if name not in self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts.keys() | self._known.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._texts or name in self._known
+
+    def with_over(self, over: Mapping[str, Layout]) -> Structs:
+        """These structs with others laid over them."""
+        texts = {name: text for name, text in self._texts.items() if name not in over}
+        return Structs(texts, self._typedefs, {**self._known, **over})
+
+    def to_json(self) -> Dict[str, Any]:
+        """As JSON's own types; what was parsed already is written as text all the same."""
+        known = [layout_to_json(v) for n, v in self._known.items() if n not in self._texts]
+        return {
+            "texts": [[name, text, which] for name, (text, which) in self._texts.items()],
+            "typedefs": [dict(typedefs.names) for typedefs in self._typedefs],
+            "known": known,
+        }
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Structs:
+        """What to_json wrote; KeyError, TypeError, ValueError and the like if it is none."""
+        known = [layout_from_json(value) for value in kept["known"]]
+        return cls(
+            {name: (text, which) for name, text, which in kept["texts"]},
+            [Typedefs(names) for names in kept["typedefs"]],
+            {layout.name: layout for layout in known},
+        )
 
 
 class Typedefs:
@@ -417,17 +511,16 @@ def read_kernel(
     file: StructsFile, name: str, row: KernelRow, others: Mapping[str, KernelRow]
 ) -> KernelData:
     """What ``file`` says of ``row``; the structs named in ``others`` as in other kernels."""
-    typedefs = Typedefs(file.strings("typedefs", row))
-    structs = {
-        document.name: file.layout(document, typedefs)
-        for document in file.struct_documents(row)
-        if document.name not in others
-    }
-    for other in set(others.values()):
-        theirs = Typedefs(file.strings("typedefs", other))
+    typedefs = [Typedefs(file.strings("typedefs", row))]
+    structs = _Collected(file)
+    for document in file.struct_documents(row):
+        if document.name not in others:
+            structs.add(document, typedefs, 0)
+    for which, other in enumerate(dict.fromkeys(others.values()), 1):
+        typedefs.append(Typedefs(file.strings("typedefs", other)))
         for document in file.struct_documents(other):
             if others.get(document.name) == other:
-                structs[document.name] = file.layout(document, theirs)
+                structs.add(document, typedefs, which)
     constants: Dict[str, int] = {}
     tables: Dict[str, Table] = {}
     for document in file.of_kind("constants", row):
@@ -439,7 +532,7 @@ def read_kernel(
             tables[document.name] = file.table(document, numbers)
     return KernelData(
         name,
-        structs,
+        Structs(structs.texts, typedefs, structs.known),
         constants,
         tables,
         file.strings("aliases", row),
@@ -448,11 +541,30 @@ def read_kernel(
     )
 
 
+class _Collected:
+    """Struct documents on their way into Structs."""
+
+    def __init__(self, file: StructsFile) -> None:
+        self.file = file
+        self.texts: Dict[str, Tuple[str, int]] = {}
+        self.known: Dict[str, Layout] = {}
+
+    def add(self, document: Document, typedefs: List[Typedefs], which: int) -> None:
+        # what a user wrote is looked through at once: a mistake is met here, not in a command
+        text = self.file.source(document)
+        if self.file.path == SHIPPED and _WRITTEN.fullmatch(text):
+            self.texts[document.name] = (text, which)
+        else:
+            self.known[document.name] = self.file.layout(document, typedefs[which])
+
+
 def kernel_to_json(data: KernelData) -> Dict[str, Any]:
     """All of a kernel's data as JSON's own types."""
     return {
         "name": data.name,
-        "structs": [layout_to_json(layout) for layout in data.structs.values()],
+        "structs": Structs({}, [], {}).with_over(data.structs).to_json()
+        if not isinstance(data.structs, Structs)
+        else data.structs.to_json(),
         "constants": dict(data.constants),
         "tables": [
             [t.name, t.kind, list(t.of), [[value, name] for value, name in t.names.items()]]
@@ -466,10 +578,9 @@ def kernel_to_json(data: KernelData) -> Dict[str, Any]:
 
 def kernel_from_json(cached: Mapping[str, Any]) -> KernelData:
     """The data that kernel_to_json wrote; KeyError, TypeError, ValueError if it is none."""
-    structs = [layout_from_json(value) for value in cached["structs"]]
     return KernelData(
         cached["name"],
-        {layout.name: layout for layout in structs},
+        Structs.from_json(cached["structs"]),
         cached["constants"],
         {t: Table(t, kind, tuple(of), dict(names)) for t, kind, of, names in cached["tables"]},
         cached["aliases"],

@@ -1,7 +1,9 @@
-"""Reading a folder of layout JSON, from which the shipped structs.yaml is made.
+"""Reading layout JSON, from which the shipped structs.yaml is made.
 
-The folder holds ``layouts/NAME.json`` and, where known, ``consts/NAME.json`` and
-``symbols/NAME.json`` per kernel, NAME as in structs.yaml.  A layout file is
+A folder, or a tar archive of one (``tests/facts/layouts.tar.xz``), holds
+``layouts/NAME.json`` and, where known, ``consts/NAME.json`` and ``symbols/NAME.json``
+per kernel, NAME as in structs.yaml, and ``kernels.json``: ``{versions: {VERSION:
+{first, last, vendor, source}}, options: {OPTION: [struct]}}``.  A layout file is
 ``{struct: {size, kind, file, members:
 [{name, offset, size, type, ctype, bit_offset, bit_size}]}}`` with anonymous
 structs flattened; a constants file ``{macros: {name: value}, enums: {name:
@@ -13,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+import tarfile
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.decoders import NOISE, NOISE_NAMES
@@ -37,35 +40,100 @@ _NOISE = re.compile(NOISE)
 _NOISE_NAMES = re.compile(NOISE_NAMES)
 
 
-def read_folder(directory: str, known: Iterable[KernelRow]) -> List[Source]:
-    """Every kernel of the folder; what ``known`` rows say of a version is kept.
+class Facts(NamedTuple):
+    """All that a folder or an archive says."""
 
-    LayoutError with the file's name where one is malformed.
+    sources: List[Source]
+    #: {option: structs whose layout depends on that option alone}
+    options: Dict[str, Tuple[str, ...]]
+
+
+class _Files:
+    """The JSON files of a folder, or of a tar archive of one: nothing is unpacked to disk."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._tar: Optional[tarfile.TarFile] = None
+        self._members: Dict[str, tarfile.TarInfo] = {}
+        if os.path.isfile(path):
+            try:
+                self._tar = tarfile.open(path)
+                self._members = {m.name.lstrip("./"): m for m in self._tar if m.isfile()}
+            except (OSError, tarfile.TarError, EOFError) as error:
+                raise LayoutError(f"{path}: no archive of layout files: {error}") from None
+
+    def kernels(self) -> List[str]:
+        """The kernels that have a layout file, sorted by name."""
+        if self._tar is None:
+            layouts = os.path.join(self.path, "layouts")
+            try:
+                names = os.listdir(layouts)
+            except OSError as error:
+                raise LayoutError(f"{layouts}: {error.strerror}") from None
+        else:
+            names = [n[len("layouts/") :] for n in self._members if n.startswith("layouts/")]
+        return sorted(name[: -len(".json")] for name in names if name.endswith(".json"))
+
+    def json(self, name: str) -> Optional[Dict[str, Any]]:
+        """One file, None where there is none; LayoutError where it is no JSON object."""
+        shown = os.path.join(self.path, name)
+        try:
+            raw = self._read(name)
+            loaded = None if raw is None else json.loads(raw)
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise LayoutError(f"{shown}: {error}") from None
+        except ValueError as error:
+            raise LayoutError(f"{shown}: no JSON: {error}") from None
+        if raw is not None and not isinstance(loaded, dict):
+            raise LayoutError(f"{shown}: no JSON object")
+        return loaded
+
+    def _read(self, name: str) -> Optional[bytes]:
+        if self._tar is None:
+            try:
+                with open(os.path.join(self.path, name), "rb") as stream:
+                    return stream.read()
+            except FileNotFoundError:
+                return None
+        member = self._members.get(name)
+        stream = self._tar.extractfile(member) if member is not None else None
+        return stream.read() if stream is not None else None
+
+
+def read_facts(path: str, known: Iterable[KernelRow] = ()) -> Facts:
+    """Every kernel of a folder or an archive of layout files.
+
+    What ``known`` rows say of a version is kept where the files do not say it
+    themselves.  LayoutError with the file's name where one is malformed.
     """
+    files = _Files(path)
     versions = {row.version: row for row in known}
-    layouts = os.path.join(directory, "layouts")
+    told = files.json("kernels.json") or {}
     try:
-        names = sorted(n[: -len(".json")] for n in os.listdir(layouts) if n.endswith(".json"))
-    except OSError as error:
-        raise LayoutError(f"{layouts}: {error.strerror}") from None
-    return [_source(directory, name, versions) for name in names]
+        for version, said in told.get("versions", {}).items():
+            dates = (int(said["first"]), int(said["last"]))
+            where = (str(said["vendor"]), str(said["source"]))
+            versions[version] = KernelRow("", version, "", "", frozenset(), *dates, *where)
+        options = {str(o): tuple(map(str, s)) for o, s in told.get("options", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LayoutError(f"{os.path.join(path, 'kernels.json')}: {error!r}") from None
+    return Facts([_source(files, name, versions) for name in files.kernels()], options)
 
 
-def _source(directory: str, name: str, versions: Mapping[str, KernelRow]) -> Source:
-    path = os.path.join(directory, "layouts", f"{name}.json")
-    loaded = _json(path)
-    constants_path = os.path.join(directory, "consts", f"{name}.json")
-    constants = _json(constants_path) if os.path.exists(constants_path) else {}
+def _source(files: _Files, name: str, versions: Mapping[str, KernelRow]) -> Source:
+    loaded = files.json(f"layouts/{name}.json") or {}
+    constants = files.json(f"consts/{name}.json") or {}
+    symbols = files.json(f"symbols/{name}.json") or {}
     try:
         meta = loaded.get("_meta", {})
         structs = {s: layout(s, d) for s, d in loaded.items() if s != "_meta"}
         values = read_constants(constants)
-        symbols_path = os.path.join(directory, "symbols", f"{name}.json")
-        symbols = _json(symbols_path) if os.path.exists(symbols_path) else {}
         row = _row(name, meta, values, versions)
+        variables = _globals(symbols, structs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        path = os.path.join(files.path, "layouts", f"{name}.json")
         raise LayoutError(f"{path}: not a layout file: {error!r}") from None
-    return Source(row, structs, with_nested_enums(values), _globals(symbols, structs))
+    return Source(row, structs, with_nested_enums(values), variables)
 
 
 def _globals(symbols: Mapping[str, Any], structs: Mapping[str, Layout]) -> Dict[str, str]:
@@ -76,22 +144,15 @@ def _globals(symbols: Mapping[str, Any], structs: Mapping[str, Layout]) -> Dict[
             continue
         type_ = re.sub(r"^(const|volatile|static) ", "", str(symbol["type"]))
         tag = re.fullmatch(r"(?:struct|union) (\w+)(?:\[\d*\])*", type_)
-        if tag and tag.group(1) in structs:
+        if tag and tag.group(1) in structs and not _open_ended(structs[tag.group(1)]):
             found[name] = type_
     return found
 
 
-def _json(path: str) -> Dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            loaded = json.load(stream)
-    except OSError as error:
-        raise LayoutError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise LayoutError(f"{path}: no JSON: {error}") from None
-    if not isinstance(loaded, dict):
-        raise LayoutError(f"{path}: no JSON object")
-    return loaded
+def _open_ended(layout: Layout) -> bool:
+    """A struct that ends in a flexible array: a variable of it is as large as its initializer."""
+    last = max(layout, key=lambda member: (member.offset, member.size), default=None)
+    return last is not None and last.ctype.endswith("[]")
 
 
 def layout(name: str, value: Mapping[str, Any]) -> Layout:
