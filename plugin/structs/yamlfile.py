@@ -324,9 +324,7 @@ def _bad_line(where: str, line: str, why: str) -> LayoutError:
     return LayoutError(f"{where}: {why}: {shown!r}")
 
 
-def _members(
-    lines: Iterable[str], size: int, typedefs: Typedefs, where: str
-) -> Dict[str, Member]:
+def _members(lines: Iterable[str], size: int, typedefs: Typedefs, where: str) -> Dict[str, Member]:
     """The members that the lines of a struct document of ``size`` bytes describe."""
     members: Dict[str, Member] = {}
     for line in lines:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import tarfile
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.decoders import NOISE, NOISE_NAMES
@@ -53,25 +53,25 @@ class _Files:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._tar: Optional[tarfile.TarFile] = None
-        self._members: Dict[str, tarfile.TarInfo] = {}
+        #: {name: bytes} of an archive, None for a folder
+        self._packed: Optional[Dict[str, bytes]] = None
         if os.path.isfile(path):
             try:
-                self._tar = tarfile.open(path)
-                self._members = {m.name.lstrip("./"): m for m in self._tar if m.isfile()}
+                with tarfile.open(path) as archive:
+                    self._packed = dict(_unpacked(archive))
             except (OSError, tarfile.TarError, EOFError) as error:
                 raise LayoutError(f"{path}: no archive of layout files: {error}") from None
 
     def kernels(self) -> List[str]:
         """The kernels that have a layout file, sorted by name."""
-        if self._tar is None:
+        if self._packed is None:
             layouts = os.path.join(self.path, "layouts")
             try:
                 names = os.listdir(layouts)
             except OSError as error:
                 raise LayoutError(f"{layouts}: {error.strerror}") from None
         else:
-            names = [n[len("layouts/") :] for n in self._members if n.startswith("layouts/")]
+            names = [n[len("layouts/") :] for n in self._packed if n.startswith("layouts/")]
         return sorted(name[: -len(".json")] for name in names if name.endswith(".json"))
 
     def json(self, name: str) -> Optional[Dict[str, Any]]:
@@ -80,8 +80,8 @@ class _Files:
         try:
             raw = self._read(name)
             loaded = None if raw is None else json.loads(raw)
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise LayoutError(f"{shown}: {error}") from None
+        except OSError as error:
+            raise LayoutError(f"{shown}: {error.strerror}") from None
         except ValueError as error:
             raise LayoutError(f"{shown}: no JSON: {error}") from None
         if raw is not None and not isinstance(loaded, dict):
@@ -89,15 +89,20 @@ class _Files:
         return loaded
 
     def _read(self, name: str) -> Optional[bytes]:
-        if self._tar is None:
-            try:
-                with open(os.path.join(self.path, name), "rb") as stream:
-                    return stream.read()
-            except FileNotFoundError:
-                return None
-        member = self._members.get(name)
-        stream = self._tar.extractfile(member) if member is not None else None
-        return stream.read() if stream is not None else None
+        if self._packed is not None:
+            return self._packed.get(name)
+        try:
+            with open(os.path.join(self.path, name), "rb") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+
+def _unpacked(archive: tarfile.TarFile) -> Iterator[Tuple[str, bytes]]:
+    for member in archive:
+        packed = archive.extractfile(member) if member.isfile() else None
+        if packed is not None:
+            yield member.name, packed.read()
 
 
 def read_facts(path: str, known: Iterable[KernelRow] = ()) -> Facts:
