@@ -14,10 +14,11 @@ from plugin.session import Kernel
 #: Command: the arguments it is asked with; every form whose JSON has fields of its own.
 ASKED: Dict[str, Tuple[Tuple[str, ...], ...]] = {
     "bioq": ((), ("down",)),
-    "klocks": ((),),
+    "hang-report": ((),),
+    "klocks": ((), ("--all",), ("--vnodes",), ("--bufs",)),
     "kmsgbuf": ((),),
     "kprint": (("proc", "allproc", "--list", "p_list"), ("proc", "proc0")),
-    "kthreads": ((), ("--stacks",)),
+    "kthreads": ((), ("--stacks",), ("--cpus",)),
     "pbuf": ((),),
     "provider": ((),),
     "structs": (("list",), ("show", "bio")),

@@ -157,14 +157,31 @@ def _run(
     findings = kernel.warnings
     text = render(name, kernel, report, findings, args, width)
     if args.output is not None:
-        try:
-            with open(args.output, "w", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise WchanError(f"cannot write {args.output}: {error.strerror}") from None
+        _write_files(report, text, args, width)
     else:
         write(text)
     return EXIT_PARTIAL if findings.partial else EXIT_OK
+
+
+def _write_files(report: Report, text: str, args: argparse.Namespace, width: int) -> None:
+    """The report into the file named; one that has parts into a folder, each part by itself."""
+    files = {args.output: text}
+    if report.parts and (os.path.isdir(args.output) or args.output.endswith(os.sep)):
+        whole = "report.json" if args.json else "report.txt"
+        files = {os.path.join(args.output, whole): text}
+        from plugin.render import text as as_text
+
+        for name, part in report.parts:
+            path = os.path.join(args.output, f"{name}.txt")
+            files[path] = as_text.render(part, Findings(), width=width, verbose=args.verbose)
+    try:
+        if len(files) > 1:
+            os.makedirs(args.output, exist_ok=True)
+        for path, content in files.items():
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(content)
+    except OSError as error:
+        raise WchanError(f"cannot write {args.output}: {error.strerror}") from None
 
 
 def render(

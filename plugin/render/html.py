@@ -48,6 +48,8 @@ td.m { font-family: ui-monospace, monospace; font-size: .8rem; overflow-wrap: an
 tr.long td { background: rgba(220, 60, 60, .13); }
 .kind { display: inline-block; padding: 0 .45rem; border-radius: .6rem; color: #111; }
 .scroll { overflow: auto; max-height: 85vh; border: 1px solid var(--line); }
+summary { font-weight: 600; margin: .8rem 0 .2rem; cursor: pointer; }
+pre { font-size: .8rem; overflow-x: auto; margin: 0; }
 svg { display: block; background: #fff; }
 svg text { font: 11px system-ui, sans-serif; fill: #111; }
 svg .off { opacity: .12; }
@@ -127,6 +129,39 @@ def html(analysis: Analysis, title: str, panic: Sequence[str] = ()) -> str:
         "</html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def sections_page(head: Sequence[str], sections: Sequence[Tuple[str, str]]) -> str:
+    """A page of plain sections, each folded but the first two; ``head`` are its first lines.
+
+    No script is in it: what is folded opens by itself.
+    """
+    title = head[0] if head else "wchan"
+    folded = [
+        f"<details{' open' if number < 2 else ''}><summary>{text(name)}</summary>"
+        f"<pre>{text_lines(content)}</pre></details>"
+        for number, (name, content) in enumerate(sections)
+    ]
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
+        '<meta name="viewport" content="width=device-width">',
+        f"<title>{text(title)}</title>",
+        f"<style>{_STYLE}</style>",
+        "</head>",
+        "<body>",
+        "<section>",
+        f"<h1>{text(title)}</h1>",
+        *[f"<p>{text(line)}</p>" for line in head[1:]],
+        *folded,
+        "</section>",
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def text(value: object) -> str:

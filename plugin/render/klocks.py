@@ -15,7 +15,7 @@ from plugin.words import address, count
 def every_lock(kernel: Kernel) -> Report:
     """The contended locks, a line each."""
     found = contended(kernel)
-    report = Report({"locks": [_data(kernel, entry) for entry in found]})
+    report = Report({"locks": [lock_data(kernel, entry) for entry in found]})
     if not found:
         report.text("No thread waits for a lock.")
         return report
@@ -24,7 +24,7 @@ def every_lock(kernel: Kernel) -> Report:
         [
             (
                 address(entry.lock.address),
-                _called(kernel, entry.lock),
+                called(kernel, entry.lock),
                 _short_state(entry.lock),
                 _who(entry.holders),
                 len(entry.waiters),
@@ -41,7 +41,7 @@ def every_lock(kernel: Kernel) -> Report:
 def one_lock(kernel: Kernel, entry: Contended) -> Report:
     """One lock decoded, with every holder and waiter."""
     lock = entry.lock
-    report = Report({"locks": [_data(kernel, entry)]})
+    report = Report({"locks": [lock_data(kernel, entry)]})
     word = "" if lock.word is None else f", word {lock.word:#x}"
     flags = f" ({', '.join(lock.flags)})" if lock.flags else ""
     report.text(
@@ -64,7 +64,7 @@ def one_lock(kernel: Kernel, entry: Contended) -> Report:
     return report
 
 
-def _called(kernel: Kernel, lock: locks.Lock) -> str:
+def called(kernel: Kernel, lock: locks.Lock) -> str:
     """'sx "proctree"', or what the lock of a vnode is called."""
     name = lock_name(kernel, lock)
     if name != lock.name:
@@ -95,7 +95,7 @@ def _who(held: List[Holder]) -> str:
     return text + (f" and {len(held) - 2} more" if len(held) > 2 else "")
 
 
-def _data(kernel: Kernel, entry: Contended) -> Dict[str, Any]:
+def lock_data(kernel: Kernel, entry: Contended) -> Dict[str, Any]:
     lock = entry.lock
     return {
         "address": address(lock.address),

@@ -50,6 +50,21 @@ def grouped_by_stack(kernel: Kernel, found: List[Thread]) -> Report:
     return report
 
 
+def cpus(kernel: Kernel, found: List[Thread]) -> Report:
+    """A CPU at a time: its curthread and that one's stack, as far as the dump has it."""
+    running = sorted((t for t in found if t.cpu is not None), key=lambda t: (t.cpu or 0, t.tid))
+    report = Report({"threads": [_data(thread) for thread in running]})
+    for thread in running:
+        report.heading(
+            f"cpuid = {thread.cpu}  curthread = {thread.address:#x}: pid {thread.pid} "
+            f'tid {thread.tid} "{thread.label}"'
+        )
+        report.text(" <- ".join(backtrace(kernel, thread)) or "(no stack in the dump)", indent=2)
+    if not running:
+        report.text("No thread is on a CPU.")
+    return report
+
+
 def _channel(kernel: Kernel, thread: Thread) -> str:
     """What it waits on: the lock rather than its turnstile, a symbol rather than an address."""
     at = thread.lock.address if thread.lock else thread.wchan

@@ -5,7 +5,7 @@ Nothing here makes output; ``plugin.render`` does.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 
 class Text(NamedTuple):
@@ -51,6 +51,8 @@ class Report:
         self.data = data
         self.body: List[Block] = body if body is not None else []
         self.raw = raw
+        #: reports of which this one is made, by name: ``-o DIR`` writes each by itself
+        self.parts: List[Tuple[str, Report]] = []
 
     def text(self, text: str, indent: int = 0) -> None:
         self.body.append(Text(text, indent))

@@ -9,7 +9,7 @@ from typing import Any, List, Optional, Sequence
 from tabulate import tabulate
 
 from plugin.findings import Findings
-from plugin.render.report import Heading, Pre, Report, Table, Text
+from plugin.render.report import Block, Heading, Pre, Report, Table, Text
 
 
 def escape(text: str) -> str:
@@ -96,11 +96,25 @@ def render(
     limit: Optional[int] = None,
     verbose: bool = False,
 ) -> str:
-    """The whole report, ending in a newline; at most ``limit`` rows a table."""
+    """The whole report, ending in a newline; at most ``limit`` rows a table.
+
+    What makes the answer less than whole is said before it, in a line; all findings after it.
+    """
     if report.raw is not None:
         return report.raw if report.raw.endswith("\n") else report.raw + "\n"
+    damage = [_fill(line, width, "", "  ") for line in first_lines(findings)]
+    text = "\n".join(body_lines(report.body, width=width, limit=limit, verbose=verbose))
+    parts = ["\n".join(damage), text.lstrip("\n"), warnings(findings, verbose).rstrip("\n")]
+    whole = "\n\n".join(filter(None, parts))
+    return whole + "\n" if whole else ""
+
+
+def body_lines(
+    body: Sequence[Block], *, width: int, limit: Optional[int] = None, verbose: bool = False
+) -> List[str]:
+    """The blocks of a report's body as text, a block an element."""
     parts: List[str] = []
-    for block in report.body:
+    for block in body:
         if isinstance(block, Heading):
             parts.append("\n" + _fill(block.text, width, "", "  "))
         elif isinstance(block, Pre):
@@ -114,9 +128,20 @@ def render(
             parts.append(table(block.headers, rows[:cut], None if verbose else width))
             if cut < len(rows):
                 parts.append(f"... {len(rows) - cut} more; --limit 0 shows all")
-    text = "\n".join(parts).lstrip("\n")
-    notes = warnings(findings, verbose)
-    return (text + "\n" if text else "") + (("\n" + notes) if notes and text else notes)
+    return parts
+
+
+def first_lines(findings: Findings) -> List[str]:
+    """What a reader must know before the verdict: that the dump, or the answer, is not whole."""
+    every = list(findings)
+    cut_short = [f.detail for f in every if f.what == "kernel" and "truncated" in f.detail]
+    lines = [f"TRUNCATED: {detail}." for detail in cut_short[:1]]
+    if findings.partial:
+        missed = [f for f in every if f.what != "kernel"]
+        first = f"{missed[0].what}: {missed[0].detail}".rstrip(": ") if missed else "see below"
+        more = f", and {len(missed) - 1} more" if len(missed) > 1 else ""
+        lines.append(f"PARTIAL: some of the kernel could not be read ({first}{more}).")
+    return lines
 
 
 def warnings(findings: Findings, verbose: bool = False) -> str:
@@ -130,6 +155,4 @@ def warnings(findings: Findings, verbose: bool = False) -> str:
     ]
     if len(lines) < len(shown):
         lines.append(f"warning: {len(shown) - len(lines)} more; --verbose shows all")
-    if findings.partial:
-        lines.append("PARTIAL: some of the kernel could not be read; see the warnings.")
     return "".join(line + "\n" for line in lines)

@@ -1,0 +1,125 @@
+"""hang-report: the sections that FreeBSD developers ask for, of one stuck or panicked kernel.
+
+The sections bear the names of DDB's commands in the Developers' Handbook's chapter on
+deadlocks.  Each is another command with its arguments: what it needs is asked of that
+command, its failure and its findings stand in its own place, its time beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+import commands
+from commands import Needs
+from plugin.errors import WchanError
+from plugin.render import hangreport
+from plugin.render.hangreport import Section
+from plugin.render.report import Report
+from plugin.session import Kernel
+
+HELP = "everything a developer asks for: verdict, threads, locks, stacks, GEOM, memory"
+EXAMPLE = "hang-report -o report.txt\nhang-report --profile io --html hang.html"
+NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
+
+
+class Asked(NamedTuple):
+    """A section: its title and the command line that answers it."""
+
+    title: str
+    line: Tuple[str, ...]
+
+
+#: In the order in which they are printed.  A command that is not there is no section.
+SECTIONS: Tuple[Asked, ...] = (
+    Asked("panic", ("vmpage",)),
+    Asked("why-stuck", ("why-stuck",)),
+    Asked("msgbuf", ("kmsgbuf", "--limit", "40")),
+    Asked("ps", ("kthreads",)),
+    Asked("allpcpu", ("kthreads", "--cpus")),
+    Asked("alllocks", ("klocks", "--all")),
+    Asked("lockedvnods", ("klocks", "--vnodes")),
+    Asked("lockedbufs", ("klocks", "--bufs")),
+    Asked("allchains", ("why-stuck", "--all")),
+    Asked("alltrace", ("kthreads", "--stacks")),
+    Asked("geom", ("provider",)),
+    Asked("bioq", ("bioq",)),
+    Asked("pbuf", ("pbuf",)),
+    Asked("pageq", ("vmpage", "--scan")),
+    Asked("uma", ("vmstate", "--zones")),
+    Asked("zfs", ("zfs",)),
+)
+_ALWAYS = ("panic", "why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedvnods", "alltrace")
+PROFILES: Dict[str, Tuple[str, ...]] = {
+    "hang": tuple(asked.title for asked in SECTIONS),
+    "panic": (*_ALWAYS, "pageq"),
+    "io": (*_ALWAYS, "lockedbufs", "allchains", "geom", "bioq", "pbuf", "zfs"),
+    "memory": (*_ALWAYS, "lockedbufs", "pbuf", "pageq", "uma"),
+    "zfs": (*_ALWAYS, "allchains", "zfs", "geom", "bioq", "uma"),
+    "nfs": (*_ALWAYS, "lockedbufs", "allchains"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", choices=sorted(PROFILES), help="which sections; chosen by the state if absent"
+    )
+    parser.add_argument("--html", metavar="FILE", help="as one page that a bug report can carry")
+
+
+def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    profile = args.profile or ("panic" if kernel.panicstr else "hang")
+    sections = list(_sections(kernel, profile, args.width))
+    if args.html:
+        return hangreport.page(kernel, profile, sections, args.html)
+    return hangreport.report(kernel, profile, sections)
+
+
+def _sections(kernel: Kernel, profile: str, width: int) -> Iterator[Section]:
+    wanted = PROFILES[profile]
+    stopped = False
+    for asked in SECTIONS:
+        about_panic = asked.title == "panic" and not kernel.panicstr
+        if asked.title not in wanted or asked.line[0] not in commands.NAMES or about_panic:
+            continue
+        if stopped:
+            yield Section(asked.title, asked.line, 0.0, None, "interrupted", [], True)
+            continue
+        kernel.progress(asked.title, 0, 0)
+        section = _section(kernel, asked, width)
+        stopped = section.error == "interrupted"
+        yield section
+
+
+def _section(kernel: Kernel, asked: Asked, width: int) -> Section:
+    """One section, whatever becomes of it: only its own place shows what went wrong."""
+    started = time.perf_counter()
+    answer, error = None, ""
+    with kernel.noting() as found:
+        try:
+            command = commands.load(asked.line[0])
+            missing = command.NEEDS.missing(kernel)
+            if missing:
+                error = f"this kernel lacks {', '.join(missing)}"
+            else:
+                answer = command.run(kernel, _arguments(command, asked.line[1:], width))
+        except KeyboardInterrupt:
+            error = "interrupted"
+        except WchanError as failure:
+            error = str(failure)
+        except Exception as failure:  # one section's defect must not cost the others
+            error = f"internal error ({type(failure).__name__}: {failure})"
+    spent = time.perf_counter() - started
+    partial = found.partial or answer is None
+    return Section(asked.title, asked.line, spent, answer, error, list(found), partial)
+
+
+def _arguments(command: commands.Command, words: Tuple[str, ...], width: int) -> argparse.Namespace:
+    """A command's arguments, those that every command shares among them."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    parser.add_argument("--limit", type=int)
+    shared: List[Tuple[str, object]] = [("json", False), ("verbose", False), ("output", None)]
+    parser.set_defaults(width=width, **dict(shared))
+    return parser.parse_args(list(words))

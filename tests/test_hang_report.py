@@ -1,0 +1,116 @@
+"""hang-report: the sections developers ask for, each isolated, each as DDB has it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from answers import answer
+
+import commands
+from commands import hang_report
+from plugin.render.report import Report
+from plugin.session import Kernel
+from tests.forge.demo import make
+
+
+class Forged(NamedTuple):
+    vmcore: Path
+    kernel: Path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Forged:
+    return Forged(*make(tmp_path_factory.mktemp("demo")))
+
+
+def sections(dump: Any, *words: str) -> Any:
+    status, out, err = answer(dump, "hang-report", "--json", *words)
+    assert status in (0, 3) and err == ""
+    return {section["name"]: section for section in json.loads(out)["data"]["sections"]}
+
+
+def test_a_hung_machine_is_reported_in_the_handbooks_sections(demo: Forged) -> None:
+    found = sections(demo)
+    wanted = ["why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedvnods", "lockedbufs"]
+    wanted += ["allchains", "alltrace", "geom", "bioq", "pbuf", "pageq", "uma"]
+    assert [name for name in found if name in wanted] == wanted
+    assert [name for name, section in found.items() if section["error"]] == []
+
+
+def test_a_section_that_fails_costs_itself_alone(demo: Forged, monkeypatch: Any) -> None:
+    before = sections(demo)
+
+    class Broken:
+        NEEDS = commands.Needs()
+
+        @staticmethod
+        def add_arguments(parser: argparse.ArgumentParser) -> None:
+            pass
+
+        @staticmethod
+        def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+            raise ZeroDivisionError("oops")
+
+    real = commands.load
+    monkeypatch.setattr(commands, "load", lambda name: Broken if name == "pbuf" else real(name))
+    after = sections(demo)
+    assert after["pbuf"]["error"] == "internal error (ZeroDivisionError: oops)"
+    assert after["pbuf"]["data"] is None
+    assert {n: s["data"] for n, s in after.items() if n != "pbuf"} == {
+        n: s["data"] for n, s in before.items() if n != "pbuf"
+    }
+
+
+def test_what_a_command_needs_and_the_kernel_lacks_is_said_in_its_place(
+    demo: Forged, monkeypatch: Any
+) -> None:
+    from commands import pbuf
+
+    monkeypatch.setattr(pbuf, "NEEDS", commands.Needs(symbols=("no_such|nor_this",)))
+    lacks = sections(demo)["pbuf"]["error"]
+    assert lacks == "this kernel lacks symbol no_such or nor_this"
+
+
+@pytest.mark.parametrize("profile", sorted(hang_report.PROFILES))
+def test_every_profile_names_sections_that_there_are(profile: str) -> None:
+    known = {asked.title for asked in hang_report.SECTIONS}
+    assert set(hang_report.PROFILES[profile]) <= known
+
+
+def test_a_folder_gets_the_report_and_each_section_by_itself(demo: Forged, tmp_path: Path) -> None:
+    status, out, err = answer(demo, "hang-report", "--profile", "io", "-o", f"{tmp_path}/new/")
+    assert (status, out, err) in ((0, "", ""), (3, "", ""))
+    assert (tmp_path / "new" / "geom.txt").read_text()
+    assert "##### geom" in (tmp_path / "new" / "report.txt").read_text()
+
+
+def test_the_page_is_whole_and_asks_the_network_for_nothing(demo: Forged, tmp_path: Path) -> None:
+    page = tmp_path / "hang.html"
+    assert answer(demo, "hang-report", "--html", str(page))[2] == ""
+    text = page.read_text()
+    assert "<summary>alltrace (kthreads --stacks)</summary>" in text
+    assert not re.search(r"(src|href)=", text) and "<script" not in text
+
+
+def test_locked_vnodes_are_those_that_ddb_lists(real_dump: Any) -> None:
+    listed = re.search(r"^Locked vnodes\n(.*?)^db>", real_dump.ddb_log, re.M | re.S)
+    if listed is None:
+        pytest.skip("DDB listed no vnodes in that log")
+    wanted = set(re.findall(r"^vnode (0x[0-9a-f]+): ", listed[1], re.M))
+    report = json.loads(answer(real_dump, "klocks", "--vnodes", "--json")[1])
+    found = {lock["vnode"] for lock in report["data"]["locks"]}
+    assert found == wanted
+
+
+def test_locked_bufs_are_those_that_ddb_lists(real_dump: Any) -> None:
+    listed = re.search(r"^show lockedbufs\n(.*?)^db>", real_dump.ddb_log, re.M | re.S)
+    if listed is None:
+        pytest.skip("DDB listed no bufs in that log")
+    wanted = set(re.findall(r"^buf at (0x[0-9a-f]+)$", listed[1], re.M))
+    out = answer(real_dump, "klocks", "--bufs")[1]
+    assert set(re.findall(r"^buf at (0x[0-9a-f]+) ", out, re.M)) == wanted
