@@ -7,8 +7,7 @@ open.
 
 from __future__ import annotations
 
-import struct
-from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
@@ -18,10 +17,10 @@ from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.bio import bio_origin
 from plugin.kernel.linker import linker_files
 from plugin.kernel.proc import Thread, threads
-from plugin.kernel.stack import frames, registers
+from plugin.kernel.stack import frames, stack_words
 from plugin.kernel.zfs import arc
 from plugin.kernel.zfs.spa import Spa, spa_of, spas
-from plugin.kernel.zfs.txg import DmuTx, Txg, dmu_tx_at, tc_count
+from plugin.kernel.zfs.txg import DmuTx, Txg, dmu_tx_at, tc_count, txg_of
 from plugin.kernel.zfs.vdev import Vdev, VdevQueue, vdev_at, vdev_queue, vdev_tree
 from plugin.kernel.zfs.zio import QS_ACTIVE, QS_QUEUED, Bookmark, Zio, children, parents, try_zio
 from plugin.kernel.zfs.zio import age as zio_age
@@ -32,9 +31,10 @@ PROVEN, INFERRED = "proven", "inferred"
 _MOST = 200_000
 _MODULES = ("zfs.ko", "openzfs.ko")
 #: how the functions begin through which a thread is inside ZFS, where it is no module
-_FUNCTIONS = ("zfs_", "zil_", "zvol_", "zio_", "dmu_", "dbuf_", "dsl_", "txg_", "spa_", "zap_")
-_FUNCTIONS += ("sa_", "arc_", "vdev_", "dnode_", "space_map_", "metaslab_", "zpl_", "zthr_")
-_MAX_STACK = 1 << 17
+_FUNCTIONS = (
+    *("zfs_", "zil_", "zvol_", "zio_", "dmu_", "dbuf_", "dsl_", "txg_", "spa_", "zap_", "sa_"),
+    *("arc_", "vdev_", "dnode_", "space_map_", "metaslab_", "zpl_", "zthr_"),
+)
 
 
 # The pools' devices
@@ -368,22 +368,6 @@ def in_hand(kernel: Kernel, zio: int) -> Optional[Thread]:
     return None
 
 
-@cached(MEMORY)
-def stack_words(kernel: Kernel, thread: Thread) -> FrozenSet[int]:
-    """The words of the used part of a thread's kernel stack."""
-    top = thread.kstack + thread.kstack_size
-    low = registers(kernel, thread).get("sp", 0)
-    if not thread.kstack <= low < top:
-        low = thread.kstack
-    low -= low % kernel.pointer_size
-    try:
-        raw = kernel.read(low, min(top - low, _MAX_STACK))
-    except (MemoryFault, LayoutError):
-        return frozenset()
-    code = "Q" if kernel.pointer_size == 8 else "I"
-    return frozenset(struct.unpack_from(f"<{len(raw) // kernel.pointer_size}{code}", raw))
-
-
 class TxHolder(NamedTuple):
     """A thread that has a transaction of a pool on its stack."""
 
@@ -425,13 +409,11 @@ class OpenTxg(NamedTuple):
 @cached(MEMORY)
 def holders_of(kernel: Kernel, dsl_pool: int, number: int) -> Optional[OpenTxg]:
     """Who holds txg ``number`` of a pool (struct dsl_pool *) open; None where it is unread."""
-    from plugin.kernel.zfs.txg import txg_of
-
     txg = txg_of(kernel, dsl_pool)
     if txg is None:
         return None
     counts = tc_count(kernel, txg, number)
-    counted = None if counts is None else sum(each.count for each in counts)
+    counted = None if counts is None else sum(each.number for each in counts)
     if counted == 0:
         return OpenTxg(number, [], 0)
     held = [each for each in transactions(kernel, txg) if each.tx.open and each.tx.txg == number]

@@ -21,9 +21,7 @@ _POLL = 1024
 _DEEPEST = 96
 
 
-def avl_foreach(
-    kernel: Kernel, tree: int, *, what: str = "", bound: int = LIMIT
-) -> Iterator[int]:
+def avl_foreach(kernel: Kernel, tree: int, *, what: str = "", bound: int = LIMIT) -> Iterator[int]:
     """Addresses of the elements of the ``avl_tree_t`` at ``tree``, in its order.
 
     A node met twice or not to be read, a wrong parent and a number of nodes that is not

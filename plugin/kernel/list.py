@@ -67,6 +67,8 @@ def list_t_foreach(
             return
     if last != came_from:
         kernel.warnings.add(
-            what, ring, f"list_prev of the head is {last:#x}, the last node is {came_from:#x}",
+            what,
+            ring,
+            f"list_prev of the head is {last:#x}, the last node is {came_from:#x}",
             partial=False,
         )

@@ -212,9 +212,7 @@ TABLES: Tuple[TableRule, ...] = (
         r"ZIO_PRIORITY_(?!NUM_|TABLE_)\w+",
     ),
     TableRule("pool_state", "enum", "spa.spa_state", r"POOL_STATE_\w+"),
-    TableRule(
-        "vdev_state", "enum", "vdev.vdev_state", r"VDEV_STATE_\w+", "VDEV_STATE_HEALTHY"
-    ),
+    TableRule("vdev_state", "enum", "vdev.vdev_state", r"VDEV_STATE_\w+", "VDEV_STATE_HEALTHY"),
     TableRule("vdev_aux", "enum", "vdev_stat.vs_aux", r"VDEV_AUX_\w+"),
     TableRule("zio_suspend", "enum", "spa.spa_suspended", r"ZIO_SUSPEND_\w+"),
     TableRule("lwb_state", "enum", "lwb.lwb_state", r"LWB_STATE_(?!TYPES)\w+"),

@@ -31,6 +31,11 @@ class NodeKind(Word):
     TASK = "task"
     REQUEST = "request"
     SERVER = "server"
+    ZIO = "zio"
+    TXG = "txg"
+    DBUF = "dbuf"
+    LWB = "lwb"
+    ZPOOL = "zpool"
 
 
 class EdgeKind(Word):

@@ -6,7 +6,7 @@ hangs an arc_callback on the header (b_l1hdr.b_acb); acb_zio_head, from 12.0 on,
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.zfs.common import peek, try_peek
@@ -25,7 +25,7 @@ def joined_reads(kernel: Kernel, hdr: int, read: int) -> Iterator[Tuple[int, int
         return
     has_head = layouts.has("arc_callback", "acb_zio_head")
     at = try_peek(kernel, "arc_buf_hdr", hdr, "b_l1hdr.b_acb", 0)
-    seen = set()
+    seen: Set[int] = set()
     while at and at not in seen and len(seen) < _MOST_CALLBACKS:
         seen.add(at)
         try:

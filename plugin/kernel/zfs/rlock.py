@@ -65,9 +65,7 @@ def _range_at(kernel: Kernel, struct: str, address: int) -> LockedRange:
         names = ("lr_rangelock", "lr_offset", "lr_length", "lr_type")
     tree, offset, length, kind = (peek(kernel, struct, address, name) for name in names)
     owner = tree if struct == "rl" else try_peek(kernel, "zfs_rangelock", tree, "rl_arg", 0)
-    return LockedRange(
-        address, tree, owner or 0, offset, length, _TYPES.get(kind, str(kind))
-    )
+    return LockedRange(address, tree, owner or 0, offset, length, _TYPES.get(kind, str(kind)))
 
 
 def _ranges(kernel: Kernel, struct: str, tree: int) -> List[int]:

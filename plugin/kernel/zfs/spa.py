@@ -104,9 +104,7 @@ def spas(kernel: Kernel) -> List[Spa]:
         return []
     symbol = kernel.symbol("spa_namespace_avl")
     if symbol is not None:
-        for at in avl_foreach(
-            kernel, symbol.address, what="spa_namespace_avl", bound=_MOST_POOLS
-        ):
+        for at in avl_foreach(kernel, symbol.address, what="spa_namespace_avl", bound=_MOST_POOLS):
             _take(kernel, found, at, "spa_namespace_avl")
     for at in _mounted(kernel):
         if at not in found and is_spa(kernel, at):
@@ -150,13 +148,13 @@ def spa_of(kernel: Kernel, address: int) -> Optional[Spa]:
 
 
 class ConfigLock(NamedTuple):
-    """One spa_config_lock: "SCL_ZIO"; ``writer`` a struct thread * or 0, ``count`` holders."""
+    """One spa_config_lock: "SCL_ZIO"; ``writer`` a struct thread * or 0, ``holders`` how many have it."""
 
     address: int
     name: str
     writer: int
     write_wanted: int
-    count: int
+    holders: int
 
 
 def config_locks(kernel: Kernel, spa: int) -> List[ConfigLock]:

@@ -54,21 +54,23 @@ def txg_of(kernel: Kernel, dsl_pool: int) -> Optional[Txg]:
 
 def _txg(kernel: Kernel, dsl_pool: int) -> Txg:
     address = dsl_pool + kernel.layouts.offsetof("dsl_pool", "dp_tx")
-    names = (
-        "tx_quiesced_txg",
-        "tx_syncing_txg",
-        "tx_synced_txg",
-        "tx_sync_txg_waiting",
-        "tx_sync_thread",
-        "tx_quiesce_thread",
-    )
+
+    def member(path: str) -> int:
+        found: int = peek(kernel, "tx_state", address, path)
+        return found
+
     return Txg(
         address,
         dsl_pool,
         peek(kernel, "dsl_pool", dsl_pool, "dp_spa"),
-        peek(kernel, "tx_state", address, "tx_open_txg"),
+        member("tx_open_txg"),
         try_peek(kernel, "tx_state", address, "tx_quiescing_txg"),
-        *(peek(kernel, "tx_state", address, name) for name in names),
+        member("tx_quiesced_txg"),
+        member("tx_syncing_txg"),
+        member("tx_synced_txg"),
+        member("tx_sync_txg_waiting"),
+        member("tx_sync_thread"),
+        member("tx_quiesce_thread"),
         peek(kernel, "dsl_pool", dsl_pool, "dp_dirty_total"),
         _variable(kernel, "zfs_dirty_data_max"),
     )
@@ -84,12 +86,17 @@ def _variable(kernel: Kernel, name: str) -> Optional[int]:
         return None
 
 
+def pool_of_tx(kernel: Kernel, tx_state: int) -> int:
+    """The struct dsl_pool * around a ``struct tx_state *``."""
+    return tx_state - kernel.layouts.offsetof("dsl_pool", "dp_tx")
+
+
 class OpenCount(NamedTuple):
-    """``count`` transactions that began on ``cpu`` hold txg ``txg`` open."""
+    """``number`` transactions that began on ``cpu`` hold txg ``txg`` open."""
 
     cpu: int
     txg: int
-    count: int
+    number: int
 
 
 def tc_count(kernel: Kernel, txg: Txg, which: int) -> Optional[List[OpenCount]]:

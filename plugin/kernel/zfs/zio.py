@@ -7,7 +7,7 @@ tree; io_child_list holds zio_link_t by zl_child_node, io_parent_list by zl_pare
 from __future__ import annotations
 
 import struct
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
@@ -41,7 +41,7 @@ class Zio(NamedTuple):
     ``type``, ``priority``: "READ", "SYNC_READ".  ``stage`` and ``pipeline`` are the bits of
     enum zio_stage, ``stage_name`` the one it is in ("VDEV_IO_START").  ``bio`` is 0 where
     it has none, and before 12.0, where the zio did not record it.  ``queue_state`` is None
-    before 14.2.  Times are hrtime_t.  ``reexecute`` from 13.0 to 14.x and before.
+    before 14.2.  Times are hrtime_t.
     """
 
     address: int
@@ -113,22 +113,19 @@ def _reader(kernel: Kernel) -> _Reader:
 def zio_at(kernel: Kernel, address: int) -> Zio:
     """The zio at ``address``; MemoryFault where it cannot be read, LayoutError where unknown."""
     reader = _reader(kernel)
-    values = reader.fields.unpack(kernel.read(address, reader.fields.span))
-    raw = values[0]
-    bookmark = Bookmark(*_BOOKMARK.unpack(bytes(raw)))  # type: ignore[arg-type, call-overload]
+    values: Tuple[Any, ...] = reader.fields.unpack(kernel.read(address, reader.fields.span))
     more = dict(zip(reader.optional, values[len(_PATHS) :]))
-    stage = values[9]
     return Zio(
         address,
-        bookmark,
+        Bookmark(*_BOOKMARK.unpack(values[0])),
         enum_name(kernel, "zio_type", "ZIO_TYPE_", values[1]),
         enum_name(kernel, "zio_priority", "ZIO_PRIORITY_", values[2]),
-        *values[3:16],
+        *values[3 : len(_PATHS)],
         more.get("io_bio", 0),
         more.get("io_queue_state"),
         more.get("io_timestamp", 0),
         more.get("io_queued_timestamp", 0),
-        enum_name(kernel, "zio_stage", "ZIO_STAGE_", stage),
+        enum_name(kernel, "zio_stage", "ZIO_STAGE_", values[9]),
     )
 
 
