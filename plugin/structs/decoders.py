@@ -198,30 +198,6 @@ TABLES: Tuple[TableRule, ...] = (
         "pcb_flags", "flags", "pcb.pcb_flags", r"PCB_(?!(FP|LR|X\w+|FP_\w+|SINGLE_STEP_SHIFT)$)\w+"
     ),
     TableRule("pcb_fpflags", "flags", "pcb.pcb_fpflags", r"PCB_FP_\w+"),
-    # ZFS: sys/zio.h, sys/zio_impl.h, sys/fs/zfs.h, sys/zil_impl.h, sys/dbuf.h
-    TableRule(
-        "zio_type", "enum", "zio.io_type", r"ZIO_TYPE_(NULL|READ|WRITE|FREE|CLAIM|IOCTL|FLUSH|TRIM)"
-    ),
-    TableRule(
-        "zio_stage", "enum", "zio.io_stage", r"ZIO_STAGE_\w+", "ZIO_STAGE_OPEN ZIO_STAGE_DONE"
-    ),
-    TableRule(
-        "zio_priority",
-        "enum",
-        "zio.io_priority",
-        r"ZIO_PRIORITY_(?!NUM_|TABLE_)\w+",
-    ),
-    TableRule("pool_state", "enum", "spa.spa_state", r"POOL_STATE_\w+"),
-    TableRule("vdev_state", "enum", "vdev.vdev_state", r"VDEV_STATE_\w+", "VDEV_STATE_HEALTHY"),
-    TableRule("vdev_aux", "enum", "vdev_stat.vs_aux", r"VDEV_AUX_\w+"),
-    TableRule("zio_suspend", "enum", "spa.spa_suspended", r"ZIO_SUSPEND_\w+"),
-    TableRule("lwb_state", "enum", "lwb.lwb_state", r"LWB_STATE_(?!TYPES)\w+"),
-    TableRule(
-        "dbuf_states",
-        "enum",
-        "dmu_buf_impl.db_state",
-        r"DB_(SEARCH|UNCACHED|FILL|NOFILL|READ|CACHED|EVICTING)",
-    ),
 )
 
 #: Enumerators declared inside a struct, where the constants of a kernel's headers

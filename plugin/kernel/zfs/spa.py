@@ -148,7 +148,7 @@ def spa_of(kernel: Kernel, address: int) -> Optional[Spa]:
 
 
 class ConfigLock(NamedTuple):
-    """One spa_config_lock: "SCL_ZIO"; ``writer`` a struct thread * or 0, ``holders`` how many have it."""
+    """One spa_config_lock, "SCL_ZIO": ``writer`` a struct thread * or 0, ``holders`` a count."""
 
     address: int
     name: str

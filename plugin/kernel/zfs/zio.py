@@ -115,17 +115,19 @@ def zio_at(kernel: Kernel, address: int) -> Zio:
     reader = _reader(kernel)
     values: Tuple[Any, ...] = reader.fields.unpack(kernel.read(address, reader.fields.span))
     more = dict(zip(reader.optional, values[len(_PATHS) :]))
-    return Zio(
-        address,
-        Bookmark(*_BOOKMARK.unpack(values[0])),
-        enum_name(kernel, "zio_type", "ZIO_TYPE_", values[1]),
-        enum_name(kernel, "zio_priority", "ZIO_PRIORITY_", values[2]),
-        *values[3 : len(_PATHS)],
-        more.get("io_bio", 0),
-        more.get("io_queue_state"),
-        more.get("io_timestamp", 0),
-        more.get("io_queued_timestamp", 0),
-        enum_name(kernel, "zio_stage", "ZIO_STAGE_", values[9]),
+    return Zio._make(
+        (
+            address,
+            Bookmark(*_BOOKMARK.unpack(values[0])),
+            enum_name(kernel, "zio_type", "ZIO_TYPE_", values[1]),
+            enum_name(kernel, "zio_priority", "ZIO_PRIORITY_", values[2]),
+            *values[3 : len(_PATHS)],
+            more.get("io_bio", 0),
+            more.get("io_queue_state"),
+            more.get("io_timestamp", 0),
+            more.get("io_queued_timestamp", 0),
+            enum_name(kernel, "zio_stage", "ZIO_STAGE_", values[9]),
+        )
     )
 
 

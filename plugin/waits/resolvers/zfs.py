@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import List, Optional, Sequence, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.judge import geom_io
 from plugin.judge import zfs as judge
+from plugin.kernel.bio import bio_origin
 from plugin.kernel.proc import Thread, thread_at
 from plugin.kernel.zfs import arc, dbuf, rlock, txg, zil
 from plugin.kernel.zfs import spa as spa_module
@@ -94,12 +96,7 @@ def zio_node(builder: Builder, address: int) -> Node:
     index = judge.zios(kernel)
     zio = index.at(address)
     if zio is None:
-        why = (
-            "no layout of struct zio is known for this kernel"
-            if "zio" not in kernel.layouts
-            else "what lies there is no zio"
-        )
-        node.end = End(CauseKind.UNKNOWN, f"{node.label} cannot be followed: {why}", "")
+        _any_request(builder, node)
         return node
     spa = spa_module.spa_of(kernel, zio.spa)
     node.label = f"zio {address:#x} ({zio_module.describe(zio)})"
@@ -119,6 +116,28 @@ def zio_node(builder: Builder, address: int) -> Node:
         node.facts.append(f"queued {seconds(age)} ago")
     _join_place(builder, node, zio, judge.place(kernel, zio), spa)
     return node
+
+
+def _any_request(builder: Builder, node: Node) -> None:
+    """What cannot be read as a zio waits for one of the requests that ZFS has in GEOM."""
+    kernel = builder.kernel
+    requests = [
+        request
+        for request in geom_io.top_requests(kernel)
+        if bio_origin(kernel, request.bio).kind == "zfs"
+    ]
+    for request in requests[:_MOST_BELOW]:
+        builder.join(
+            node,
+            bio_node(builder, request),
+            EdgeKind.SERVED_BY,
+            Certainty.GUESSED,
+            f"one of {count(len(requests), 'request')} that ZFS has under way",
+        )
+    if not requests:
+        known = "zio" in kernel.layouts
+        why = "what lies there is no zio" if known else "the layout of struct zio is not known"
+        node.end = End(CauseKind.UNKNOWN, f"{node.label} cannot be followed: {why}", "")
 
 
 def _join_place(
@@ -185,9 +204,8 @@ def queue_node(builder: Builder, vdev: Vdev) -> Node:
 def zio(case: Case) -> Optional[Verdict]:
     """zio_wait(): io_cv lies in the zio at the top of the tree."""
     kernel = case.kernel
-    if not kernel.layouts.has("zio", "io_cv"):
-        return other(case)
-    address = case.channel.container("zio", "io_cv")
+    known = "zio" in kernel.layouts
+    address = case.channel.container("zio", "io_cv") if known else case.address
     node = zio_node(case.builder, address)
     found = judge.zios(kernel).at(address)
     own = found is not None and found.waiter == case.thread.address
@@ -300,7 +318,17 @@ def _holding(builder: Builder, threads: Sequence[Thread], address: int) -> List[
 
 
 def _txg_of(case: Case) -> Tuple[Optional[txg.Txg], str]:
-    """The pool's tx_state that a wait channel belongs to, and the name of the channel there."""
+    """The pool's tx_state that a wait channel belongs to, and the name of the channel there.
+
+    None where no pool is around what would be a tx_state.
+    """
+    found, member = _tx_state_of(case)
+    if found is not None and spa_module.spa_of(case.kernel, found.spa) is None:
+        found = None
+    return found, member
+
+
+def _tx_state_of(case: Case) -> Tuple[Optional[txg.Txg], str]:
     kernel, layouts = case.kernel, case.kernel.layouts
     for member in ("tx_sync_done_cv", "tx_quiesce_done_cv", "tx_quiesce_more_cv"):
         if member in (case.thread.wmesg or "") and layouts.has("tx_state", member):
