@@ -507,7 +507,12 @@ def test_every_chain_that_ddb_shows_is_in_the_graph(real: Tuple[Answer, Any]) ->
 def test_no_cycle_is_claimed_where_there_is_none(real: Tuple[Answer, Any]) -> None:
     answer, _ = real
     assert not [cause for cause in answer.causes if cause["kind"] == "deadlock"]
-    assert answer.verdict.endswith("No deadlock.")
+    threads = answer.data["threads"]
+    understood, not_understood = threads["understood"], threads["not_understood"]
+    assert understood and not_understood
+    assert answer.verdict.endswith(
+        f"No deadlock among the {understood} waits understood; {not_understood} are not."
+    )
 
 
 def _devices(answer: Answer) -> Dict[str, Dict[str, Any]]:

@@ -15,7 +15,7 @@ from plugin.kernel.bio import BioQueue, g_bioqs
 from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import Geom, Provider, mesh
 from plugin.kernel.locks import Lock, lock_at
-from plugin.kernel.proc import Thread, threads
+from plugin.kernel.proc import Thread, clock, threads
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
@@ -34,8 +34,9 @@ class Pacing(NamedTuple):
 
     A bio that fails with ENOMEM is not completed but asked for again, and g_down
     pauses.  Up to 10.2 each failure costs one pause of hz/10, so at most ten bios
-    a second move while allocations fail; since then the pause is a millisecond,
-    once, and direct dispatch is off meanwhile.  ``pause`` is its length in
+    a second move while allocations fail; since then the pause is one tick of hz
+    (min(hz / 1000, 1), and pause() takes 0 for 1), once, and direct dispatch is off
+    meanwhile.  ``pause`` is its length in
     seconds, ``paused`` that g_down sleeps in one now.
     """
 
@@ -65,9 +66,10 @@ class Pacing(NamedTuple):
             )
         return (
             f"GEOM is pacing (pace {self.pace}, {state}), not blocked: after an allocation "
-            f"failure (ENOMEM) g_down pauses {self.pause * 1000:.0f} ms before the next bio and "
-            f"direct dispatch is off, so at most {1 / self.pause:.0f} bios a second move while "
-            f"allocations fail; {queued} are queued."
+            f"failure (ENOMEM) g_down pauses one tick of hz, {self.pause * 1000:.3g} ms, before "
+            f"the next bio and direct dispatch is off, so at most {1 / self.pause:.0f} bios a "
+            f"second move while allocations fail; {queued} are queued.  A bio that fails is "
+            "asked for again, so its age starts anew each time."
         )
 
 
@@ -87,12 +89,18 @@ def pacing(kernel: Kernel) -> Optional[Pacing]:
     paused = bool(down and down.thread.wmesg == "g_down")
     return Pacing(
         value,
-        0.1 if per_failure else 0.001,
+        0.1 if per_failure else 1 / _hz(kernel),
         per_failure,
         paused,
         _counter(kernel, "nomem_count"),
         _counter(kernel, "pause_count"),
     )
+
+
+def _hz(kernel: Kernel) -> int:
+    """Ticks a second; 1000 (the default of every release) where it cannot be read."""
+    found = clock(kernel)
+    return found.hz if found is not None else 1000
 
 
 def _counter(kernel: Kernel, name: str) -> Optional[int]:

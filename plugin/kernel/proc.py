@@ -177,19 +177,20 @@ _THREAD = (
 )
 
 
-class _Clock(NamedTuple):
+class Clock(NamedTuple):
     ticks: int
     hz: int
 
 
-def _clock(kernel: Kernel) -> Optional[_Clock]:
+def clock(kernel: Kernel) -> Optional[Clock]:
+    """``ticks`` (32 bits) and ``hz``; None where the kernel has none or they cannot be read."""
     # 15.0 keeps ticksl, a long, and ticks as its low half (sys/kern/subr_ticks.S).
     name = next((n for n in ("ticks", "ticksl") if kernel.has_symbol(n)), None)
     if name is None:
         return None
     try:
         hz = kernel.global_value("hz", 0)
-        return _Clock(kernel.unsigned(kernel.address_of(name), 4), hz) if hz else None
+        return Clock(kernel.unsigned(kernel.address_of(name), 4), hz) if hz else None
     except MemoryFault:
         return None
 
@@ -199,7 +200,7 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
     required = list(_THREAD)
     optional = [p for p in ("td_name", "td_slptick", "td_blktick") if layouts.has("thread", p)]
     paths = required + optional
-    clock = _clock(kernel)
+    now = clock(kernel)
     nocpu = {0xFF, 0xFFFFFFFF, -1}
     tdi = {
         name: layouts.constant("TDI_" + name, default)
@@ -268,9 +269,9 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
             elif inhibitors & tdi["SLEEPING"] or (wchan and state == "swapped"):
                 wmesg, channel = _string(kernel, wmesg_at, strings), wchan or None
                 since = extra.get("td_slptick")
-            if since and clock:
-                age = ((clock.ticks - since) & 0xFFFFFFFF) / clock.hz
-                if age > 0x80000000 / clock.hz:
+            if since and now:
+                age = ((now.ticks - since) & 0xFFFFFFFF) / now.hz
+                if age > 0x80000000 / now.hz:
                     age = None
             yield Thread(
                 address,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.errors import WchanError
 from plugin.kernel.proc import Thread
@@ -93,12 +93,23 @@ def _heading(analysis: Analysis) -> str:
     kernel = analysis.kernel
     up = uptime(kernel)
     since = f", up {seconds(up)}" if up is not None else ""
-    total, stuck = len(analysis.threads), len(analysis.stuck)
     return (
         f"FreeBSD {kernel.release} {kernel.arch} {kernel.ident}{since}, "
-        f"layouts: {kernel.layouts.name}.  {count(total, 'thread')}: {stuck} stuck, "
-        f"{total - stuck} idle or running."
+        f"layouts: {kernel.layouts.name}.  {count(len(analysis.threads), 'thread')}: "
+        f"{', '.join(_figures(analysis))}."
     )
+
+
+def _figures(analysis: Analysis) -> List[str]:
+    """ "59 stuck, 1 running, 2 runnable, 75 idle": what is none is left out, but the first."""
+    told = {
+        status: analysis.statuses.get(status, 0)
+        for status in (Status.WAITING, Status.SPINNING, Status.RUNNABLE, Status.RUNNING)
+    }
+    idle = len(analysis.threads) - len(analysis.stuck) - sum(told.values())
+    words = [f"{len(analysis.stuck)} stuck"]
+    words += [f"{number} {status}" for status, number in told.items() if number]
+    return [*words, f"{idle} idle"]
 
 
 def _chains(
@@ -152,6 +163,12 @@ def data(analysis: Analysis) -> Dict[str, Any]:
             "total": len(analysis.threads),
             "idle": len(analysis.threads) - len(analysis.stuck),
             "stuck": len(analysis.stuck),
+            "understood": analysis.understood,
+            "not_understood": len(analysis.not_understood),
+            "waiting": analysis.statuses.get(Status.WAITING, 0),
+            "running": analysis.statuses.get(Status.RUNNING, 0),
+            "spinning": analysis.statuses.get(Status.SPINNING, 0),
+            "runnable": analysis.statuses.get(Status.RUNNABLE, 0),
         },
         "verdict": " ".join(sentences(analysis)),
         "nodes": [_node(node) for node in graph.nodes.values()],

@@ -7,18 +7,24 @@ stuck thread counted once, the residue, and the verdict in a sentence.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from plugin.catalogue import Catalogue
+from plugin.catalogue import Catalogue, SleepClass
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
 from plugin.waits.builder import GraphBuilder, Verdict
 from plugin.waits.explain import builder as new_builder
 from plugin.waits.graph import CAUSES, CERTAINTIES, Cycle, Edge, End, Graph, Node, Solution, solve
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.settle import settle
 
 #: DEADLKRES (sys/kern/kern_clock.c): a thread blocked on a lock, and one asleep, this long
 LONG_BLOCKED, LONG_ASLEEP = 900.0, 1800.0
+#: seconds; a shorter wait is one that a machine at work has all the time
+FRESH = 1.0
+#: what no time ends
+_FOR_GOOD = (CauseKind.DEADLOCK, CauseKind.LEAK)
 #: more steps than a chain has nodes that differ
 _MAX_PATH = 100_000
 #: frames of a holder's stack that are evidence enough
@@ -83,8 +89,15 @@ class Analysis(NamedTuple):
     chains: List[Chain]
     causes: List[Cause]
     residue: List[Group]
-    #: threads that wait, but not for anything that ought to come: by status
+    #: threads that are not stuck
     idle: int
+    #: how many threads are taken for what
+    statuses: Dict[Status, int]
+    #: waits whose chain is understood to its end, and waits of which that is not so
+    understood: int
+    not_understood: List[Thread]
+    #: the longest of the waits that do not look stuck yet, in seconds
+    waiting_for: Optional[float]
 
     def node_of(self, thread: Thread) -> Optional[Node]:
         return self.graph.nodes.get(f"thread:{thread.tid}")
@@ -104,14 +117,20 @@ def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -
 def conclude(builder: GraphBuilder, *, everything: bool = False) -> Analysis:
     """The answer out of a builder's threads and graph."""
     graph = builder.build()
-    solution = solve(graph)
+    settle(builder)
+    solution = _joined(graph, solve(graph))
     shown = (
         {Status.STUCK, Status.IDLE, Status.BENIGN, Status.TIMED} if everything else {Status.STUCK}
     )
     stuck = [t for t in builder.threads if _status(builder, t) == Status.STUCK]
     wanted = [t for t in builder.threads if _status(builder, t) in shown]
-    chains = _chains(graph, solution, wanted)
     causes, residue = _causes(builder, graph, solution, stuck)
+    causes, residue, waiting_for = _without_fresh(builder, causes, residue)
+    stuck = [t for t in stuck if _status(builder, t) is Status.STUCK]
+    wanted = [t for t in wanted if _status(builder, t) in shown]
+    chains = _chains(graph, solution, wanted)
+    not_understood = _not_understood(builder, causes, residue)
+    blind = {thread.tid for thread in not_understood}
     return Analysis(
         builder.kernel,
         graph,
@@ -123,12 +142,91 @@ def conclude(builder: GraphBuilder, *, everything: bool = False) -> Analysis:
         causes,
         residue,
         len(builder.threads) - len(stuck),
+        Counter(_status(builder, thread) for thread in builder.threads),
+        sum(thread.tid not in blind for thread in stuck),
+        not_understood,
+        waiting_for,
     )
+
+
+def _joined(graph: Graph, solution: Solution) -> Solution:
+    """The routes of ends that are one cause (``End.group``) all lead to the first of them."""
+    first: Dict[str, str] = {}
+    for id, node in graph.nodes.items():
+        if node.end is not None and node.end.group:
+            first.setdefault(node.end.group, id)
+    routes = dict(solution.routes)
+    for id, route in solution.routes.items():
+        node_of = graph.nodes.get(route.cause)
+        group = node_of.end.group if node_of is not None and node_of.end is not None else ""
+        if group:
+            routes[id] = route._replace(cause=first[group])
+    return solution._replace(routes=routes)
+
+
+def _without_fresh(
+    builder: GraphBuilder, causes: List[Cause], residue: List[Group]
+) -> Tuple[List[Cause], List[Group], Optional[float]]:
+    """What has waited for a moment only is not stuck: its threads become WAITING.
+
+    A cycle, a leak, a sleep that retries and a wait whose age is not kept are never
+    taken for that.  The third value is the longest such wait in seconds.
+    """
+    ages: List[float] = []
+
+    def fresh(threads: List[Thread], kind: CauseKind, since: Optional[float]) -> bool:
+        oldest = _oldest(builder, threads) if kind not in _FOR_GOOD else None
+        if oldest is None or max(oldest, since or 0.0) >= FRESH:
+            return False
+        ages.append(oldest)
+        for thread in threads:
+            known = builder.verdicts[thread.address]
+            builder.verdicts[thread.address] = known._replace(status=Status.WAITING)
+        return True
+
+    by_tid = {thread.tid: thread for thread in builder.threads}
+    kept = [
+        cause
+        for cause in causes
+        if not fresh([by_tid[tid] for tid in cause.tids], cause.kind, cause.since)
+    ]
+    kept = [cause._replace(rank=rank) for rank, cause in enumerate(kept, 1)]
+    left = [group for group in residue if not fresh(group.threads, CauseKind.UNKNOWN, None)]
+    return kept, left, max(ages, default=None)
+
+
+def _oldest(builder: GraphBuilder, threads: List[Thread]) -> Optional[float]:
+    """The longest wait of ``threads``; None where one's is not kept or says nothing."""
+    found = 0.0
+    for thread in threads:
+        row = builder.verdicts[thread.address].row
+        if row is not None and row.sleep_class is SleepClass.RETRY:
+            return None
+        age = thread.age
+        if age is None and thread.state in ("running", "runnable"):
+            age = builder.unswitched(thread)
+        if age is None:
+            return None
+        found = max(found, age)
+    return found
+
+
+def _not_understood(
+    builder: GraphBuilder, causes: List[Cause], residue: List[Group]
+) -> List[Thread]:
+    """Threads whose wait nobody can follow to its end, stuck or with a timeout."""
+    blind = {tid for cause in causes if cause.kind is CauseKind.UNKNOWN for tid in cause.tids}
+    blind |= {thread.tid for group in residue for thread in group.threads}
+    for thread in builder.threads:
+        verdict = builder.verdicts.get(thread.address)
+        if verdict is not None and verdict.status is Status.TIMED and not verdict.understood:
+            blind.add(thread.tid)
+    return [thread for thread in builder.threads if thread.tid in blind]
 
 
 def _status(builder: GraphBuilder, thread: Thread) -> Status:
     standing = builder.verdicts.get(thread.address)
-    return standing.status if standing is not None else Status.RUNNING
+    return standing.status if standing is not None else Status.OTHER
 
 
 # Chains
@@ -246,6 +344,9 @@ def _is_last_thread(graph: Graph, solution: Solution, id: str) -> bool:
 def _cause_key(graph: Graph, solution: Solution, id: str, kind: CauseKind) -> str:
     """What the chain is counted under: its end, but the last thread where the end is unknown."""
     cause = solution.routes[id].cause
+    end = graph.nodes[cause].end if cause in graph.nodes else None
+    if end is not None and end.group:
+        return cause
     if kind not in (CauseKind.UNKNOWN, CauseKind.EXTERNAL):
         return cause
     threads = [node.id for node in path_of(graph, solution, id)[1:] if node.kind == NodeKind.THREAD]

@@ -14,6 +14,7 @@ from plugin.catalogue import Catalogue, Row, SleepClass
 from plugin.judge.channel import Channel
 from plugin.judge.locks import LockWait, lock_waits, thread_sleeps
 from plugin.kernel.proc import Thread, thread_at, threads
+from plugin.kernel.sched import is_idle_thread, on_cpu_for
 from plugin.kernel.sleepqueue import Sleep
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
@@ -27,6 +28,8 @@ class Verdict(NamedTuple):
     status: Status
     why: str
     row: Optional[Row] = None
+    #: False where the message is in no catalogue, or retries: what it waits for is not known
+    understood: bool = True
 
 
 def short(thread: Thread) -> str:
@@ -97,6 +100,14 @@ class GraphBuilder:
     def place(self, thread: Thread) -> str:
         """What the thread's channel is, in a word; "" where it tells nothing of its own."""
         raise NotImplementedError
+
+    def interruptible(self, thread: Thread) -> bool:
+        """True where a signal ends the sleep: a wait for the world outside, most often."""
+        return False
+
+    def unswitched(self, thread: Thread) -> Optional[float]:
+        """Seconds for which the CPU that runs the thread has not switched, None if not known."""
+        return None
 
     def explain(self, thread: Thread) -> Verdict:
         """Add what a thread waits for to the graph, and say what the thread is taken for."""
@@ -218,9 +229,19 @@ class Builder(GraphBuilder):
         channel = self.channel(thread)
         return "" if channel.is_pause or not channel.address else channel.name
 
+    def interruptible(self, thread: Thread) -> bool:
+        sleep = self.sleeps.get(thread.address)
+        return sleep is not None and sleep.interruptible
+
+    def unswitched(self, thread: Thread) -> Optional[float]:
+        return on_cpu_for(self.kernel, thread.cpu) if thread.cpu is not None else None
+
     def build(self) -> Graph:
         for thread in self.threads:
-            if thread.address in self.lock_waits:
+            at_work = thread.state in ("running", "runnable")
+            if thread.address in self.lock_waits or (
+                at_work and not is_idle_thread(self.kernel, thread)
+            ):
                 self.thread(thread)
         return super().build()
 

@@ -9,9 +9,10 @@ from plugin.session import Kernel
 from plugin.waits import resolvers
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
-from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.kinds import CauseKind, Status
 from plugin.waits.registry import RESOLVERS
 from plugin.waits.resolvers.common import generic, unknown
+from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
 from plugin.waits.resolvers.procs import single_threading
 
@@ -46,18 +47,9 @@ def explain(builder: Builder, thread: Thread) -> Verdict:
 def _explain_state(builder: Builder, thread: Thread, node: Node) -> Verdict:
     who = node.label
     if thread.state == "running":
-        on = "" if thread.cpu is None else f" on CPU {thread.cpu}"
-        node.end = End(CauseKind.RUNNING, f"{who} runs{on}", f"td_state TDS_RUNNING{on}")
-        if thread.cpu is not None:
-            cpu = builder.node(NodeKind.CPU, str(thread.cpu), f"CPU {thread.cpu}")
-            said = f"td_oncpu {thread.cpu}"
-            builder.join(node, cpu, EdgeKind.CONTAINED_IN, Certainty.PROVEN, said, False)
-        return Verdict(Status.RUNNING, f"runs{on}")
+        return on_a_cpu(builder, thread, node)
     if thread.state == "runnable":
-        node.end = End(
-            CauseKind.RUNNABLE, f"{who} is runnable and waits for a CPU", "on a run queue"
-        )
-        return Verdict(Status.RUNNING, "waits for a CPU")
+        return without_a_cpu(builder, thread, node)
     if thread.state == "locked":
         node.end = End(CauseKind.UNKNOWN, f"{who} is blocked on a lock that cannot be read")
         return Verdict(Status.STUCK, "blocked on a lock that cannot be read")

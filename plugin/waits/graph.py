@@ -44,13 +44,15 @@ _N = TypeVar("_N", bound=Hashable)
 class End(NamedTuple):
     """Why a node is where a chain ends: the kind of cause it is, and the words for it.
 
-    ``since``: seconds for which it has been so, None where nothing tells.
+    ``since``: seconds for which it has been so, None where nothing tells.  Ends of
+    one ``group`` are one cause: many requests to one server, one device, one pool.
     """
 
     kind: CauseKind
     summary: str
     evidence: str = ""
     since: Optional[float] = None
+    group: str = ""
 
 
 class Edge(NamedTuple):

@@ -75,8 +75,12 @@ class Status(Word):
     """What a thread is taken for; STUCK ones are those that have to be explained."""
 
     STUCK = "stuck"
+    #: waits, but not yet for long enough to look stuck
+    WAITING = "waiting"
     IDLE = "idle"
     BENIGN = "benign"
     TIMED = "timed"
     RUNNING = "running"
+    SPINNING = "spinning"
+    RUNNABLE = "runnable"
     OTHER = "other"

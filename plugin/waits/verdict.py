@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from plugin.judge.geom_io import Account, accounts
+from plugin.kernel.proc import Thread
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, around, path_of
 from plugin.waits.graph import Node
-from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind
-from plugin.words import count
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.words import count, seconds
 
 _NUMBERS = (
     "no",
@@ -41,49 +42,138 @@ def listed(words: Sequence[str]) -> str:
 
 
 def sentences(analysis: Analysis) -> List[str]:
-    """The verdict: worst first, each a full sentence."""
+    """The verdict: worst first, each a full sentence; what it does not cover is in it."""
     causes = analysis.causes
-    stuck = len(analysis.stuck)
-    if not stuck:
-        return ["No thread is stuck."]
     found: List[str] = []
     deadlocks = [cause for cause in causes if cause.kind is CauseKind.DEADLOCK]
     for cause in deadlocks[:3]:
         found.append(_deadlock(analysis, cause))
+    if len(deadlocks) > 3:
+        found.append(f"{count(len(deadlocks) - 3, 'more deadlock')}: see the causes.")
     for cause in causes:
         if cause.kind is CauseKind.PACING:
             found += _pacing(analysis, cause)
         elif cause.kind is CauseKind.LOST_WAKEUP:
-            found.append(
-                _sentence(f"Lost wakeup: {cause.summary} ({count(len(cause.tids), 'thread')})")
-            )
+            found.append(_told(cause, "lost wakeup: ", f" ({count(len(cause.tids), 'thread')})"))
+        elif cause.kind is CauseKind.LEAK:
+            found.append(_told(cause, "", f"; {_behind(cause.tids)} it"))
     devices = [cause for cause in causes if cause.kind is CauseKind.DEVICE]
     if devices:
         found.append(_devices(analysis, devices))
     for cause in causes:
         if cause.kind is CauseKind.MEMORY:
-            verb = "waits" if len(cause.tids) == 1 else "wait"
-            found.append(
-                _sentence(f"{cause.summary}; {count(len(cause.tids), 'thread')} {verb} for it")
-            )
+            found.append(_told(cause, "", f"; {_waits(cause.tids)} for it"))
     found.extend(_rest(causes))
-    left = sum(len(group.threads) for group in analysis.residue)
-    if left and not causes:
-        verb = "waits" if left == 1 else "wait"
-        found.append(f"{count(left, 'thread')} {verb} where no server is known: see the residue.")
-    if not deadlocks:
-        found.append("No deadlock.")
+    found.extend(_other_threads(analysis))
+    found.extend(_limits(analysis, bool(deadlocks)))
     return found
 
 
+def _waits(tids: Sequence[Any]) -> str:
+    return f"{count(len(tids), 'thread')} {'waits' if len(tids) == 1 else 'wait'}"
+
+
+def _behind(tids: Sequence[Any]) -> str:
+    return f"{_waits(tids)} behind"
+
+
+def _told(cause: Cause, before: str, after: str) -> str:
+    """A cause as a sentence; "probably" where no thread's way to it is better than a guess."""
+    if cause.certainty is Certainty.GUESSED:
+        before = f"probably {before}"
+    return _sentence(f"{before}{cause.summary}{after}")
+
+
+def _other_threads(analysis: Analysis) -> List[str]:
+    """What is not stuck and not idle either, and what is not understood."""
+    found = []
+    spinning = analysis.statuses.get(Status.SPINNING, 0)
+    runnable = analysis.statuses.get(Status.RUNNABLE, 0)
+    waiting = analysis.statuses.get(Status.WAITING, 0)
+    if spinning:
+        verb = "spins" if spinning == 1 else "spin"
+        found.append(f"{count(spinning, 'thread')} {verb} on a CPU for what another holds.")
+    if runnable:
+        found.append(_runnable(analysis, runnable))
+    if waiting:
+        verb = "waits" if waiting == 1 else "wait"
+        longest = "" if waiting == 1 else ", the longest"
+        since = seconds(analysis.waiting_for or 0.0)
+        yet = "nothing looks" if not analysis.stuck else "that does not look"
+        found.append(f"{count(waiting, 'thread')} {verb}{longest} for {since}: {yet} stuck yet.")
+    unknown = [thread for group in analysis.residue for thread in group.threads]
+    stuck = {thread.tid for thread in analysis.stuck}
+    timed = [thread for thread in analysis.not_understood if thread.tid not in stuck]
+    if unknown or timed:
+        found.append(_not_understood([*unknown, *timed], len(timed)))
+    return found
+
+
+def _runnable(analysis: Analysis, number: int) -> str:
+    """How many threads wait for a CPU, and for how long where that is known."""
+    ages = []
+    for thread in analysis.threads:
+        node = analysis.node_of(thread) if thread.state == "runnable" else None
+        if node is not None and node.end is not None and node.end.since is not None:
+            ages.append(node.end.since)
+    longest = f", one of them for {seconds(max(ages))}" if ages and max(ages) >= 1 else ""
+    if number == 1:
+        longest = longest.replace(", one of them", "")
+    verb = "is runnable and waits" if number == 1 else "are runnable and wait"
+    return f"{count(number, 'thread')} {verb} for a CPU{longest}."
+
+
+def _not_understood(threads: Sequence[Thread], timed: int) -> str:
+    """ "4 threads wait for what is not understood: 2 in "ht cv", 2 in "htstuck"."."""
+    places: Dict[str, int] = {}
+    for thread in threads:
+        place = f'"{thread.wmesg}"' if thread.wmesg else f"state {thread.state}"
+        places[place] = places.get(place, 0) + 1
+    ranked = sorted(places.items(), key=lambda item: -item[1])
+    shown = [f"{number} in {place}" for place, number in ranked[:4]]
+    if len(ranked) > 4:
+        shown.append(f"{sum(number for _, number in ranked[4:])} elsewhere")
+    with_timeout = f" ({timed} with a timeout, which is no progress)" if timed else ""
+    return f"{_waits(threads)} for what is not understood: {listed(shown)}{with_timeout}."
+
+
+def _limits(analysis: Analysis, deadlock: bool) -> List[str]:
+    """The calm sentence, as far as it is earned."""
+    blind, clear = len(analysis.not_understood), analysis.understood
+    partial = analysis.kernel.warnings.partial
+    missing = "not everything could be read"
+    if not analysis.stuck:
+        if blind:
+            # Said by _not_understood() already; a timeout is no proof of progress.
+            return [f"Nothing else looks stuck{', but ' + missing if partial else ''}."]
+        if partial:
+            return [f"Of what could be read no thread looks stuck, but {missing}."]
+        return [] if analysis.statuses.get(Status.WAITING) else ["No thread is stuck."]
+    if deadlock:
+        return [f"There may be more: {missing}."] if partial else []
+    if not clear:
+        text = "No wait is understood to its end, so whether there is a deadlock cannot be told"
+    elif blind:
+        verb = "is" if blind == 1 else "are"
+        text = f"No deadlock among the {count(clear, 'wait')} understood; {blind} {verb} not"
+    elif partial:
+        text = "No deadlock was found"
+    else:
+        text = "No deadlock"
+    return [f"{text}{'; ' + missing if partial else ''}."]
+
+
 def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
+    # A device is called by its own name, "da0", at the head of a sentence too.
+    if re.match(r"[a-z]+(?:[ ,:;.]|$)", text):
+        text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else text + "."
 
 
 def _deadlock(analysis: Analysis, cause: Cause) -> str:
     """Who waits for what whose, all the way round; a long way only as a line of arrows."""
     sure = "" if cause.certainty is Certainty.PROVEN else f" (an edge of it is {cause.certainty})"
+    start = "Probably a deadlock" if cause.certainty is Certainty.GUESSED else "Deadlock"
     inside = [id for id in cause.cycle.nodes if id.startswith("thread:")] if cause.cycle else []
     behind = len(cause.tids) - len(inside)
     held = f"{count(len(inside), 'thread')} in it"
@@ -91,7 +181,7 @@ def _deadlock(analysis: Analysis, cause: Cause) -> str:
         held += f", {behind} more behind it"
     nodes = [analysis.graph.nodes[id] for id in cause.cycle.nodes] if cause.cycle else []
     text = cause.summary if len(nodes) <= 8 else f"a cycle of {len(nodes)} steps: {around(nodes)}"
-    return f"Deadlock{sure}: {text}; {held}."
+    return f"{start}{sure}: {text}; {held}."
 
 
 def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
@@ -149,11 +239,14 @@ def _devices(analysis: Analysis, causes: List[Cause]) -> str:
     names = [cause.node.label for cause in causes]
     swaps = [c.node for c in causes if "swap" in c.node.facts]
     words = [f"the swap disk {c.node.label}" if c.node in swaps else c.node.label for c in causes]
+    words = [
+        f"{word} (probably)" if cause.certainty is Certainty.GUESSED else word
+        for word, cause in zip(words, causes)
+    ]
     tids = [tid for cause in causes for tid in cause.tids]
     stuck = len(analysis.stuck)
     if len(names) == 1:
-        text = f"{words[0]} owes I/O."
-        text = text[:1].upper() + text[1:]
+        text = _sentence(f"{words[0]} owes I/O")
     else:
         text = f"{in_words(len(names)).capitalize()} devices owe I/O: {listed(words)}."
     where = "there" if len(names) > 1 else "at it"
@@ -195,18 +288,17 @@ def _rest(causes: Sequence[Cause]) -> List[str]:
     found = []
     for cause in causes:
         if cause.kind in (CauseKind.RUNNING, CauseKind.RUNNABLE, CauseKind.EXTERNAL):
-            verb = "waits" if len(cause.tids) == 1 else "wait"
-            behind = f"{count(len(cause.tids), 'thread')} {verb} behind it"
-            found.append(_sentence(f"{cause.summary}: {behind}"))
+            others = [tid for tid in cause.tids if tid != cause.node.tid]
+            found.append(_told(cause, "", f": {_behind(others)} it" if others else ""))
     unknown = [cause for cause in causes if cause.kind is CauseKind.UNKNOWN]
     if unknown:
-        tids = sum(len(cause.tids) for cause in unknown)
-        verb = "waits" if tids == 1 else "wait"
+        tids = [tid for cause in unknown for tid in cause.tids]
+        guessed = all(cause.certainty is Certainty.GUESSED for cause in unknown)
         holders = listed([_who(cause.node) for cause in unknown[:3]])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         found.append(
             _sentence(
-                f"{count(tids, 'thread')} {verb} behind {holders}{more}, "
+                f"{'probably ' if guessed else ''}{_behind(tids)} {holders}{more}, "
                 "whose own wait is not understood"
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugin.catalogue import SleepClass
+from plugin.kernel.sleepqueue import Sleep
 from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
 from plugin.waits.kinds import CauseKind, Certainty, Status
@@ -54,14 +55,19 @@ def unknown(case: Case) -> Verdict:
     evidence = "not in the catalogue of wait messages"
     if sleep is not None and sleep.timed:
         if sleep.expires is None or sleep.expires < LONG_TIMEOUT:
-            node.end = node.end or End(
-                CauseKind.EXTERNAL, "a sleep with a timeout, which ends by itself"
-            )
-            return Verdict(Status.TIMED, "sleeps with a timeout: it wakes by itself")
+            said = f"a timeout wakes it{_when(sleep)}; what it waits for is not known"
+            node.end = node.end or End(CauseKind.EXTERNAL, said, evidence)
+            return Verdict(Status.TIMED, f"{evidence}; {said}", understood=False)
         evidence += f"; its timeout ends it in {seconds(sleep.expires)}"
     if node.end is None or node.end.kind is CauseKind.EXTERNAL:
         node.end = End(CauseKind.UNKNOWN, f"{node.label}: no known server", evidence)
     return Verdict(Status.STUCK, "not in the catalogue")
+
+
+def _when(sleep: Sleep) -> str:
+    if sleep.expires is None:
+        return ""
+    return f" in {seconds(sleep.expires)}" if sleep.expires >= 0 else " (it is overdue)"
 
 
 def idle(case: Case, why: str) -> Verdict:

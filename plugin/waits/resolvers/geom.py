@@ -55,8 +55,9 @@ def pace(case: Case) -> Optional[Verdict]:
     node = case.node
     if state is None:
         return generic(case, "message")
-    rate = f"{1 / state.pause:.0f} bios a second"
-    slow = f"at most {rate}" if state.per_failure else f"{state.pause * 1000:.0f} ms a failure"
+    slow = f"at most {1 / state.pause:.0f} bios a second"
+    if not state.per_failure:
+        slow = f"one tick of hz, {state.pause * 1000:.3g} ms, after a failure; {slow}"
     node.end = End(
         CauseKind.PACING,
         f"GEOM is pacing, not blocked: {slow}, {count(queued, 'bio')} queued",

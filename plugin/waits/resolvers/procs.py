@@ -10,7 +10,7 @@ from typing import Dict, List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.file import by_data
-from plugin.kernel.proc import Thread, processes, thread_at
+from plugin.kernel.proc import Thread, processes
 from plugin.kernel.umtx import blocked_on
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
@@ -19,6 +19,7 @@ from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle, lost_wakeup
 from plugin.waits.resolvers.stacks import runs
+from plugin.words import count
 
 #: more threads of a peer than this are not looked at
 _MAX_PEERS = 64
@@ -65,18 +66,13 @@ def _children(kernel: Kernel) -> Dict[int, List[int]]:
 
 
 def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Verdict:
-    """Benign, unless every thread that could end the wait is stuck itself."""
+    """Benign by itself; ``plugin.waits.settle`` corrects it where every peer is stuck."""
     builder = case.builder
     for peer in peers[:_MAX_PEERS]:
         builder.join(node, builder.thread(peer), EdgeKind.SERVED_BY, Certainty.PROVEN, evidence)
     node.any = True
     row = case.row
-    stuck = bool(peers) and all(
-        builder.verdict(peer).status == Status.STUCK for peer in peers[:_MAX_PEERS]
-    )
     why = f"waits for {row.woken_by}" if row is not None else "waits for a peer"
-    if stuck:
-        return Verdict(Status.STUCK, f"{why}, which is stuck", row)
     return Verdict(Status.BENIGN, why, row)
 
 
@@ -110,12 +106,10 @@ def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[V
             Certainty.PROVEN,
             f"{member} {single:#x}",
         )
-    stuck = [
-        other for other in others[:_MAX_PEERS] if builder.verdict(other).status == Status.STUCK
-    ]
-    if not stuck:
+    if not others:
         return None
-    return Verdict(Status.STUCK, f"waits for {len(others)} other threads of its process to stop")
+    what = count(len(others), "other thread")
+    return Verdict(Status.BENIGN, f"waits for {what} of its process to stop")
 
 
 @resolver("children")
@@ -128,9 +122,7 @@ def children(case: Case) -> Optional[Verdict]:
     if not threads:
         node.end = node.end or End(CauseKind.EXTERNAL, "waits for a child process", case.said())
         return Verdict(Status.BENIGN, "waits for a child process", case.row)
-    found = _served_by_peers(case, node, threads, "p_pptr: a child of it")
-    # A shell that waits for a stuck command is not stuck by any fault of the kernel.
-    return found._replace(status=Status.BENIGN) if case.thread.wmesg == "wait" else found
+    return _served_by_peers(case, node, threads, "p_pptr: a child of it")
 
 
 @resolver("pipe")
@@ -209,10 +201,8 @@ def umtx(case: Case) -> Optional[Verdict]:
     node.facts = ["umtx", "exclusive"]
     case.waits_for(node, Certainty.PROVEN, f"uq_pi_blocked {held.address:#x}")
     builder.join(node, owner, EdgeKind.OWNED_BY, Certainty.PROVEN, f"pi_owner {held.owner:#x}")
-    thread = thread_at(case.kernel, held.owner)
-    stuck = thread is not None and builder.verdict(thread).status == Status.STUCK
     why = f"waits for a PI mutex of {owner.label}"
-    return Verdict(Status.STUCK if stuck else Status.BENIGN, why, case.row)
+    return Verdict(Status.BENIGN, why, case.row)
 
 
 @resolver("service")

@@ -38,7 +38,7 @@ def nfs_request(case: Case) -> Optional[Verdict]:
         text = f"the NFS server of {names} has not answered"
     else:
         text = "an NFS or RPC server has not answered"
-    node.end = node.end or End(CauseKind.EXTERNAL, text, case.said(), case.thread.age)
+    node.end = node.end or End(CauseKind.EXTERNAL, text, case.said(), case.thread.age, text)
     return Verdict(Status.STUCK, "waits for a server", case.row)
 
 

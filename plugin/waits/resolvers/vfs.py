@@ -60,6 +60,8 @@ def mount_suspended(case: Case) -> Optional[Verdict]:
             Certainty.PROVEN,
             f"mnt_susp_owner {mount.susp_owner:#x}",
         )
+    elif mount.susp_owner:
+        node.end = _dead_owner(builder, node, mount, case)
     elif not suspension(case.kernel, mount) and case.thread.wmesg == "suspfs":
         node.end = End(
             CauseKind.LOST_WAKEUP,
@@ -72,6 +74,16 @@ def mount_suspended(case: Case) -> Optional[Verdict]:
     ):
         node.end = End(CauseKind.UNKNOWN, f"{node.label} is suspended; by whom is not recorded")
     return Verdict(Status.STUCK, "waits for a suspended file system", case.row)
+
+
+def _dead_owner(builder: Builder, node: Node, mount: Mount, case: Case) -> End:
+    """mnt_susp_owner names no thread: nobody is left to call vfs_write_resume()."""
+    word = f"mnt_susp_owner {mount.susp_owner:#x}"
+    if builder.kernel.warnings.partial:
+        said = f"{node.label} is suspended by a thread that was not found"
+        return End(CauseKind.UNKNOWN, said, f"{word}; not every thread could be read")
+    said = f"{node.label} was suspended by a thread that no longer exists; nobody will resume it"
+    return End(CauseKind.LEAK, said, f"{word} is no thread of this machine", case.thread.age)
 
 
 def _by_stack(
