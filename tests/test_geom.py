@@ -183,7 +183,8 @@ def test_pacing_is_explained_with_the_figures_of_its_version(forged: Forged) -> 
         assert "pauses 0.1 s before a bio, so at most 10 bios a second" in line
         assert "the 2 queued need 0.2 s or more" in line
     else:
-        assert "pauses 1 ms before the next bio and direct dispatch is off" in line
+        assert "pauses one tick of hz, 1 ms, before the next bio" in line
+        assert "its age starts anew each time" in line
     assert line.startswith("GEOM is pacing (pace 1, g_down sleeps in it now), not blocked")
     states = {t.role: t.state for t in geom_kern.geom_threads(forged.kernel)}
     assert states["g_down"] == "pacing"
