@@ -48,7 +48,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:
-        return why.page(analysis, args.html)
+        return why.page(analysis, args.html, kernel.target.files)
     if chosen:
         return why.in_full(analysis, chosen, args.width)
     return why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)

@@ -10,7 +10,7 @@ from typing import Any, Dict
 
 
 def __lldb_init_module(debugger: Any, internal_dict: Dict[str, Any]) -> None:
-    from plugin.hosts.debugger import prepare
+    from plugin.hosts.prepare import prepare
 
     problems = prepare()
     if problems:

@@ -20,7 +20,7 @@ def _load(folder: str) -> None:
             )
             return
     sys.path.insert(0, root)
-    from plugin.hosts.debugger import prepare
+    from plugin.hosts.prepare import prepare
 
     problems = prepare()
     if problems:

@@ -19,6 +19,7 @@ class MemoryTarget:
     stable = True
     page_size = 4096
     truncated = False
+    files = ()
     message_buffer = b""
     description = "memory laid out by a test"
 

@@ -39,6 +39,7 @@ class Machine:
     stable = True
     page_size = 0
     truncated = False
+    files = ()
     message_buffer = b""
     description = "a kernel made of its own witnesses"
 

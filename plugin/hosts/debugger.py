@@ -1,4 +1,4 @@
-"""What the lldb and gdb entries share: setting up Python, and the session's Kernel.
+"""What the lldb and gdb entries share: the session's Kernel, running a command.
 
 A debugger's back end (``plugin.hosts.lldb``, ``plugin.hosts.gdb``) gives a
 ``Debugger``; ``Session`` makes one Kernel out of it, keeps it while nothing moves,
@@ -13,79 +13,28 @@ import os
 import stat
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Protocol
 
+from plugin import interrupt
 from plugin.errors import EXIT_FAILED, KernelMismatch, WchanError
+from plugin.hosts.progress import Progress
+from plugin.hosts.rsp import SESSION_PACKET
+from plugin.hosts.runner import parser_for, run_command, split
+from plugin.opening import open_target
+from plugin.opening.find_kernel import version_of_file
+from plugin.opening.identify import require_match
+from plugin.targets.image import KernelImage
+from plugin.vmcore import KernelMemory, open_memory
+from plugin.vmcore.elf import ElfFile
 
 if TYPE_CHECKING:
     from plugin.session import Kernel
     from plugin.targets import Target
-    from plugin.vmcore import KernelMemory
 
-ROOT = Path(__file__).resolve().parents[2]
-#: Directories that install.sh found the dependencies in, one a line.
-DEPS_FILE = ROOT / ".wchan-deps"
 #: Set to "no": read memory through the debugger even where the dump's file is known.
 BYPASS_VARIABLE = "WCHAN_BYPASS"
 #: Set to "yes": go on with a kernel file that does not match the memory.
 FORCE_VARIABLE = "WCHAN_FORCE"
-
-
-def prepare() -> List[str]:
-    """Make ``plugin``, ``commands`` and what they need importable; what hinders, as text.
-
-    A debugger's Python is not ours: it may lack tabulate and PyYAML, and another
-    plugin may have taken the name of one of our folders.
-    """
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    for name in ("plugin", "commands"):
-        loaded = getattr(sys.modules.get(name), "__file__", None)
-        if name in sys.modules and not _is_ours(loaded):
-            return [
-                f"wchan: another module named {name!r} is loaded already "
-                f"({loaded or 'no file'}); wchan cannot be loaded into the same debugger"
-            ]
-    missing = _missing()
-    if missing:
-        for directory in _deps_directories():
-            if directory not in sys.path:
-                # Last, so that nothing of the debugger's own Python is hidden by it.
-                sys.path.append(directory)
-        missing = _missing()
-    if missing:
-        version = ".".join(str(part) for part in sys.version_info[:2])
-        return [
-            f"wchan: this debugger's Python ({version}) has no {' and no '.join(missing)}; "
-            f"run {ROOT / 'install.sh'}, which puts them where wchan finds them"
-        ]
-    return []
-
-
-def _is_ours(file: Optional[str]) -> bool:
-    try:
-        return file is not None and ROOT in Path(file).resolve().parents
-    except OSError:
-        return False
-
-
-def _missing() -> List[str]:
-    missing = []
-    for name in ("tabulate", "yaml"):
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
-    return missing
-
-
-def _deps_directories() -> List[str]:
-    try:
-        lines = DEPS_FILE.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [line.strip() for line in lines if line.strip()]
 
 
 def output_width(columns: Optional[int]) -> int:
@@ -127,8 +76,6 @@ class Session:
     """The Kernel of a debugger's session."""
 
     def __init__(self, debugger: Debugger) -> None:
-        from plugin.hosts.shell import Progress
-
         self._debugger = debugger
         # sys.stderr is the debugger's own object, which never claims to be a terminal.
         self.progress = Progress(sys.__stderr__ or sys.stderr)
@@ -163,8 +110,6 @@ class Session:
             self._memory = None
 
     def _open(self) -> Kernel:
-        from plugin.opening import open_target
-
         info = self._server_info()
         notes: List[str] = []
         self._memory = self._bypass(info, notes)
@@ -182,8 +127,6 @@ class Session:
         return kernel
 
     def _server_info(self) -> Dict[str, Any]:
-        from plugin.hosts.rsp import SESSION_PACKET
-
         try:
             reply = self._debugger.ask_server(SESSION_PACKET)
             info = json.loads(bytes.fromhex(reply)) if reply else {}
@@ -197,9 +140,6 @@ class Session:
         path, kernel = _text(info.get("vmcore")), _text(info.get("kernel"))
         if path is None or os.environ.get(BYPASS_VARIABLE) == "no" or not _is_plain_file(path):
             return None
-        from plugin.vmcore import open_memory
-        from plugin.vmcore.elf import ElfFile
-
         try:
             return open_memory(path, ElfFile(kernel) if kernel else None)
         except WchanError as error:
@@ -209,10 +149,6 @@ class Session:
 
 def _mismatch(target: Target, path: str, force: bool) -> List[str]:
     """KernelMismatch where the file loaded did not make this memory; a note if forced."""
-    from plugin.opening.find_kernel import version_of_file
-    from plugin.opening.identify import require_match
-    from plugin.targets.image import KernelImage
-
     image = KernelImage.open(path)
     if image is None:
         return []
@@ -254,8 +190,6 @@ def run(
     ``catch_interrupts`` for a debugger that does not say itself that its user
     pressed Ctrl-C.
     """
-    from plugin import interrupt
-    from plugin.hosts.runner import run_command, split
 
     def clear_and_write(text: str) -> None:
         session.progress.clear()
@@ -284,8 +218,6 @@ def run(
 
 def complete(name: str, word: str) -> List[str]:
     """What ``word``, the last one on a command's line, may become: options, fixed choices."""
-    from plugin.hosts.runner import parser_for
-
     found: List[str] = []
     for action in parser_for(name)._actions:
         found += action.option_strings
@@ -296,8 +228,6 @@ def complete(name: str, word: str) -> List[str]:
 
 def help_text(name: str) -> str:
     """The help of a command: its one line, then how it is used."""
-    from plugin.hosts.runner import parser_for
-
     parser = parser_for(name)
     line, parser.description = parser.description, None
     return f"{line}\n\n{parser.format_help()}"

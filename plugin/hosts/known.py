@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import textwrap
 from typing import List, Sequence
 
 from plugin.errors import EXIT_FAILED, EXIT_OK
+from plugin.hosts.arguments import Parser
 from plugin.waits.known import Known, shipped
 
 
 def main(argv: List[str]) -> int:
     """``known list``, ``known show ID``, ``known search WORD...``; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="wchan known", description="Known hangs and panics, diagnosed in public."
-    )
+    parser = Parser(prog="wchan known", description="Known hangs and panics, diagnosed in public.")
     parser.add_argument("--known", metavar="FILE", help="entries of your own, before the shipped")
     parser.add_argument("--json", action="store_true", help="as JSON")
     which = parser.add_subparsers(dest="what", metavar="list|show|search", required=True)

@@ -16,22 +16,19 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from plugin.arch import architecture
-from plugin.errors import EXIT_OK, UsageError, WchanError
-from plugin.hosts.debugger import ROOT
+from plugin.errors import EXIT_OK, WchanError
+from plugin.hosts.arguments import Parser
 from plugin.hosts.inferior import KernelInferior
+from plugin.hosts.prepare import ROOT
+from plugin.hosts.progress import Progress
 from plugin.hosts.rsp import Server
-from plugin.hosts.shell import Progress, core_options
+from plugin.hosts.shell import core_options
 from plugin.opening import open_target
 from plugin.opening.find_kernel import open_dump
 from plugin.session import Kernel
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; try {self.prog} --help")
 
 
 def gdb_main(argv: Sequence[str]) -> int:
@@ -46,7 +43,7 @@ def lldb_main(argv: Sequence[str]) -> int:
 
 def serve_main(argv: Sequence[str]) -> int:
     """``wchan serve VMCORE [options]``: serve until interrupted."""
-    parser = _Parser(
+    parser = Parser(
         prog="wchan serve",
         description="Serve a dump to a debugger: read-only, on a unix socket that only you "
         "can reach, until interrupted.",
@@ -60,9 +57,7 @@ def serve_main(argv: Sequence[str]) -> int:
         "machine can connect; 0 for any free port",
     )
     parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
-    args = _parse(parser, argv)
-    if args is None:
-        return EXIT_OK
+    args = parser.parse_args(list(argv))
     opened = _open(args)
     with _served(opened.inferior, args.port) as server:
         sys.stdout.write(_how_to_connect(server.address, opened) + "\n")
@@ -103,14 +98,6 @@ def _how_to_connect(address: str, opened: _Opened) -> str:
     )
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Optional[argparse.Namespace]:
-    """The arguments, or None once --help has been shown."""
-    try:
-        return parser.parse_args(list(argv))
-    except SystemExit:
-        return None
-
-
 class _Opened(NamedTuple):
     kernel: Kernel
     inferior: KernelInferior
@@ -149,7 +136,7 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List
     if "--" in words:
         cut = words.index("--")
         words, rest = words[:cut], words[cut + 1 :]
-    parser = _Parser(
+    parser = Parser(
         prog=f"wchan {name}",
         usage=f"wchan {name} [options] VMCORE [-- {name.upper()}-ARGUMENT ...]",
         description=f"Open a dump in {name}: kernel threads as threads, wchan's commands loaded.",
@@ -161,9 +148,7 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List
         "--debugger", metavar="PATH", help=f"the {name} to run (default: wchan's own, then PATH's)"
     )
     parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
-    args = _parse(parser, words)
-    if args is None:
-        return EXIT_OK
+    args = parser.parse_args(words)
     opened = _open(args)
     program = args.debugger or find_debugger(name, opened.kernel.arch)
     try:

@@ -8,23 +8,22 @@ import os
 import shutil
 import sys
 import textwrap
-import time
 from contextlib import ExitStack, suppress
 from typing import (
     TYPE_CHECKING,
     Callable,
     Dict,
     List,
-    NoReturn,
     Optional,
     Sequence,
-    TextIO,
     Tuple,
 )
 
 import commands
 from plugin import interrupt
 from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
+from plugin.hosts.arguments import HelpShown, Parser, told
+from plugin.hosts.progress import Progress
 from plugin.version import VERSION
 
 if TYPE_CHECKING:
@@ -50,14 +49,11 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def format_help(self) -> str:
         # Naming the commands loads them all: for those who ask, not at every start.
         self.epilog = _epilog()
         return super().format_help()
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"wchan: {message}; try wchan --help")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,36 +93,6 @@ def core_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--structs", metavar="FILE", help="struct layouts that take precedence")
 
 
-class Progress:
-    """Progress on a terminal, for work that takes longer than a second; silent elsewhere."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._shown = False
-        self._next = time.monotonic() + 1.0 if stream.isatty() else float("inf")
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + 0.1
-            self._shown = True
-            share = f"{100 * done // total} %" if total else f"{done}"
-            self._stream.write(f"\r\033[K{what}: {share}")
-            self._stream.flush()
-
-    def spooling(self, done: int, total: int) -> None:
-        """The same, as a callback of what decompresses a dump."""
-        self("decompressing", done, total)
-        if done >= total:
-            self.clear()
-
-    def clear(self) -> None:
-        if self._shown:
-            self._shown = False
-            self._stream.write("\r\033[K")
-            self._stream.flush()
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command line; returns the exit status (0, 1 or 3)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -135,8 +101,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         status = _main(words)
         sys.stdout.flush()
         return status
-    except WchanError as error:
-        _complain(str(error) if str(error).startswith("wchan: ") else f"wchan: {error}")
+    except HelpShown as shown:
+        sys.stdout.write(shown.text)
+        return EXIT_OK
     except KeyboardInterrupt:
         _complain("wchan: interrupted")
     except BrokenPipeError:
@@ -146,17 +113,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         _drop_output()
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"wchan: {where}{error.strerror or error}")
-    except ModuleNotFoundError as error:
-        from plugin.hosts.runner import missing_module
-
-        _complain(f"wchan: {missing_module(error)}")
     except Exception as error:
-        if os.environ.get("WCHAN_DEBUG"):
-            raise
-        _complain(
-            f"wchan: internal error ({type(error).__name__}: {error}); "
-            "set WCHAN_DEBUG=1 for the traceback and report it"
-        )
+        _complain(told("wchan", error))
     return EXIT_FAILED
 
 
@@ -187,14 +145,11 @@ def _main(words: List[str]) -> int:
         run: Callable[[List[str]], int] = getattr(importlib.import_module(module), function)
         return run(words[1:])
     if not words:
-        parser().print_help()
+        sys.stdout.write(parser().format_help())
         return EXIT_FAILED
     if words[0] in commands.NAMES and not os.path.exists(words[0]):
         raise UsageError(f"wchan: the dump comes first: wchan VMCORE {words[0]} ...")
-    try:
-        args = parser().parse_args(words)
-    except SystemExit:
-        return EXIT_OK
+    args = parser().parse_args(words)
     if args.command not in commands.NAMES:
         raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
     from plugin.hosts.runner import run_command

@@ -7,12 +7,16 @@ import os
 import shutil
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Callable, Dict, List, NoReturn, Sequence, TextIO
+from typing import TYPE_CHECKING, Callable, Dict, List, Sequence, TextIO
 
-from plugin.errors import EXIT_FAILED, EXIT_OK, LayoutError, UsageError, WchanError
+from plugin.errors import EXIT_FAILED, EXIT_OK, LayoutError, WchanError
 from plugin.findings import Findings
+from plugin.hosts.arguments import Parser
+from plugin.render import json as as_json
+from plugin.render import text as as_text
 from plugin.render.report import Report
 from plugin.structs.layout import LayoutSource
+from plugin.structs.yamlfile import SHIPPED, KernelData, StructsFile, read_kernel
 
 if TYPE_CHECKING:
     from plugin.structs.making.tool import Difference
@@ -25,14 +29,9 @@ EXAMPLE = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; try {self.prog} --help")
-
-
 def shell_parser() -> argparse.ArgumentParser:
     """The parser of `wchan structs ...`."""
-    parser = _Parser(
+    parser = Parser(
         prog="wchan structs",
         description="The layouts of kernel structs: list, show, compare them, make and check "
         "structs.yaml.",
@@ -85,11 +84,7 @@ def shell_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run `wchan structs ...`; returns the exit status."""
-    try:
-        args = shell_parser().parse_args(list(argv))
-    except SystemExit as stopped:
-        return int(stopped.code or 0) and EXIT_FAILED
-    return run_shell(args, sys.stdout)
+    return run_shell(shell_parser().parse_args(list(argv)), sys.stdout)
 
 
 def run_shell(args: argparse.Namespace, out: TextIO) -> int:
@@ -99,19 +94,14 @@ def run_shell(args: argparse.Namespace, out: TextIO) -> int:
 
 def _write(args: argparse.Namespace, report: Report, out: TextIO) -> None:
     if args.json:
-        from plugin.render import json as as_json
-
         out.write(as_json.render("structs", None, report, Findings()))
     else:
-        from plugin.render import text as as_text
-
         width = shutil.get_terminal_size((100, 24)).columns
         out.write(as_text.render(report, Findings(), width=width, limit=None, verbose=True))
 
 
 def _list(args: argparse.Namespace, out: TextIO) -> int:
     from plugin.structs.making.tool import known_names, named_source
-    from plugin.structs.yamlfile import StructsFile
 
     if args.kernel is not None:
         source = named_source(args.kernel, args.structs)
@@ -221,7 +211,6 @@ def _check_kernel(args: argparse.Namespace, report: Report) -> None:
 def _check_folder(args: argparse.Namespace, report: Report) -> None:
     from plugin.structs.making.facts import read_facts
     from plugin.structs.making.tool import Difference
-    from plugin.structs.yamlfile import KernelData, StructsFile, read_kernel
 
     file = StructsFile(args.structs)
     for source in read_facts(args.file, file.rows).sources:
@@ -291,7 +280,6 @@ def _diff(args: argparse.Namespace, out: TextIO) -> int:
 def _import(args: argparse.Namespace, out: TextIO) -> int:
     from plugin.structs.making.corpus import Corpus
     from plugin.structs.making.facts import read_facts
-    from plugin.structs.yamlfile import SHIPPED, StructsFile
 
     path = args.output or args.structs or SHIPPED
     # what the facts do not say of versions and options is kept from the file replaced

@@ -343,8 +343,6 @@ def _on_stack(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
 
     For a vnode's lock a pointer to the vnode counts: callers pass that.
     """
-    from plugin.kernel.vnode import vnode_of_lock
-
     wanted = [lock.address]
     vnode = vnode_of_lock(kernel, lock.address)
     if vnode is not None:

@@ -13,6 +13,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.lock_object import LockObject, lock_object
+from plugin.kernel.queue import list_foreach
 from plugin.session import Kernel
 
 LOCKMGR = "lockmgr"
@@ -283,8 +284,6 @@ def rm_readers(kernel: Kernel, address: int) -> List[int]:
 def _active_readers(kernel: Kernel, address: int) -> List[int]:
     if "rm_priotracker" not in kernel.layouts:
         return []
-    from plugin.kernel.queue import list_foreach
-
     head = address + kernel.layouts.offsetof("rmlock", "rm_activeReaders")
     return [
         values[0]

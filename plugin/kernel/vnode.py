@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.mount import mount_at
 from plugin.session import Kernel
 
 #: enum vtype, the same since 4.4BSD
@@ -64,8 +65,6 @@ def vnode_at(kernel: Kernel, address: int) -> Optional[Vnode]:
 
 
 def _vnode_at(kernel: Kernel, address: int) -> Optional[Vnode]:
-    from plugin.kernel.mount import mount_at
-
     try:
         view = kernel.view("vnode", address)
         number, mount = view.v_type, view.v_mount

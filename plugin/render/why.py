@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from plugin.errors import WchanError
 from plugin.kernel.proc import Thread
 from plugin.kernel.tc import uptime
 from plugin.render import chains, dot, html, svg
@@ -16,6 +15,7 @@ from plugin.waits.kinds import Status
 from plugin.waits.panic import Panic, panic
 from plugin.waits.verdict import sentences
 from plugin.words import address, count, seconds
+from plugin.written import write_file
 
 #: chains shown on the first screen
 SHOWN = 12
@@ -38,16 +38,15 @@ def drawn(analysis: Analysis, *, as_svg: bool) -> Report:
     return report
 
 
-def page(analysis: Analysis, path: str) -> Report:
-    """The whole report as one HTML page at ``path``; WchanError where it cannot be written."""
+def page(analysis: Analysis, path: str, inputs: Sequence[str]) -> Report:
+    """The whole report as one HTML page at ``path``.
+
+    WchanError where it cannot be written, one of ``inputs`` for example.
+    """
     report, found = _facts(analysis)
     lines = (f"panic: {found.message}", found.verdict) if found is not None else ()
     text = html.html(analysis, f"why-stuck: {_heading(analysis)}", lines)
-    try:
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise WchanError(f"cannot write {path}: {error.strerror}") from None
+    write_file(path, text, inputs)
     report.pre(f"written to {path}")
     return report
 

@@ -41,6 +41,11 @@ class Target(Protocol):
         ...
 
     @property
+    def files(self) -> Sequence[str]:
+        """The files that it is read from, which no report may be written over."""
+        ...
+
+    @property
     def message_buffer(self) -> bytes:
         """The copy of the kernel's message buffer that the dump itself carries, b"" if none."""
         ...

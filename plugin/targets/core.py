@@ -27,6 +27,7 @@ class CoreTarget:
         self.description = memory.path
         self.truncated = memory.truncated
         self.read = memory.read
+        self.files = (memory.path, memory.file_path, kernel.path, kernel.plain_path)
 
     @property
     def message_buffer(self) -> bytes:

@@ -56,6 +56,7 @@ class GdbTarget:
         if self.image is not None:
             self.image.slide = _slide(self.image)
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
+        self.files = (memory.path, memory.file_path) if memory is not None else ()
         if memory is not None:
             self.description = memory.path
             self.page_size = memory.page_size

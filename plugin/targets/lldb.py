@@ -63,6 +63,7 @@ class LldbTarget:
         if self.image is not None:
             self.image.slide = _slide(target)
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
+        self.files = (memory.path, memory.file_path) if memory is not None else ()
         if memory is not None:
             self.description = memory.path
             self.page_size = memory.page_size

@@ -5,7 +5,6 @@ The dump and its kernel file lie beside this module, gzipped, as tests/forge mad
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import shlex
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from plugin.cachedir import cache_path, writable
+from plugin.hosts.arguments import Parser
 from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 
@@ -50,9 +50,7 @@ def _complain(text: str) -> None:
 
 def main(argv: List[str]) -> int:
     """Run the demo; returns the worst exit status of its commands."""
-    parser = argparse.ArgumentParser(
-        prog="wchan demo", description="Explain the dump of a storage deadlock."
-    )
+    parser = Parser(prog="wchan demo", description="Explain the dump of a storage deadlock.")
     parser.add_argument(
         "directory", nargs="?", help="where to leave the dump and its kernel (default: a cache)"
     )
