@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import shlex
 import sys
 from typing import Callable, List, Optional, Sequence
 
 import commands
-from plugin.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, UsageError
+from plugin.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, UsageError, WchanError
 from plugin.findings import Findings
 from plugin.hosts.arguments import HelpShown, Parser, told
 from plugin.render import json as as_json
