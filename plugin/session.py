@@ -24,7 +24,7 @@ from typing import (
 )
 
 from plugin.arch import architecture
-from plugin.caching import Lifetime
+from plugin.caching import Lifetime, cached
 from plugin.errors import MemoryFault, SymbolMissing
 from plugin.findings import Findings
 from plugin.structs import Layouts
@@ -127,15 +127,7 @@ class Kernel:
     @property
     def panicstr(self) -> Optional[str]:
         """The panic message, None where the kernel has not panicked."""
-        return self.once("panicstr", self._read_panicstr)
-
-    def _read_panicstr(self) -> Optional[str]:
-        try:
-            pointer = self.global_value("panicstr", 0)
-            return self.cstring(pointer, 512) if pointer else None
-        except MemoryFault as fault:
-            self.warnings.add("panicstr", fault.address, fault.reason)
-            return None
+        return _panicstr(self)
 
     # Memory
 
@@ -264,24 +256,20 @@ class Kernel:
 
     # Caching
 
-    def once(self, key: Any, compute: Callable[[], _T]) -> _T:
-        """As ``remember``, with a key by hand: for what @cached has not taken over yet."""
-        return self._kept(self._cache, key, compute)
-
     def remember(
         self, lifetime: Lifetime, function: Callable[..., _T], arguments: Tuple[Any, ...]
     ) -> _T:
-        """What ``function(self, *arguments)`` returns, computed once in ``lifetime``."""
-        cache = self._layout_cache if lifetime is Lifetime.LAYOUT else self._cache
-        return self._kept(cache, (function, arguments), lambda: function(self, *arguments))
+        """What ``function(self, *arguments)`` returns, computed once in ``lifetime``.
 
-    def _kept(self, cache: Dict[Any, Any], key: Any, compute: Callable[[], _T]) -> _T:
-        """``compute()``, once; what it found wrong is kept with it, and reported at every use."""
+        What it found wrong is kept with it, and reported at every use.
+        """
+        cache = self._layout_cache if lifetime is Lifetime.LAYOUT else self._cache
+        key = function, arguments
         known = cache.get(key)
         if known is None:
             outer, self.warnings = self.warnings, Findings()
             try:
-                value = compute()
+                value = function(self, *arguments)
             finally:
                 findings, self.warnings = self.warnings, outer
             # Asked a hundred thousand times in one command, mostly with nothing to report.
@@ -324,6 +312,16 @@ class KernelFacts:
         self.page_size = page_size
         #: what every report must say about how this kernel is read
         self.notes = list(notes)
+
+
+@cached(Lifetime.MEMORY)
+def _panicstr(kernel: Kernel) -> Optional[str]:
+    try:
+        pointer = kernel.global_value("panicstr", 0)
+        return kernel.cstring(pointer, 512) if pointer else None
+    except MemoryFault as fault:
+        kernel.warnings.add("panicstr", fault.address, fault.reason)
+        return None
 
 
 def _text(data: bytes) -> str:

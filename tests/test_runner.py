@@ -11,6 +11,7 @@ from memory import kernel
 
 import commands
 from commands import number
+from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import MemoryFault, UsageError
 from plugin.hosts.runner import parser_for, run_command, split
 from plugin.render.report import Report
@@ -121,16 +122,45 @@ def test_what_a_command_found_is_not_told_again_by_the_next(monkeypatch: Any) ->
 
 def test_what_a_cached_value_cost_is_told_at_every_use() -> None:
     k, _ = kernel()
+    asked = []
 
-    def compute() -> int:
-        k.warnings.add("list", 0x10, "broken")
+    @cached(MEMORY)
+    def broken_list(kernel: Any) -> int:
+        asked.append(kernel)
+        kernel.warnings.add("list", 0x10, "broken")
         return 7
 
     for _ in range(2):
         k.start_command()
-        assert k.once("it", compute) == 7
+        assert broken_list(k) == 7
         assert k.warnings.partial
         assert any(finding.what == "list" for finding in k.warnings)
+    assert len(asked) == 1
+
+
+def test_a_running_kernels_memory_is_read_again_by_each_command_its_layouts_are_not() -> None:
+    k, _ = kernel()
+    k.target.stable = False
+    asked = []
+
+    @cached(MEMORY)
+    def memory(kernel: Any, what: str) -> str:
+        asked.append(what)
+        return what
+
+    @cached(LAYOUT)
+    def layout(kernel: Any) -> int:
+        asked.append("layout")
+        return 1
+
+    for _ in range(2):
+        k.start_command()
+        for _ in range(2):
+            assert (memory(k, "memory"), layout(k)) == ("memory", 1)
+    assert asked == ["memory", "layout", "memory"]
+    k.forget()
+    assert layout(k) == 1
+    assert asked[-1] == "layout"
 
 
 def test_a_debuggers_line_is_split_as_a_shell_would() -> None:

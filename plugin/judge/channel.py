@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import FrozenSet, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.catalogue import Spec
 from plugin.errors import LayoutError, MemoryFault, WchanError
 from plugin.judge.geom_io import flight
 from plugin.kernel.buf import buf_lock, is_cached
 from plugin.kernel.locks import has_old_lockmgr
-from plugin.kernel.mount import mount_at, mounts
+from plugin.kernel.mount import by_address as mounts_by_address
+from plugin.kernel.mount import mount_at
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep
 from plugin.kernel.uma import zone_at, zone_of_channel
@@ -128,13 +130,14 @@ class _Stack(NamedTuple):
 
 def stack_owner(kernel: Kernel, address: int) -> Optional[Thread]:
     """The thread whose kernel stack ``address`` lies on."""
-    lows, stacks = kernel.once("kernel stacks", lambda: _stacks(kernel))
+    lows, stacks = _stacks(kernel)
     place = bisect_right(lows, address) - 1
     if place >= 0 and address < stacks[place].high:
         return stacks[place].thread
     return None
 
 
+@cached(MEMORY)
 def _stacks(kernel: Kernel) -> Tuple[List[int], List[_Stack]]:
     found = sorted(
         (
@@ -181,7 +184,7 @@ def _is_page(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[b
 
 
 def _is_mount(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    known = kernel.once("mount addresses", lambda: {mount.address for mount in mounts(kernel)})
+    known = mounts_by_address(kernel)
     if address in known:
         return True
     # A mount on its way out is on no list.
@@ -194,10 +197,12 @@ def _looks_like_mount(kernel: Kernel, address: int) -> Optional[bool]:
 
 
 def _is_proc(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    known: Dict[int, bool] = kernel.once(
-        "proc addresses", lambda: {thread.proc: True for thread in threads(kernel)}
-    )
-    return address in known
+    return address in _procs(kernel)
+
+
+@cached(MEMORY)
+def _procs(kernel: Kernel) -> FrozenSet[int]:
+    return frozenset(thread.proc for thread in threads(kernel))
 
 
 def _is_thread(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.judge.geom_io import AT_DEVICE, QUEUED
 from plugin.kernel import swap_pager
@@ -35,9 +36,10 @@ class Daemon(NamedTuple):
 _DOMAIN = re.compile(r"dom(\d+)")
 
 
+@cached(MEMORY)
 def daemons(kernel: Kernel) -> List[Daemon]:
     """Every daemon of the VM and of the buffer cache."""
-    return kernel.once("vm daemons", lambda: list(_daemons(kernel)))
+    return list(_daemons(kernel))
 
 
 def _daemons(kernel: Kernel) -> Iterator[Daemon]:

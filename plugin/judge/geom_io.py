@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.geom_workers import kernel_thread_flag
 from plugin.kernel.bio import (
@@ -395,25 +396,27 @@ class Flight:
         GEOM is called directly (direct dispatch).
         """
         pattern = address.to_bytes(self.kernel.pointer_size, "little")
-        stacks = self.kernel.once(("stacks", everyone), lambda: self._read_stacks(everyone))
+        stacks = _stacks(self.kernel, everyone)
         return next((thread for thread, stack in stacks if pattern in stack), None)
 
-    def _read_stacks(self, everyone: bool) -> List[Tuple[Thread, bytes]]:
-        kernel = self.kernel
-        kproc = kernel_thread_flag(kernel)
-        found: List[Tuple[Thread, bytes]] = []
-        for thread in sorted(threads(kernel), key=lambda t: t.name not in _GEOM_THREADS):
-            if thread.state == "running" or not (everyone or thread.p_flag & kproc):
-                continue
-            sp = registers(kernel, thread).get("sp", 0)
-            top = thread.kstack + thread.kstack_size
-            if not thread.kstack <= sp < top or top - sp > _MAX_STACK:
-                continue
-            try:
-                found.append((thread, kernel.read(sp, top - sp)))
-            except MemoryFault:
-                continue
-        return found
+
+@cached(MEMORY)
+def _stacks(kernel: Kernel, everyone: bool) -> List[Tuple[Thread, bytes]]:
+    """The live part of kernel threads' stacks, GEOM's first; of ``everyone``'s if asked."""
+    kproc = kernel_thread_flag(kernel)
+    found: List[Tuple[Thread, bytes]] = []
+    for thread in sorted(threads(kernel), key=lambda t: t.name not in _GEOM_THREADS):
+        if thread.state == "running" or not (everyone or thread.p_flag & kproc):
+            continue
+        sp = registers(kernel, thread).get("sp", 0)
+        top = thread.kstack + thread.kstack_size
+        if not thread.kstack <= sp < top or top - sp > _MAX_STACK:
+            continue
+        try:
+            found.append((thread, kernel.read(sp, top - sp)))
+        except MemoryFault:
+            continue
+    return found
 
 
 _GEOM_THREADS = ("g_down", "g_up", "g_event")
@@ -434,18 +437,20 @@ def doing(thread: Thread) -> str:
     return thread.state
 
 
+@cached(MEMORY)
 def flight(kernel: Kernel) -> Flight:
     """Every bio found, once per session."""
-    return kernel.once("bios in flight", lambda: Flight(kernel))
+    return Flight(kernel)
 
 
+@cached(MEMORY)
 def outstanding(kernel: Kernel) -> List[OutstandingBio]:
     """Every bio that has been asked for and not been answered, with where it is.
 
     Clones and the requests they serve are listed alike: ``top_requests`` has
     only the latter.
     """
-    return kernel.once("outstanding bios", lambda: list(_outstanding(kernel)))
+    return list(_outstanding(kernel))
 
 
 def _outstanding(kernel: Kernel) -> Iterator[OutstandingBio]:
@@ -470,10 +475,9 @@ def _outstanding(kernel: Kernel) -> Iterator[OutstandingBio]:
         )
 
 
+@cached(MEMORY)
 def outstanding_by_address(kernel: Kernel) -> Dict[int, OutstandingBio]:
-    return kernel.once(
-        "outstanding by address", lambda: {o.bio.address: o for o in outstanding(kernel)}
-    )
+    return {o.bio.address: o for o in outstanding(kernel)}
 
 
 def top_requests(kernel: Kernel) -> List[OutstandingBio]:
@@ -513,6 +517,7 @@ def buf_of(kernel: Kernel, bio: Bio) -> Optional[Buf]:
     return try_buf_at(kernel, origin.address)
 
 
+@cached(MEMORY)
 def _bios_by_buf(kernel: Kernel) -> Dict[int, List[OutstandingBio]]:
     found: Dict[int, List[OutstandingBio]] = {}
     for request in top_requests(kernel):
@@ -524,7 +529,7 @@ def _bios_by_buf(kernel: Kernel) -> Dict[int, List[OutstandingBio]]:
 
 def buf_io(kernel: Kernel, address: int) -> List[OutstandingBio]:
     """The outstanding requests made for the buf (or pbuf) at ``address``."""
-    return kernel.once("bios by buf", lambda: _bios_by_buf(kernel)).get(address, [])
+    return _bios_by_buf(kernel).get(address, [])
 
 
 def bufs_without_bio(kernel: Kernel) -> List[Buf]:
@@ -573,12 +578,9 @@ class Account(NamedTuple):
     reason: str
 
 
+@cached(MEMORY)
 def accounts(kernel: Kernel) -> Dict[int, Account]:
     """The account of every provider, by its address."""
-    return kernel.once("accounts", lambda: _accounts(kernel))
-
-
-def _accounts(kernel: Kernel) -> Dict[int, Account]:
     by_provider: Dict[int, List[OutstandingBio]] = {}
     by_disk: Dict[int, List[OutstandingBio]] = {}
     for each in outstanding(kernel):
@@ -707,6 +709,7 @@ def check_accounts(kernel: Kernel) -> None:
             )
 
 
+@cached(MEMORY)
 def held_by_driver(kernel: Kernel, provider: Provider) -> Dict[int, int]:
     """The clones at this disk that its driver's memory still refers to: {bio: where}.
 
@@ -722,7 +725,7 @@ def held_by_driver(kernel: Kernel, provider: Provider) -> Dict[int, int]:
         and each.bio.disk == disk.address
         and is_driver_clone(kernel, each.bio)
     }
-    return kernel.once(("references", disk.address), lambda: references(kernel, disk, bios))
+    return references(kernel, disk, bios)
 
 
 def describe(kernel: Kernel, bio: Bio) -> str:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.judge.locks import Contended, contended, holders, thread_sleeps
+from plugin.judge.locks import Contended, contended, holders
 from plugin.kernel.bio import BioQueue, g_bioqs
 from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import Geom, Provider, mesh
 from plugin.kernel.locks import Lock, lock_at
 from plugin.kernel.proc import Thread, clock, threads
 from plugin.kernel.queue import tailq_foreach
+from plugin.kernel.sleepqueue import sleeps
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
 
@@ -129,9 +131,10 @@ _ROLES = ("g_up", "g_down", "g_event")
 _IDLE_CHANNELS = {"g_up": "g_wait_up", "g_down": "g_wait_down", "g_event": "g_wait_event"}
 
 
+@cached(MEMORY)
 def geom_threads(kernel: Kernel) -> List[GeomThread]:
     """g_up, g_down and g_event, with what each does."""
-    return kernel.once("geom threads", lambda: list(_geom_threads(kernel)))
+    return list(_geom_threads(kernel))
 
 
 def _geom_threads(kernel: Kernel) -> Iterator[GeomThread]:
@@ -160,7 +163,7 @@ def _work(kernel: Kernel, role: str, thread: Thread) -> Tuple[str, str]:
         waiting = _waiting_for(kernel, role)
         if not waiting:
             return "idle", "its queue is empty"
-        sleep = thread_sleeps(kernel).get(thread.address)
+        sleep = sleeps(kernel).get(thread.address)
         if sleep is not None and sleep.timed:
             # To 8.x it looks by itself ten times a second.
             return "working", f"{waiting}, it looks again when its timed sleep ends"
@@ -195,6 +198,7 @@ def _length(queue: BioQueue) -> str:
 _MAXCOMLEN = 19
 
 
+@cached(MEMORY)
 def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
     """The kernel threads that do this geom's work, for classes that have some.
 
@@ -238,9 +242,10 @@ class GeomEvent(NamedTuple):
     refs: Tuple[str, ...]
 
 
+@cached(MEMORY)
 def events(kernel: Kernel) -> List[GeomEvent]:
     """g_events, in the order in which they will be run; the first may be running."""
-    return kernel.once("g_events", lambda: list(_events(kernel)))
+    return list(_events(kernel))
 
 
 def _events(kernel: Kernel) -> Iterator[GeomEvent]:

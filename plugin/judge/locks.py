@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel import locks, witness
 from plugin.kernel.lock_object import lock_object
@@ -50,20 +51,12 @@ class Contended(NamedTuple):
     waiters: List[Tuple[Thread, Optional[str]]]
 
 
+@cached(MEMORY)
 def lock_waits(kernel: Kernel) -> Dict[int, LockWait]:
     """{struct thread address: LockWait} of every thread that waits for a lock."""
-    return kernel.once("lock waits", lambda: _lock_waits(kernel))
-
-
-def thread_sleeps(kernel: Kernel) -> Dict[int, Sleep]:
-    """``sleepqueue.sleeps`` of all threads, read once."""
-    return kernel.once("thread sleeps", lambda: sleeps(kernel, threads(kernel)))
-
-
-def _lock_waits(kernel: Kernel) -> Dict[int, LockWait]:
     known: Dict[int, Optional[Lock]] = {}
     found: Dict[int, LockWait] = {}
-    every = thread_sleeps(kernel)
+    every = sleeps(kernel)
     for thread in threads(kernel):
         sleep = every.get(thread.address)
         if sleep is not None:
@@ -274,15 +267,12 @@ _COUNTERS = {
 }
 
 
+@cached(MEMORY)
 def sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
     """Threads that hold some lock of ``klass`` shared, with how many, by their own count.
 
     td_rw_rlocks and td_lk_slocks exist from 8.0 on, td_sx_slocks from 12.0.
     """
-    return kernel.once(("sharing threads", klass), lambda: _sharing_threads(kernel, klass))
-
-
-def _sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
     counter = _COUNTERS.get(klass)
     if counter is None or not kernel.layouts.has("thread", counter):
         return []
@@ -358,12 +348,9 @@ def kernel_stack_holds(kernel: Kernel, thread: Thread, value: int) -> bool:
 # The contended locks of the machine
 
 
+@cached(MEMORY)
 def contended(kernel: Kernel) -> List[Contended]:
     """Every lock that a thread waits for, most waited-for first."""
-    return kernel.once("contended locks", lambda: _contended(kernel))
-
-
-def _contended(kernel: Kernel) -> List[Contended]:
     waiting: Dict[int, Tuple[Lock, List[Tuple[Thread, Optional[str]]]]] = {}
     waits = lock_waits(kernel)
     for thread in threads(kernel):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.proc import Thread, thread_by_tid, threads
 from plugin.kernel.stack import backtrace, registers
@@ -345,12 +346,9 @@ _EXPECTED = (
 )
 
 
+@cached(MEMORY)
 def page_panic(kernel: Kernel) -> Optional[PagePanic]:
     """What a panic about a page is about; None for a kernel that panicked otherwise or not."""
-    return kernel.once("page panic", lambda: _page_panic(kernel))
-
-
-def _page_panic(kernel: Kernel) -> Optional[PagePanic]:
     message = kernel.panicstr
     if not message:
         return None

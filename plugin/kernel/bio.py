@@ -20,11 +20,13 @@ from typing import (
     Tuple,
 )
 
+from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel.linker import name_of
 from plugin.kernel.lock_object import lock_object
-from plugin.kernel.proc import Thread, threads
+from plugin.kernel.proc import Thread
 from plugin.kernel.queue import LIMIT, tailq_foreach
+from plugin.kernel.sleepqueue import sleepers
 from plugin.kernel.tc import bintime
 from plugin.session import Kernel
 
@@ -115,8 +117,9 @@ class _Reader:
         return Bio(address, self.commands.get(values[0]) or str(values[0]), *values[1:])
 
 
+@cached(LAYOUT)
 def _reader(kernel: Kernel) -> _Reader:
-    return kernel.once("bio reader", lambda: _Reader(kernel))
+    return _Reader(kernel)
 
 
 def bio_at(kernel: Kernel, address: int) -> Bio:
@@ -172,9 +175,10 @@ class BioQueue(NamedTuple):
 GEOM_QUEUES = ("g_bio_run_down", "g_bio_run_up", "g_bio_run_task")
 
 
+@cached(MEMORY)
 def g_bioqs(kernel: Kernel) -> List[BioQueue]:
     """The queues between the GEOM threads that this kernel has, walked."""
-    return kernel.once("g_bioqs", lambda: list(_g_bioqs(kernel)))
+    return list(_g_bioqs(kernel))
 
 
 def _g_bioqs(kernel: Kernel) -> Iterator[BioQueue]:
@@ -287,13 +291,12 @@ def bio_chain(kernel: Kernel, bio: Bio, known: Optional[Mapping[int, Bio]] = Non
 
 def done_name(kernel: Kernel, bio: Bio) -> str:
     """The function that bio_done points to, or the module it lies in; "" for NULL."""
-    if not bio.done:
-        return ""
-    names: Dict[int, str] = kernel.once("bio_done", dict)
-    name = names.get(bio.done)
-    if name is None:
-        name = names[bio.done] = name_of(kernel, bio.done)
-    return name
+    return _function(kernel, bio.done) if bio.done else ""
+
+
+@cached(MEMORY)
+def _function(kernel: Kernel, address: int) -> str:
+    return name_of(kernel, address)
 
 
 class Origin(NamedTuple):
@@ -368,15 +371,4 @@ def bio_origin(kernel: Kernel, bio: Bio, known: Optional[Mapping[int, Bio]] = No
 
 def bio_waiters(kernel: Kernel, address: int) -> List[Thread]:
     """Threads that sleep on this bio or buf."""
-    return _waiters(kernel).get(address, [])
-
-
-def _waiters(kernel: Kernel) -> Dict[int, List[Thread]]:
-    def compute() -> Dict[int, List[Thread]]:
-        found: Dict[int, List[Thread]] = {}
-        for thread in threads(kernel):
-            if thread.wchan and thread.state == "sleeping":
-                found.setdefault(thread.wchan, []).append(thread)
-        return found
-
-    return kernel.once("sleepers by wchan", compute)
+    return sleepers(kernel).get(address, [])

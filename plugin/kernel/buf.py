@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel.locks import Lock, lock_at, old_lockmgr
 from plugin.session import Kernel
@@ -105,16 +106,13 @@ class BufArray(NamedTuple):
     stride: int
 
 
+@cached(MEMORY)
 def buf_array(kernel: Kernel) -> Optional[BufArray]:
     """The array of buffer headers, None before it is made.
 
     From 13.0 on each header is followed by the page pointers of the largest
     buffer (nbufp() in vfs_bio.c), before they were part of it.
     """
-    return kernel.once("buf array", lambda: _buf_array(kernel))
-
-
-def _buf_array(kernel: Kernel) -> Optional[BufArray]:
     try:
         base = _buf_variable(kernel)
         count = kernel.global_value("nbuf", 0)
@@ -202,9 +200,10 @@ def buf_lock(kernel: Kernel, address: int) -> Optional[Lock]:
     return lock_at(kernel, at)
 
 
+@cached(MEMORY)
 def locked_bufs(kernel: Kernel) -> List[Tuple[Buf, Lock]]:
     """The buffers of the cache that are locked, as DDB's ``show lockedbufs`` lists them."""
-    return kernel.once("locked bufs", lambda: list(_locked_bufs(kernel)))
+    return list(_locked_bufs(kernel))
 
 
 def _locked_bufs(kernel: Kernel) -> Iterator[Tuple[Buf, Lock]]:

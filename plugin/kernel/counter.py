@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import List
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.session import Kernel
 
@@ -20,12 +21,9 @@ def mp_maxid(kernel: Kernel) -> int:
     return min(kernel.global_value("mp_maxid", 0), _MAX_CPUS - 1)
 
 
+@cached(MEMORY)
 def zpcpu_offsets(kernel: Kernel) -> List[int]:
     """For each CPU id, what is added to a per-CPU allocation's base to find its part."""
-    return kernel.once("zpcpu_offsets", lambda: _zpcpu_offsets(kernel))
-
-
-def _zpcpu_offsets(kernel: Kernel) -> List[int]:
     stride = kernel.layouts.constant("UMA_PCPU_ALLOC_SIZE", 0)
     if not stride:
         # Before 12.0 the stride was that of struct pcpu itself.
@@ -59,11 +57,6 @@ def counter_u64_fetch(kernel: Kernel, counter: int) -> int:
     for offset in zpcpu_offsets(kernel):
         total += kernel.unsigned(counter + offset & mask, 8)
     return total & 0xFFFFFFFFFFFFFFFF
-
-
-def counter_global(kernel: Kernel, name: str) -> int:
-    """The value of a global variable of type counter_u64_t, by its symbol."""
-    return counter_u64_fetch(kernel, kernel.pointer(kernel.address_of(name)))
 
 
 def stat(kernel: Kernel, struct: str, address: int, member: str) -> int:

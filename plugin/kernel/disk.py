@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Dict, NamedTuple, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.bio import Bio
 from plugin.kernel.devstat import Devstat, devstat
@@ -65,12 +66,9 @@ def disk_at(kernel: Kernel, address: int) -> Optional[Disk]:
     )
 
 
+@cached(MEMORY)
 def disks(kernel: Kernel) -> Dict[int, Disk]:
     """The disks of class DISK by the address of their geom."""
-    return kernel.once("disks", lambda: _disks(kernel))
-
-
-def _disks(kernel: Kernel) -> Dict[int, Disk]:
     found: Dict[int, Disk] = {}
     for klass in mesh(kernel).classes:
         if klass.name != DISK_CLASS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.proc import threads
 from plugin.session import Kernel
@@ -25,12 +26,9 @@ class Open(NamedTuple):
     data: int
 
 
+@cached(MEMORY)
 def by_data(kernel: Kernel) -> Dict[int, List[Open]]:
     """{f_data: the descriptors that refer to it}: pipes, sockets and vnodes to their users."""
-    return kernel.once("files by f_data", lambda: _by_data(kernel))
-
-
-def _by_data(kernel: Kernel) -> Dict[int, List[Open]]:
     found: Dict[int, List[Open]] = {}
     data = kernel.layouts.offsetof("file", "f_data")
     known: Dict[int, int] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel.devstat import Devstat, devstat
 from plugin.kernel.queue import list_foreach, tailq_foreach
@@ -170,12 +171,9 @@ class Mesh:
         ]
 
 
+@cached(MEMORY)
 def mesh(kernel: Kernel) -> Mesh:
     """The topology, read once per session."""
-    return kernel.once("geom mesh", lambda: _mesh(kernel))
-
-
-def _mesh(kernel: Kernel) -> Mesh:
     found = Mesh()
     names = _Names(kernel)
     head = kernel.address_of("g_classes")
@@ -316,6 +314,7 @@ def _doorstep(kernel: Kernel) -> Iterator[int]:
             yield address
 
 
+@cached(MEMORY)
 def provider_at(kernel: Kernel, address: int) -> Optional[Provider]:
     """The provider at ``address``, also one that is on no geom's list any more."""
     if not address:
@@ -323,17 +322,13 @@ def provider_at(kernel: Kernel, address: int) -> Optional[Provider]:
     known = mesh(kernel).providers.get(address)
     if known is not None:
         return known
-
-    def lone() -> Optional[Provider]:
-        try:
-            view = kernel.view("g_provider", address)
-        except MemoryFault as fault:
-            kernel.warnings.add("g_provider", fault.address, fault.reason, partial=False)
-            return None
-        name = kernel.try_cstring(view.name, f"{address:#x}")
-        return Provider(kernel, view, name, mesh(kernel).geoms.get(view.geom))
-
-    return kernel.once(("provider", address), lone)
+    try:
+        view = kernel.view("g_provider", address)
+    except MemoryFault as fault:
+        kernel.warnings.add("g_provider", fault.address, fault.reason, partial=False)
+        return None
+    name = kernel.try_cstring(view.name, f"{address:#x}")
+    return Provider(kernel, view, name, mesh(kernel).geoms.get(view.geom))
 
 
 def consumer_at(kernel: Kernel, address: int) -> Optional[Consumer]:

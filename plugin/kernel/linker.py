@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import List, NamedTuple, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError
 from plugin.kernel.queue import tailq_foreach
 from plugin.session import Kernel
@@ -21,12 +22,9 @@ class LinkerFile(NamedTuple):
     size: int
 
 
+@cached(MEMORY)
 def linker_files(kernel: Kernel) -> List[LinkerFile]:
     """The kernel and its modules, in the order in which they were loaded."""
-    return kernel.once("linker files", lambda: _linker_files(kernel))
-
-
-def _linker_files(kernel: Kernel) -> List[LinkerFile]:
     head = kernel.symbol("linker_files")
     if head is None or kernel.layouts.get("linker_file") is None:
         return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import List, NamedTuple, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.session import Kernel
 
@@ -22,30 +23,13 @@ class LockObject(NamedTuple):
     flags: int
 
 
+@cached(MEMORY)
 def lock_class_names(kernel: Kernel) -> List[str]:
     """lc_name of each entry of lock_classes[], in order; "" where unreadable.
 
     Read through the class symbols, since the names themselves may lie in
     memory that the dump lacks.
     """
-    return kernel.once("lock_class_names", lambda: _lock_class_names(kernel))
-
-
-#: lc_name by the symbol of the class, for kernels whose read-only strings are
-#: not in the dump (sys/kern/kern_mutex.c, kern_sx.c, kern_rwlock.c,
-#: kern_rmlock.c, kern_lock.c; the names have not changed since 5.x).
-_CLASS_SYMBOLS = {
-    "lock_class_mtx_spin": "spin mutex",
-    "lock_class_mtx_sleep": "sleep mutex",
-    "lock_class_sx": "sx",
-    "lock_class_rm": "rm",
-    "lock_class_rm_sleepable": "sleepable rm",
-    "lock_class_rw": "rw",
-    "lock_class_lockmgr": "lockmgr",
-}
-
-
-def _lock_class_names(kernel: Kernel) -> List[str]:
     table = kernel.symbol("lock_classes")
     names: List[str] = []
     if table is None:
@@ -63,6 +47,20 @@ def _lock_class_names(kernel: Kernel) -> List[str]:
             break
         names.append(by_address.get(address) or _class_name(kernel, address))
     return names
+
+
+#: lc_name by the symbol of the class, for kernels whose read-only strings are
+#: not in the dump (sys/kern/kern_mutex.c, kern_sx.c, kern_rwlock.c,
+#: kern_rmlock.c, kern_lock.c; the names have not changed since 5.x).
+_CLASS_SYMBOLS = {
+    "lock_class_mtx_spin": "spin mutex",
+    "lock_class_mtx_sleep": "sleep mutex",
+    "lock_class_sx": "sx",
+    "lock_class_rm": "rm",
+    "lock_class_rm_sleepable": "sleepable rm",
+    "lock_class_rw": "rw",
+    "lock_class_lockmgr": "lockmgr",
+}
 
 
 def _class_name(kernel: Kernel, address: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.queue import tailq_foreach
 from plugin.session import Kernel
@@ -30,12 +31,9 @@ class Mount(NamedTuple):
     lockref: int
 
 
+@cached(MEMORY)
 def mounts(kernel: Kernel) -> List[Mount]:
     """Every mount on mountlist, in its order; [] where the list cannot be read."""
-    return kernel.once("mounts", lambda: _mounts(kernel))
-
-
-def _mounts(kernel: Kernel) -> List[Mount]:
     symbol = kernel.symbol("mountlist")
     if symbol is None:
         return []
@@ -52,12 +50,15 @@ def _mounts(kernel: Kernel) -> List[Mount]:
     return found
 
 
+@cached(MEMORY)
+def by_address(kernel: Kernel) -> Dict[int, Mount]:
+    """``mounts`` by the address of their struct mount."""
+    return {mount.address: mount for mount in mounts(kernel)}
+
+
 def mount_at(kernel: Kernel, address: int) -> Optional[Mount]:
     """The mount at ``address``, None if nothing there can be read as one."""
-    by_address: Dict[int, Mount] = kernel.once(
-        "mounts by address", lambda: {mount.address: mount for mount in mounts(kernel)}
-    )
-    found = by_address.get(address)
+    found = by_address(kernel).get(address)
     if found is not None:
         return found
     try:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.geom_io import OutstandingBio, buf_io
 from plugin.kernel.buf import Buf, b_pages, iodone_name, locked_bufs, try_buf_at
-from plugin.kernel.proc import Thread, threads
 from plugin.kernel.queue import tailq_foreach
+from plugin.kernel.sleepqueue import sleepers
 from plugin.kernel.uma import Zone, items, zone_at, zones
 from plugin.kernel.vm_object import try_object_at
 from plugin.kernel.vm_page import try_page_at
@@ -115,36 +116,20 @@ def has_zones(kernel: Kernel) -> bool:
     return kernel.has_symbol("pbuf_zone")
 
 
-def sleepers(kernel: Kernel) -> Dict[int, List[Thread]]:
-    """Sleeping threads by wait channel."""
-
-    def compute() -> Dict[int, List[Thread]]:
-        found: Dict[int, List[Thread]] = {}
-        for thread in threads(kernel):
-            if thread.state == "sleeping" and thread.wchan:
-                found.setdefault(thread.wchan, []).append(thread)
-        return found
-
-    return kernel.once("sleepers by channel", compute)
-
-
 def _tids(kernel: Kernel, wchan: int) -> Tuple[int, ...]:
     return tuple(thread.tid for thread in sleepers(kernel).get(wchan, ()))
 
 
+@cached(MEMORY)
 def pools(kernel: Kernel) -> List[Pool]:
     """Every pool that this kernel has, the one of all pbufs first."""
-    return kernel.once("pbuf pools", lambda: list(_pools(kernel)))
+    return list(_pools(kernel))
 
 
 def pool_of_channel(kernel: Kernel, wchan: int) -> Optional[Pool]:
     """The pool that a thread asleep on ``wchan`` ("wswbuf0", "wswbuf1", "swbufa",
     "zonelimit") waits for, None where that is none."""
     return next((pool for pool in pools(kernel) if pool.wchan == wchan), None)
-
-
-def pool_named(kernel: Kernel, name: str) -> Optional[Pool]:
-    return next((pool for pool in pools(kernel) if name in (pool.name, pool.symbol)), None)
 
 
 def _pools(kernel: Kernel) -> Iterator[Pool]:
@@ -239,24 +224,18 @@ def pbuf_zones(kernel: Kernel) -> List[Zone]:
 # The pbufs
 
 
+@cached(MEMORY)
 def _free_list(kernel: Kernel) -> Set[int]:
     """The pbufs on bswlist."""
-
-    def compute() -> Set[int]:
-        total = max(0, min(_int(kernel, "nswbuf") or 0, _MAX_PBUFS))
-        head = kernel.address_of("bswlist")
-        walk = tailq_foreach(kernel, head, "buf", "b_freelist", what="bswlist", bound=total + 1)
-        return {address for address, _ in walk}
-
-    return kernel.once("bswlist", compute)
+    total = max(0, min(_int(kernel, "nswbuf") or 0, _MAX_PBUFS))
+    head = kernel.address_of("bswlist")
+    walk = tailq_foreach(kernel, head, "buf", "b_freelist", what="bswlist", bound=total + 1)
+    return {address for address, _ in walk}
 
 
+@cached(MEMORY)
 def addresses(kernel: Kernel) -> List[int]:
     """The pbufs in use, by address."""
-    return kernel.once("pbufs in use", lambda: _addresses(kernel))
-
-
-def _addresses(kernel: Kernel) -> List[int]:
     if has_zones(kernel):
         found = pbuf_zones(kernel)
         return sorted(items(kernel, found[0])) if found else []
@@ -273,9 +252,10 @@ def _addresses(kernel: Kernel) -> List[int]:
     return [base + i * stride for i in range(total) if base + i * stride not in free]
 
 
+@cached(MEMORY)
 def bufs(kernel: Kernel) -> List[Pbuf]:
     """Every pbuf in use."""
-    return kernel.once("pbufs", lambda: list(_bufs(kernel)))
+    return list(_bufs(kernel))
 
 
 def _bufs(kernel: Kernel) -> Iterator[Pbuf]:
@@ -342,15 +322,12 @@ def _pool(kernel: Kernel, buf: Buf) -> Tuple[str, str]:
     return "", why
 
 
+@cached(MEMORY)
 def holders(kernel: Kernel) -> Dict[int, List[int]]:
     """Locked bufs and pbufs in use by the pages in them, {vm_page: [struct buf]}.
 
     They are what holds a page busy for an I/O.
     """
-    return kernel.once("bufs by page", lambda: _holders(kernel))
-
-
-def _holders(kernel: Kernel) -> Dict[int, List[int]]:
     found: Dict[int, List[int]] = {}
     for pbuf in bufs(kernel):
         for page in pbuf.pages:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.lock_object import LockObject, lock_object
 from plugin.kernel.queue import list_foreach, tailq_foreach
@@ -134,12 +135,9 @@ def _pid_hash(kernel: Kernel) -> Iterator[int]:
                 yield address
 
 
+@cached(MEMORY)
 def threads(kernel: Kernel) -> List[Thread]:
     """All threads of all processes, in the order of the kernel's lists."""
-    return kernel.once("threads", lambda: _all_threads(kernel))
-
-
-def _all_threads(kernel: Kernel) -> List[Thread]:
     found = list(_threads(kernel))
     if not found:
         kernel.warnings.add("allproc", kernel.address_of("allproc"), "holds no thread at all")
@@ -148,15 +146,22 @@ def _all_threads(kernel: Kernel) -> List[Thread]:
 
 def thread_at(kernel: Kernel, address: int) -> Optional[Thread]:
     """The thread whose struct thread is at ``address``, or None."""
-    return kernel.once(
-        "threads by address", lambda: {thread.address: thread for thread in threads(kernel)}
-    ).get(address)
+    return _by_address(kernel).get(address)
 
 
 def thread_by_tid(kernel: Kernel, tid: int) -> Optional[Thread]:
-    return kernel.once(
-        "threads by tid", lambda: {thread.tid: thread for thread in threads(kernel)}
-    ).get(tid)
+    """The thread with that td_tid, or None."""
+    return _by_tid(kernel).get(tid)
+
+
+@cached(MEMORY)
+def _by_address(kernel: Kernel) -> Dict[int, Thread]:
+    return {thread.address: thread for thread in threads(kernel)}
+
+
+@cached(MEMORY)
+def _by_tid(kernel: Kernel) -> Dict[int, Thread]:
+    return {thread.tid: thread for thread in threads(kernel)}
 
 
 _THREAD = (

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Callable, Dict, List, NamedTuple, Optional
 
-from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.proc import Thread
+from plugin.caching import MEMORY, cached
+from plugin.errors import MemoryFault
+from plugin.kernel.proc import Thread, threads
 from plugin.kernel.queue import list_foreach
 from plugin.kernel.tc import uptime
 from plugin.session import Kernel
@@ -42,12 +43,9 @@ class Sleep(NamedTuple):
     wmesg: int
 
 
+@cached(MEMORY)
 def sleep_types(kernel: Kernel) -> Dict[int, str]:
     """{wait channel: type of its sleep queue}, out of sleepq_chains[]; {} if not kept."""
-    return kernel.once("sleep queue types", lambda: _sleep_types(kernel))
-
-
-def _sleep_types(kernel: Kernel) -> Dict[int, str]:
     table = kernel.symbol("sleepq_chains")
     layouts = kernel.layouts
     if (
@@ -84,8 +82,19 @@ def _sleep_types(kernel: Kernel) -> Dict[int, str]:
     return found
 
 
-def sleeps(kernel: Kernel, threads: List[Thread]) -> Dict[int, Sleep]:
-    """{struct thread address: Sleep} of every thread in ``threads`` that waits."""
+@cached(MEMORY)
+def sleepers(kernel: Kernel) -> Dict[int, List[Thread]]:
+    """{td_wchan: the threads asleep on it}, in the order of the kernel's lists."""
+    found: Dict[int, List[Thread]] = {}
+    for thread in threads(kernel):
+        if thread.wchan:
+            found.setdefault(thread.wchan, []).append(thread)
+    return found
+
+
+@cached(MEMORY)
+def sleeps(kernel: Kernel) -> Dict[int, Sleep]:
+    """{struct thread address: Sleep} of every thread that waits."""
     types = sleep_types(kernel)
     layouts = kernel.layouts
     pending = layouts.constant("CALLOUT_PENDING", _CALLOUT_PENDING)
@@ -105,7 +114,7 @@ def sleeps(kernel: Kernel, threads: List[Thread]) -> Dict[int, Sleep]:
     fields = layouts.fields("thread", "td_wmesg", *optional)
     left = _time_left(kernel)
     found: Dict[int, Sleep] = {}
-    for thread in threads:
+    for thread in threads(kernel):
         if not thread.waits:
             continue
         try:
@@ -149,13 +158,3 @@ def _time_left(kernel: Kernel) -> Callable[[Optional[int]], Optional[float]]:
         return (distance - ((distance & 0x80000000) << 1)) / hz
 
     return from_ticks
-
-
-def condvar_description(kernel: Kernel, address: int) -> Optional[str]:
-    """cv_description of the struct cv at ``address``, None if that is no condvar."""
-    try:
-        view = kernel.view("cv", address)
-        text = kernel.try_cstring(view.cv_description, limit=64)
-        return text if text and view.cv_waiters else None
-    except (MemoryFault, LayoutError):
-        return None

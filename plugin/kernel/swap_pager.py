@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import pbuf, pctrie
 from plugin.kernel.geom import Provider, consumer_at
@@ -63,9 +64,10 @@ class SwapSpace(NamedTuple):
     almost_full: bool
 
 
+@cached(MEMORY)
 def devices(kernel: Kernel) -> List[SwapDevice]:
     """Every device on swtailq."""
-    return kernel.once("swap devices", lambda: list(_devices(kernel)))
+    return list(_devices(kernel))
 
 
 def _devices(kernel: Kernel) -> Iterator[SwapDevice]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.session import Kernel
 
@@ -23,16 +24,13 @@ def bintime(data: bytes) -> float:
     return sec + int.from_bytes(data[-8:], "little") / _FRACTION
 
 
+@cached(MEMORY)
 def uptime(kernel: Kernel) -> Optional[float]:
     """Seconds since boot when the machine stopped; None where the kernel does not say.
 
     To a clock tick where th_offset can be told from the rest of struct
     timehands (its seconds are those of time_uptime), else to a second.
     """
-    return kernel.once("uptime", lambda: _uptime(kernel))
-
-
-def _uptime(kernel: Kernel) -> Optional[float]:
     found = kernel.symbol("time_uptime")
     if found is None:
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.session import Kernel
 
@@ -23,12 +24,9 @@ class Turnstile(NamedTuple):
     owner: int
 
 
+@cached(MEMORY)
 def turnstile_at(kernel: Kernel, address: int) -> Optional[Turnstile]:
     """The struct turnstile at ``address`` (td_blocked); None if it cannot be read."""
-    return kernel.once(("turnstile", address), lambda: _turnstile_at(kernel, address))
-
-
-def _turnstile_at(kernel: Kernel, address: int) -> Optional[Turnstile]:
     try:
         fields = kernel.layouts.fields("turnstile", "ts_lockobj", "ts_owner")
         lockobj, owner = fields.unpack(kernel.read(address, fields.span))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.counter import mp_maxid, stat
 from plugin.kernel.proc import threads
@@ -92,9 +93,10 @@ class _Keg(NamedTuple):
     lists: Tuple[int, ...]
 
 
+@cached(MEMORY)
 def zones(kernel: Kernel) -> List[Zone]:
     """Every zone, in the order of the kernel's lists, cache zones last."""
-    return kernel.once("uma zones", lambda: list(_zones(kernel)))
+    return list(_zones(kernel))
 
 
 def zone_named(kernel: Kernel, name: str) -> Optional[Zone]:
@@ -104,9 +106,12 @@ def zone_named(kernel: Kernel, name: str) -> Optional[Zone]:
 
 def zone_at(kernel: Kernel, address: int) -> Optional[Zone]:
     """The zone whose struct uma_zone is at ``address``, or None."""
-    return kernel.once(
-        "uma zones by address", lambda: {zone.address: zone for zone in zones(kernel)}
-    ).get(address)
+    return _by_address(kernel).get(address)
+
+
+@cached(MEMORY)
+def _by_address(kernel: Kernel) -> Dict[int, Zone]:
+    return {zone.address: zone for zone in zones(kernel)}
 
 
 def zone_of_channel(kernel: Kernel, wchan: int) -> Optional[Zone]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.counter import counter_u64_fetch
-from plugin.kernel.pbuf import sleepers
+from plugin.kernel.sleepqueue import sleepers
 from plugin.session import Kernel
 
 _MAX_DOMAINS = 64
@@ -39,9 +40,10 @@ class Space(NamedTuple):
     waiters: Tuple[int, ...]
 
 
+@cached(MEMORY)
 def spaces(kernel: Kernel) -> List[Space]:
     """Running writes, dirty buffers, buffer space and free buffers."""
-    return kernel.once("buffer spaces", lambda: list(_spaces(kernel)))
+    return list(_spaces(kernel))
 
 
 def runningbufspace(kernel: Kernel) -> Optional[Space]:

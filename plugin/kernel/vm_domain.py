@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.counter import stat
-from plugin.kernel.pbuf import sleepers
+from plugin.kernel.sleepqueue import sleepers
 from plugin.session import Kernel, View
 
 _MAX_DOMAINS = 64
@@ -113,24 +113,9 @@ def counters(kernel: Kernel) -> Optional[View]:
     return None
 
 
-def statistic(kernel: Kernel, name: str) -> Optional[int]:
-    """One member of struct vmmeter, a counter(9) summed up; None if there is none."""
-    view = counters(kernel)
-    if view is None or not view.has(name):
-        return None
-    try:
-        return stat(kernel, "vmmeter", view.address, name)
-    except MemoryFault as fault:
-        kernel.warnings.add(f"vm_cnt.{name}", fault.address, fault.reason)
-        return None
-
-
+@cached(MEMORY)
 def domains(kernel: Kernel) -> List[Domain]:
     """Every memory domain."""
-    return kernel.once("vm domains", lambda: _domains(kernel))
-
-
-def _domains(kernel: Kernel) -> List[Domain]:
     try:
         if not kernel.has_symbol("vm_dom"):
             found = [_global(kernel)]
@@ -288,12 +273,6 @@ def _flag(kernel: Kernel, name: str) -> bool:
         return False
 
 
-def free_count(kernel: Kernel) -> Optional[int]:
-    """vm_free_count(): free pages of all domains."""
-    found = domains(kernel)
-    return sum(domain.free for domain in found) if found else None
-
-
 def _general_channels(kernel: Kernel) -> List[Tuple[str, int, Tuple[str, ...]]]:
     """Channels for pages of any domain: (name, address, wait messages)."""
     found: List[Tuple[str, int, Tuple[str, ...]]] = []
@@ -310,12 +289,9 @@ def _general_channels(kernel: Kernel) -> List[Tuple[str, int, Tuple[str, ...]]]:
     return found
 
 
+@cached(MEMORY)
 def memory_shortage(kernel: Kernel) -> Shortage:
     """Who waits for pages, and whether what they wait for is so already."""
-    return kernel.once("memory shortage", lambda: _memory_shortage(kernel))
-
-
-def _memory_shortage(kernel: Kernel) -> Shortage:
     found = domains(kernel)
     short = any(domain.below_min for domain in found)
     channels = []

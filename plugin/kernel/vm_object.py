@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import pctrie
 from plugin.kernel.queue import tailq_foreach
@@ -57,12 +58,9 @@ class Object(NamedTuple):
         return self.handle if self.type == "vnode" else 0
 
 
+@cached(MEMORY)
 def object_types(kernel: Kernel) -> Dict[int, str]:
     """{objtype_t: name}: OBJT_* in lower case, dynamic ones (14.0 on) by their pagerops."""
-    return kernel.once("vm object types", lambda: _object_types(kernel))
-
-
-def _object_types(kernel: Kernel) -> Dict[int, str]:
     names = {
         value: name[len("OBJT_") :].lower() if name.startswith("OBJT_") else name
         for value, name in kernel.layouts.table("obj_type").items()
@@ -87,12 +85,9 @@ def _object_types(kernel: Kernel) -> Dict[int, str]:
     return names
 
 
+@cached(MEMORY)
 def named_objects(kernel: Kernel) -> Dict[int, str]:
     """The objects that the kernel has by name, {address: name}."""
-    return kernel.once("named vm objects", lambda: _named_objects(kernel))
-
-
-def _named_objects(kernel: Kernel) -> Dict[int, str]:
     found = {}
     for name in ("kernel_object", "kmem_object", "kstack_object", "kstack_alt_object"):
         store = kernel.symbol(name + "_store")
@@ -108,16 +103,11 @@ def _named_objects(kernel: Kernel) -> Dict[int, str]:
     return found
 
 
+@cached(MEMORY)
 def object_at(kernel: Kernel, address: int) -> Object:
     """The VM object at ``address``; MemoryFault where it cannot be read."""
-    known: Dict[int, Object] = kernel.once("vm objects seen", dict)
-    if kernel.target.stable and address in known:
-        return known[address]
     fields = kernel.layouts.fields("vm_object", *_PATHS)
-    found = _object(kernel, address, fields.unpack(kernel.read(address, fields.span)))
-    if kernel.target.stable:
-        known[address] = found
-    return found
+    return _object(kernel, address, fields.unpack(kernel.read(address, fields.span)))
 
 
 def try_object_at(kernel: Kernel, address: int) -> Optional[Object]:

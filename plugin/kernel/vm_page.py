@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel.proc import Thread, threads
+from plugin.kernel.sleepqueue import sleepers
 from plugin.kernel.vm_phys import is_vm_page, nfreeorder, segments
 from plugin.session import Kernel
 
@@ -230,21 +232,19 @@ class Encoding:
         return found[0] if len(found) == 1 else None
 
 
+@cached(MEMORY)
 def owners_by_bits(kernel: Kernel) -> Dict[int, Tuple[int, ...]]:
     """Threads by the low bits that busy_lock records of them, {bits: tids}."""
-
-    def compute() -> Dict[int, Tuple[int, ...]]:
-        found: Dict[int, Tuple[int, ...]] = {}
-        for thread in threads(kernel):
-            bits = thread.address & _THREAD_MASK
-            found[bits] = (*found.get(bits, ()), thread.tid)
-        return found
-
-    return kernel.once("page owners", compute)
+    found: Dict[int, Tuple[int, ...]] = {}
+    for thread in threads(kernel):
+        bits = thread.address & _THREAD_MASK
+        found[bits] = (*found.get(bits, ()), thread.tid)
+    return found
 
 
+@cached(MEMORY)
 def encoding(kernel: Kernel) -> Encoding:
-    return kernel.once("vm_page encoding", lambda: Encoding(kernel))
+    return Encoding(kernel)
 
 
 def enqueued_flag(kernel: Kernel) -> int:
@@ -293,21 +293,19 @@ class Queues:
         return str(number)
 
 
+@cached(MEMORY)
 def bogus_page(kernel: Kernel) -> int:
     """Address of bogus_page, the stand-in for valid pages in an I/O; 0 if there is none."""
-
-    def compute() -> int:
-        try:
-            return kernel.global_value("bogus_page", 0)
-        except MemoryFault as fault:
-            kernel.warnings.add("bogus_page", fault.address, fault.reason)
-            return 0
-
-    return kernel.once("bogus_page", compute)
+    try:
+        return kernel.global_value("bogus_page", 0)
+    except MemoryFault as fault:
+        kernel.warnings.add("bogus_page", fault.address, fault.reason)
+        return 0
 
 
+@cached(MEMORY)
 def decoder(kernel: Kernel) -> _Decoder:
-    return kernel.once("vm_page decoder", lambda: _Decoder(kernel))
+    return _Decoder(kernel)
 
 
 def page_at(kernel: Kernel, address: int) -> Page:
@@ -325,17 +323,10 @@ def try_page_at(kernel: Kernel, address: int) -> Optional[Page]:
         return None
 
 
-def sleepers(kernel: Kernel) -> Dict[int, List[Thread]]:
+@cached(MEMORY)
+def page_sleepers(kernel: Kernel) -> Dict[int, List[Thread]]:
     """Threads that sleep on a page, by its address."""
-
-    def compute() -> Dict[int, List[Thread]]:
-        found: Dict[int, List[Thread]] = {}
-        for thread in threads(kernel):
-            if thread.state == "sleeping" and thread.wchan and is_vm_page(kernel, thread.wchan):
-                found.setdefault(thread.wchan, []).append(thread)
-        return found
-
-    return kernel.once("page sleepers", compute)
+    return {at: who for at, who in sleepers(kernel).items() if is_vm_page(kernel, at)}
 
 
 def domain_of(kernel: Kernel, page: Page) -> Optional[int]:

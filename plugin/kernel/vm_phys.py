@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.uma import items, zone_named
 from plugin.session import Kernel
@@ -41,12 +42,9 @@ class Segment(NamedTuple):
     domain: int
 
 
+@cached(MEMORY)
 def page_array(kernel: Kernel) -> PageArray:
     """vm_page_array; MemoryFault where it cannot be found out."""
-    return kernel.once("vm_page_array", lambda: _page_array(kernel))
-
-
-def _page_array(kernel: Kernel) -> PageArray:
     count = kernel.global_value("vm_page_array_size")
     if not 0 <= count <= _MAX_PAGES:
         kernel.warnings.add(
@@ -61,12 +59,9 @@ def _page_array(kernel: Kernel) -> PageArray:
     )
 
 
+@cached(MEMORY)
 def segments(kernel: Kernel) -> List[Segment]:
     """The pieces of physical memory: vm_phys_segs from 8.0, phys_avail before."""
-    return kernel.once("vm_phys_segs", lambda: _segments(kernel))
-
-
-def _segments(kernel: Kernel) -> List[Segment]:
     try:
         if kernel.has_symbol("vm_phys_segs") and kernel.has_symbol("vm_phys_nsegs"):
             return _vm_phys_segs(kernel)
@@ -128,15 +123,12 @@ def _phys_avail(kernel: Kernel) -> List[Segment]:
     return found
 
 
+@cached(MEMORY)
 def fictitious(kernel: Kernel) -> Dict[int, int]:
     """Pages that stand for no RAM (device memory), {struct vm_page: physical address}.
 
     They are the items in use of the zone "fakepg" (vm_page_getfake()).
     """
-    return kernel.once("fictitious pages", lambda: _fictitious(kernel))
-
-
-def _fictitious(kernel: Kernel) -> Dict[int, int]:
     zone = zone_named(kernel, "fakepg")
     if zone is None or not zone.keg:
         return {}
@@ -188,16 +180,13 @@ def nfreeorder(kernel: Kernel) -> int:
     return kernel.layouts.constant("VM_NFREEORDER_PAE" if pae else "VM_NFREEORDER_NOPAE", 13)
 
 
+@cached(MEMORY)
 def reserved_unused(kernel: Kernel) -> Optional[int]:
     """Free pages held back inside reservations (superpages being filled).
 
     They count as free and lie in no free list.  None where this kernel's
     reservations cannot be read.
     """
-    return kernel.once("vm_reserv", lambda: _reserved_unused(kernel))
-
-
-def _reserved_unused(kernel: Kernel) -> Optional[int]:
     layouts = kernel.layouts
     if "vm_reserv" not in layouts or not kernel.has_symbol("vm_reserv_array"):
         return None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.pbuf import sleepers
+from plugin.kernel.sleepqueue import sleepers
 from plugin.session import Kernel
 
 _MAX_ARENAS = 4096
@@ -41,9 +42,10 @@ class Arena(NamedTuple):
     waiters: Tuple[int, ...]
 
 
+@cached(MEMORY)
 def arenas(kernel: Kernel) -> List[Arena]:
     """Every arena, in the order of vmem_list; the kernel's maps where there is none."""
-    return kernel.once("vmem arenas", lambda: list(_arenas(kernel)))
+    return list(_arenas(kernel))
 
 
 def _arenas(kernel: Kernel) -> Iterator[Arena]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import List, NamedTuple, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.mount import mount_at
 from plugin.session import Kernel
@@ -42,15 +43,12 @@ class Vnode(NamedTuple):
         return " ".join(words)
 
 
+@cached(MEMORY)
 def vnode_of_lock(kernel: Kernel, lock: int) -> Optional[int]:
     """The vnode whose v_lock is at ``lock``, None if that is no vnode's own lock.
 
     v_vnlock points at the lock in use; for the lock inside a vnode that is itself.
     """
-    return kernel.once(("vnode of lock", lock), lambda: _vnode_of_lock(kernel, lock))
-
-
-def _vnode_of_lock(kernel: Kernel, lock: int) -> Optional[int]:
     try:
         address = lock - kernel.layouts.offsetof("vnode", "v_lock")
         vnlock = kernel.pointer(address + kernel.layouts.offsetof("vnode", "v_vnlock"))
@@ -59,12 +57,9 @@ def _vnode_of_lock(kernel: Kernel, lock: int) -> Optional[int]:
     return address if vnlock == lock else None
 
 
+@cached(MEMORY)
 def vnode_at(kernel: Kernel, address: int) -> Optional[Vnode]:
     """The vnode at ``address``, None if it cannot be read."""
-    return kernel.once(("vnode", address), lambda: _vnode_at(kernel, address))
-
-
-def _vnode_at(kernel: Kernel, address: int) -> Optional[Vnode]:
     try:
         view = kernel.view("vnode", address)
         number, mount = view.v_type, view.v_mount

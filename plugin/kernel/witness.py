@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.proc import Thread, threads
 from plugin.session import Kernel
@@ -24,12 +25,9 @@ class Held(NamedTuple):
     line: int
 
 
+@cached(MEMORY)
 def holders(kernel: Kernel) -> Dict[int, List[Tuple[Thread, Held]]]:
     """{lock_object address: [(thread, Held)]}; {} where WITNESS keeps nothing."""
-    return kernel.once("witness holders", lambda: _holders(kernel))
-
-
-def _holders(kernel: Kernel) -> Dict[int, List[Tuple[Thread, Held]]]:
     found: Dict[int, List[Tuple[Thread, Held]]] = {}
     if not (kernel.has_symbol("w_data") and kernel.layouts.has("thread", "td_sleeplocks")):
         return found

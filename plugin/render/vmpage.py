@@ -24,7 +24,7 @@ from plugin.kernel.vm_page import (
     encoding,
     owners_by_bits,
     page_at,
-    sleepers,
+    page_sleepers,
     try_page_at,
     valid_all,
     verdict,
@@ -68,7 +68,7 @@ def unasked(kernel: Kernel) -> Report:
             report.text(f"Found by {panic.found.how}.", 2)
             _show_array(kernel, report, panic.array)
         return report
-    waited = sleepers(kernel)
+    waited = page_sleepers(kernel)
     found = [page for page in (try_page_at(kernel, at) for at in waited) if page is not None]
     report = Report({"pages": [page_data(kernel, page) for page in found]})
     if kernel.panicstr:
@@ -112,7 +112,7 @@ def object_pages(kernel: Kernel, owner: int) -> Report:
 
 def _show(kernel: Kernel, report: Report, page: Page) -> None:
     """One page in full."""
-    waiting = sleepers(kernel).get(page.address, [])
+    waiting = page_sleepers(kernel).get(page.address, [])
     name = " (bogus_page)" if page.is_bogus else " (fictitious)" if page.fictitious else ""
     report.heading(f"vm_page {page.address:#x}{name}")
     report.text(verdict(kernel, page, waiting) + ".", 2)
@@ -225,7 +225,7 @@ def _bits(kernel: Kernel, value: int) -> str:
 
 def show_pages(kernel: Kernel, report: Report, pages: Sequence[Page]) -> None:
     """A line a page: the buf whose I/O holds it and who waits for it, where there is any."""
-    waiting = sleepers(kernel)
+    waiting = page_sleepers(kernel)
     held = holders(kernel) if any(page.busy.state in (EXCLUSIVE, SHARED) for page in pages) else {}
     bufs = any(page.address in held for page in pages)
     waits = any(page.address in waiting for page in pages)
@@ -314,7 +314,7 @@ def _array_data(array: PageArray) -> Dict[str, Any]:
 
 def page_data(kernel: Kernel, page: Page) -> Dict[str, Any]:
     busy = page.busy
-    waiting = sleepers(kernel).get(page.address, [])
+    waiting = page_sleepers(kernel).get(page.address, [])
     owner = try_object_at(kernel, page.object)
     vnode = vnode_of(kernel, owner) if owner else None
     return {

@@ -9,7 +9,7 @@ from plugin.kernel.vm_object import Object, label, try_object_at
 from plugin.kernel.vm_page import (
     Page,
     owners_by_bits,
-    sleepers,
+    page_sleepers,
     try_page_at,
 )
 from plugin.kernel.vm_page_scan import (
@@ -169,7 +169,7 @@ def _groups(
 ) -> List[Tuple[int, str, Optional[Object], str, int, int, List[Thread]]]:
     """(object, what it is, itself, state, owner's bits, pages, threads asleep on them)."""
     waiting: Dict[Tuple[int, str, int], List[Thread]] = {}
-    for at, threads in sleepers(kernel).items():
+    for at, threads in page_sleepers(kernel).items():
         page = try_page_at(kernel, at)
         if page is not None:
             key = (page.object, page.busy.state, page.busy.owner_bits or 0)

@@ -12,10 +12,10 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 
 from plugin.catalogue import Catalogue, Row, SleepClass
 from plugin.judge.channel import Channel
-from plugin.judge.locks import LockWait, lock_waits, thread_sleeps
+from plugin.judge.locks import LockWait, lock_waits
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sched import is_idle_thread, on_cpu_for
-from plugin.kernel.sleepqueue import Sleep
+from plugin.kernel.sleepqueue import Sleep, sleeps
 from plugin.kernel.stack import backtrace
 from plugin.session import Kernel
 from plugin.waits.graph import Edge, Graph, Node
@@ -214,7 +214,7 @@ class Builder(GraphBuilder):
         super().__init__(kernel, threads(kernel))
         self.catalogue = catalogue
         self._explain = explain
-        self.sleeps: Dict[int, Sleep] = thread_sleeps(kernel)
+        self.sleeps: Dict[int, Sleep] = sleeps(kernel)
         self.lock_waits: Dict[int, LockWait] = lock_waits(kernel)
         self._channels: Dict[int, Channel] = {}
         self._rows: Dict[Tuple[str, int], Tuple[Optional[Row], str]] = {}

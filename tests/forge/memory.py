@@ -210,11 +210,6 @@ class Space:
             found = self.pages[pfn] = bytearray(found or ZERO)
         return found
 
-    def map_page(self, address: int, pfn: int) -> None:
-        """Map the virtual page at ``address`` to a physical page."""
-        self.kva[address >> PAGE_SHIFT] = pfn
-        self._by_va.pop(address >> PAGE_SHIFT, None)
-
     def map_bulk(self, address: int, count: int, content: Callable[[], Iterator[bytes]]) -> None:
         """Map ``count`` pages at ``address`` that nothing is read from or written to here."""
         first = self.claim(count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge import geom_io
 from plugin.judge.channel import object_fits
@@ -286,7 +287,7 @@ def _join_workers(builder: Builder, node: Node, provider: Provider, evidence: st
     geom = provider.geom
     if geom is None:
         return False
-    found = builder.kernel.once(("workers", geom.address), lambda: workers(builder.kernel, geom))
+    found = workers(builder.kernel, geom)
     busy = [each for each in found if not builder.waits_for_work(each)]
     who = f"the thread of {provider.class_name} {geom.name}, told by its name"
     builder.served_by(node, busy, f"{evidence}; {who}" if evidence else who)
@@ -294,12 +295,10 @@ def _join_workers(builder: Builder, node: Node, provider: Provider, evidence: st
 
 
 def _owed(kernel: Kernel, provider: Provider) -> List[OutstandingBio]:
-    by_provider: Dict[int, List[OutstandingBio]] = kernel.once(
-        "owed bios", lambda: _owed_by_provider(kernel)
-    )
-    return by_provider.get(provider.address, [])
+    return _owed_by_provider(kernel).get(provider.address, [])
 
 
+@cached(MEMORY)
 def _owed_by_provider(kernel: Kernel) -> Dict[int, List[OutstandingBio]]:
     found: Dict[int, List[OutstandingBio]] = {}
     for each in geom_io.outstanding(kernel):
@@ -340,12 +339,9 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
     return End(CauseKind.DEVICE, f"{name} has not returned {what}", evidence, since)
 
 
+@cached(MEMORY)
 def uses(kernel: Kernel, provider: Provider) -> List[str]:
     """What a provider is for: "swap", and the mount points of what lies on it."""
-    return kernel.once(("uses of provider", provider.address), lambda: _uses(kernel, provider))
-
-
-def _uses(kernel: Kernel, provider: Provider) -> List[str]:
     mounted: Dict[str, List[str]] = {}
     for mount in mounts(kernel):
         mounted.setdefault(mount.source.replace("/dev/", "", 1), []).append(mount.on)
@@ -459,14 +455,12 @@ def bufobj_output(case: Case) -> Optional[Verdict]:
     return Verdict(Status.STUCK, "waits for a vnode's writes", case.row)
 
 
+@cached(MEMORY)
 def _bufs_of_bufobj(kernel: Kernel) -> Dict[int, List[Buf]]:
-    def compute() -> Dict[int, List[Buf]]:
-        found: Dict[int, List[Buf]] = {}
-        for each, _ in locked_bufs(kernel):
-            found.setdefault(each.bufobj, []).append(each)
-        return found
-
-    return kernel.once("locked bufs by bufobj", compute)
+    found: Dict[int, List[Buf]] = {}
+    for each, _ in locked_bufs(kernel):
+        found.setdefault(each.bufobj, []).append(each)
+    return found
 
 
 def _vnode_of_bufobj(kernel: Kernel, address: int) -> str:

@@ -6,8 +6,9 @@ to the I/O (LK_KERNPROC) leads on to the buffer and its bio.
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import Contended, LockWait, contended
 from plugin.kernel import locks
@@ -67,11 +68,12 @@ def lock_node(builder: Builder, lock: locks.Lock) -> Node:
 
 
 def _entry(kernel: Kernel, lock: locks.Lock) -> Contended:
-    by_address = kernel.once(
-        "contended by address", lambda: {entry.lock.address: entry for entry in contended(kernel)}
-    )
-    found = by_address.get(lock.address)
-    return found if found is not None else Contended(lock, [], [])
+    return _by_address(kernel).get(lock.address) or Contended(lock, [], [])
+
+
+@cached(MEMORY)
+def _by_address(kernel: Kernel) -> Dict[int, Contended]:
+    return {entry.lock.address: entry for entry in contended(kernel)}
 
 
 def _ownerless(entry: Contended, label: str) -> End:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.judge import geom_io
 from plugin.kernel import pbuf
@@ -137,19 +138,16 @@ def _is_object(kernel: Kernel, address: int) -> bool:
     return found is not None and "object" in found.name
 
 
+@cached(MEMORY)
 def _object_io(kernel: Kernel) -> Dict[int, List[Tuple[int, int]]]:
     """{vm_object: [(buf, page)]} of the pages that are under way."""
-
-    def compute() -> Dict[int, List[Tuple[int, int]]]:
-        found: Dict[int, List[Tuple[int, int]]] = {}
-        for address in pbuf.holders(kernel):
-            page = try_page_at(kernel, address)
-            bufs = page_io(kernel, address)
-            if page is not None and page.object and bufs:
-                found.setdefault(page.object, []).append((bufs[0], address))
-        return found
-
-    return kernel.once("page I/O by object", compute)
+    found: Dict[int, List[Tuple[int, int]]] = {}
+    for address in pbuf.holders(kernel):
+        page = try_page_at(kernel, address)
+        bufs = page_io(kernel, address)
+        if page is not None and page.object and bufs:
+            found.setdefault(page.object, []).append((bufs[0], address))
+    return found
 
 
 def object_node(builder: Builder, address: int, waiting: List[Thread]) -> Node:

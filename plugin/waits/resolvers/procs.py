@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.file import by_data
-from plugin.kernel.proc import Thread, processes
+from plugin.kernel.proc import Thread, processes, threads
 from plugin.kernel.umtx import blocked_on
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
@@ -45,24 +46,20 @@ def swapper(case: Case) -> Optional[Verdict]:
     return Verdict(Status.STUCK, "waits to be swapped in", case.row)
 
 
-def _of_procs(builder: Builder) -> Dict[int, List[Thread]]:
-    def compute() -> Dict[int, List[Thread]]:
-        found: Dict[int, List[Thread]] = {}
-        for thread in builder.threads:
-            found.setdefault(thread.proc, []).append(thread)
-        return found
-
-    return builder.kernel.once("threads by proc", compute)
+@cached(MEMORY)
+def _of_procs(kernel: Kernel) -> Dict[int, List[Thread]]:
+    found: Dict[int, List[Thread]] = {}
+    for thread in threads(kernel):
+        found.setdefault(thread.proc, []).append(thread)
+    return found
 
 
+@cached(MEMORY)
 def _children(kernel: Kernel) -> Dict[int, List[int]]:
-    def compute() -> Dict[int, List[int]]:
-        found: Dict[int, List[int]] = {}
-        for proc in processes(kernel):
-            found.setdefault(proc.parent, []).append(proc.address)
-        return found
-
-    return kernel.once("children", compute)
+    found: Dict[int, List[int]] = {}
+    for proc in processes(kernel):
+        found.setdefault(proc.parent, []).append(proc.address)
+    return found
 
 
 def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Verdict:
@@ -93,7 +90,9 @@ def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[V
         return None
     if not single:
         return None
-    others = [t for t in _of_procs(builder).get(thread.proc, []) if t.address != thread.address]
+    others = [
+        t for t in _of_procs(builder.kernel).get(thread.proc, []) if t.address != thread.address
+    ]
     if single != thread.address:
         others = [t for t in others if t.address == single]
     else:
@@ -118,7 +117,7 @@ def children(case: Case) -> Optional[Verdict]:
     builder = case.builder
     node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     own = _children(case.kernel).get(case.thread.proc, [])
-    threads = [thread for proc in own for thread in _of_procs(builder).get(proc, [])]
+    threads = [thread for proc in own for thread in _of_procs(builder.kernel).get(proc, [])]
     if not threads:
         node.end = node.end or End(CauseKind.EXTERNAL, "waits for a child process", case.said())
         return Verdict(Status.BENIGN, "waits for a child process", case.row)
@@ -178,7 +177,7 @@ def _peers_of(case: Case, data: int, what: str, evidence: str) -> Verdict:
         case.channel_node(f'"{case.thread.wmesg}" on {what}'), Certainty.PROVEN, case.said()
     )
     procs = {each.proc for each in by_data(case.kernel).get(data, ())} - {case.thread.proc}
-    threads = [thread for proc in procs for thread in _of_procs(builder).get(proc, [])]
+    threads = [thread for proc in procs for thread in _of_procs(builder.kernel).get(proc, [])]
     if not threads:
         node.end = node.end or End(
             CauseKind.EXTERNAL, f"{what}: no other process has its other end open", case.said()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Iterable, List, Optional, Sequence
 
+from plugin.caching import MEMORY, cached
 from plugin.judge.locks import kernel_stack_holds
-from plugin.kernel.proc import Thread
+from plugin.kernel.proc import Thread, thread_at
+from plugin.kernel.sleepqueue import sleepers
 from plugin.kernel.stack import backtrace
+from plugin.session import Kernel
 from plugin.waits.builder import Builder
 from plugin.waits.graph import Node
 from plugin.waits.kinds import Certainty, EdgeKind
@@ -37,37 +40,20 @@ def threads_with(
 
 def runs(builder: Builder, thread: Thread, functions: Sequence[str]) -> bool:
     """True where a function on the thread's stack begins with one of ``functions``."""
-    frames = builder.kernel.once(
-        ("frames", thread.address), lambda: backtrace(builder.kernel, thread)
+    return any(
+        frame.startswith(tuple(functions)) for frame in _frames(builder.kernel, thread.address)
     )
-    return any(frame.startswith(tuple(functions)) for frame in frames)
 
 
-def threads_running(
-    builder: Builder, functions: Sequence[str], kernel_only: bool = False
-) -> List[Thread]:
-    """Threads with one of ``functions`` on their stack."""
-    return [
-        thread
-        for thread in builder.threads
-        if thread.kstack
-        and (not kernel_only or builder.is_kernel_thread(thread))
-        and runs(builder, thread, functions)
-    ]
+@cached(MEMORY)
+def _frames(kernel: Kernel, address: int) -> List[str]:
+    thread = thread_at(kernel, address)
+    return backtrace(kernel, thread) if thread is not None else []
 
 
 def sleepers_on(builder: Builder, channel: int) -> List[Thread]:
     """Threads that sleep on one channel."""
-    index = builder.kernel.once("threads by channel", lambda: _by_channel(builder))
-    return index.get(channel, [])
-
-
-def _by_channel(builder: Builder) -> Dict[int, List[Thread]]:
-    found: Dict[int, List[Thread]] = {}
-    for thread in builder.threads:
-        if thread.wchan:
-            found.setdefault(thread.wchan, []).append(thread)
-    return found
+    return sleepers(builder.kernel).get(channel, [])
 
 
 def guess_holders(
