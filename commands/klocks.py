@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from commands import Needs, number
+from plugin.captures.machine import TextKernel
 from plugin.errors import WchanError
 from plugin.judge.locks import contended_at
+from plugin.render import captures
 from plugin.render.heldlocks import all_locks, locked_bufs, locked_vnodes
 from plugin.render.klocks import every_lock, one_lock
 from plugin.render.report import Report
@@ -26,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    if isinstance(kernel, TextKernel):
+        return captures.locks(kernel, args.address, every=args.all)
     if args.all:
         return all_locks(kernel)
     if args.vnodes:

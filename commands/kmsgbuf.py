@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 from commands import Needs
+from plugin.captures.machine import TextKernel
 from plugin.kernel.msgbuf import message_buffer
+from plugin.render import captures
 from plugin.render.report import Report
 from plugin.session import Kernel
 
@@ -19,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    if isinstance(kernel, TextKernel):
+        return captures.messages(kernel, args.limit)
     text = message_buffer(kernel)
     lines = text.splitlines()
     report = Report({"panic": kernel.panicstr, "version": kernel.facts.version, "text": text})

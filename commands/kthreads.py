@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 
 from commands import Needs
+from plugin.captures.machine import TextKernel
 from plugin.kernel.proc import Thread, threads
+from plugin.kernel.stack import backtrace
 from plugin.render.kthreads import cpus, grouped_by_stack, ps
 from plugin.render.report import Report
 from plugin.session import Kernel
@@ -37,11 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
-    found = [thread for thread in threads(kernel) if _wanted(thread, args)]
-    if args.cpus:
+    text = kernel if isinstance(kernel, TextKernel) else None
+    every = text.threads if text is not None else threads(kernel)
+    found = [thread for thread in every if _wanted(thread, args)]
+    if args.cpus and text is None:
         return cpus(kernel, found)
     if args.stacks:
-        return grouped_by_stack(kernel, found)
+        stack = text.stack if text is not None else functools.partial(backtrace, kernel)
+        return grouped_by_stack(found, stack)
     return ps(kernel, found, verbose=args.verbose)
 
 

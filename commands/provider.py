@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 
 from commands import Needs
+from plugin.captures.machine import TextKernel
 from plugin.errors import UsageError
 from plugin.kernel.geom import (
     Mesh,
     mesh,
     select,
 )
+from plugin.render import captures
 from plugin.render.provider import as_tree, drawn, providers
 from plugin.render.report import Report
 from plugin.session import Kernel
 
 HELP = "GEOM: every provider, what it owes, the topology as tree, dot, xml or svg"
 EXAMPLE = "provider vtbd1\nprovider --tree"
-NEEDS = Needs(symbols=("g_classes",), structs=("g_class", "g_geom", "g_provider", "g_consumer"))
+NEEDS = Needs(
+    symbols=("g_classes",), structs=("g_class", "g_geom", "g_provider", "g_consumer"), text=True
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    if isinstance(kernel, TextKernel):
+        return captures.providers(kernel, args.provider)
     every = mesh(kernel)
     chosen, how = select(kernel, args.provider) if args.provider is not None else ([], "all")
     if how is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 
 from commands import Needs
+from plugin.captures.machine import TextKernel
+from plugin.render import captures
 from plugin.render.report import Report
 from plugin.render.vmstate import vmstate
 from plugin.session import Kernel
 
 HELP = "memory: free pages, thresholds, waiters, page daemon, laundry, swap, buffers, zones"
 EXAMPLE = "vmstate\nvmstate --zones"
-NEEDS = Needs()
+NEEDS = Needs(text=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,4 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
+    if isinstance(kernel, TextKernel):
+        return captures.memory(kernel)
     return vmstate(kernel, every_zone=args.zones)

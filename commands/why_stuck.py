@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import List
+from typing import List, Sequence
 
 from commands import Needs, number
+from plugin.captures import explain
+from plugin.captures.machine import TextKernel
 from plugin.catalogue import with_file
 from plugin.errors import UsageError
 from plugin.kernel.proc import Thread, threads
@@ -42,9 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
-    chosen = _chosen(kernel, args)
+    text = kernel if isinstance(kernel, TextKernel) else None
+    chosen = _chosen(text.threads if text is not None else threads(kernel), args)
     catalogue = with_file(args.catalogue, RESOLVERS)
-    analysis = analyse(kernel, catalogue, everything=args.all or bool(chosen))
+    everything = args.all or bool(chosen)
+    if text is not None:
+        analysis = explain.analyse(text, catalogue, everything=everything)
+    else:
+        analysis = analyse(kernel, catalogue, everything=everything)
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:
@@ -54,10 +61,9 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     return why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
 
 
-def _chosen(kernel: Kernel, args: argparse.Namespace) -> List[Thread]:
+def _chosen(every: Sequence[Thread], args: argparse.Namespace) -> List[Thread]:
     """The threads the arguments name: a tid, a pid, or a name of a process or thread."""
     found: List[Thread] = []
-    every = threads(kernel)
     for word in [*map(str, args.tid), *args.who]:
         some = [t for t in every if str(t.tid) == word]
         some = some or [t for t in every if str(t.pid) == word]

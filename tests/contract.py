@@ -127,7 +127,7 @@ def _nothing(data: Any, where: str) -> Iterator[str]:
 
 
 def _kthreads(data: Any, where: str) -> Iterator[str]:
-    addresses = [thread["address"] for thread in data["threads"]]
+    addresses = [t["address"] for t in data["threads"] if t["address"] is not None]
     if len(addresses) != len(set(addresses)):
         yield f"{where}: a thread stands twice"
     for thread in data["threads"]:

@@ -7,16 +7,23 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import List
+from typing import List, Set, Tuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plugin.captures import explain
 from plugin.captures.lines import clean, looks_like_text
+from plugin.captures.machine import TextKernel
 from plugin.captures.model import Capture
 from plugin.captures.reader import read, read_one
+from plugin.catalogue import shipped
 from plugin.errors import WchanError
+from plugin.hosts.shell import main
+from plugin.waits.analysis import Analysis
+from plugin.waits.kinds import CauseKind, EdgeKind
+from tests.contract import problems
 
 DDB = """\
 KDB: enter: Break to debugger
@@ -270,3 +277,93 @@ def test_real_logs_agree_with_what_was_parsed_of_them(shared: Path) -> None:
         assert {int(p["address"], 16) for p in truth["providers"]} <= set(capture.providers)
         assert {int(b["address"], 16) for b in truth["lockedbufs"]} == set(capture.bufs)
         assert not capture.processes
+
+
+def stuck_by(log: Path) -> Analysis:
+    kernel = TextKernel(read_one([str(log)]))
+    kernel.start_command()
+    return explain.analyse(kernel, shipped())
+
+
+def pairs(analysis: Analysis) -> Set[Tuple[int, int]]:
+    """(who waits, who holds) for every lock."""
+    graph = analysis.graph
+    found = set()
+    for edge in graph.edges:
+        if edge.kind is EdgeKind.OWNED_BY:
+            owner = graph.nodes[edge.target].tid
+            for waiter in graph.into.get(edge.source, ()):
+                tid = graph.nodes[waiter.source].tid
+                if tid is not None and owner is not None:
+                    found.add((tid, owner))
+    return found
+
+
+def test_a_chain_that_was_printed_is_walked_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(DDB)
+    analysis = stuck_by(tmp_path / "log")
+    assert {(100104, 100101), (100075, 100074)} <= pairs(analysis)
+    device = next(cause for cause in analysis.causes if cause.kind is CauseKind.DEVICE)
+    assert device.node.label == "vtbd1" and device.certainty == "guessed"
+    running = next(cause for cause in analysis.causes if cause.kind is CauseKind.RUNNING)
+    assert running.node.tid == 100074 and running.tids == [100075]
+
+
+def test_a_stack_stands_in_for_a_message_and_is_a_guess(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(PROCSTAT)
+    analysis = stuck_by(tmp_path / "log")
+    (waiter,) = [t for t in analysis.stuck if t.tid == 100321]
+    edge = analysis.graph.out[f"thread:{waiter.tid}"][0]
+    assert edge.certainty == "guessed" and "txg_wait_synced" in edge.evidence
+    assert "log:4" in edge.evidence
+
+
+def test_real_logs_are_explained_as_their_chains_were_printed(shared: Path) -> None:
+    for log in sorted(shared.glob("real*/*/ddb.log")):
+        truth = json.loads((log.parent / "truth.json").read_text())
+        analysis = stuck_by(log)
+        assert not [c for c in analysis.causes if c.kind is CauseKind.DEADLOCK], log
+        found = pairs(analysis)
+        for chain in truth["chains"]:
+            for waiter, owner in zip(chain, chain[1:]):
+                if "blocked" in waiter["what"] and "tid" in owner:
+                    assert (waiter["tid"], owner["tid"]) in found, (log, waiter, owner)
+
+
+def test_a_memory_command_on_text_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text(DDB)
+    assert main([str(tmp_path / "log"), "bioq"]) == 1
+    assert capsys.readouterr().err == "bioq reads memory, and log is text\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["why-stuck"], ["kthreads"], ["kthreads", "--stacks"], ["kmsgbuf"]],
+    ids=" ".join,
+)
+def test_a_report_of_text_keeps_the_contract(
+    words: List[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text(DDB + "db> show msgbuf\nmsgbufp = 0xfff\nhello\n")
+    assert main([str(tmp_path / "log"), *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not list(problems(report, words[0]))
+    assert report["kernel"]["layouts"] == "text: ddb"
+
+
+def test_locks_pages_and_providers_have_what_was_printed(
+    shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = str(shared / "real" / "14.2-amd64-storage-hang" / "ddb.log")
+    assert main([log, "klocks", "--json"]) == 0
+    locks = json.loads(capsys.readouterr().out)["data"]["locks"]
+    ufs = next(lock for lock in locks if lock["address"] == "0xfffff80002cf1af0")
+    assert ufs["owners"] == [100101] and len(ufs["waiters"]) == 7
+    assert main([log, "vmstate", "--json"]) == 0
+    (domain,) = json.loads(capsys.readouterr().out)["data"]["domains"]
+    assert (domain["free"], domain["laundry"], domain["free_min"]) == (416, 42828, None)
+    assert main([log, "provider", "vtbd1", "--json"]) == 0
+    (provider,) = json.loads(capsys.readouterr().out)["data"]["providers"]
+    assert provider["access"] == [1, 1, 1] and provider["in_flight"] is None

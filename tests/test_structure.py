@@ -50,6 +50,8 @@ LATE: Dict[Tuple[str, str], str] = {
     ("plugin.kernel.vm_page_columns", "numpy"): "optional",
     ("plugin.catalogue", "yaml"): "most starts find it parsed in the cache",
     ("plugin.structs.yamlfile", "yaml"): "most starts find it parsed in the cache",
+    ("plugin.captures.explain", "yaml"): "stacks decide only where no message was printed",
+    ("plugin.hosts.shell", "plugin.captures"): "a dump needs no reader of text",
     ("plugin.waits.known", "yaml"): "most starts need no known bugs",
     ("plugin.structs.dwarf", "elftools"): "optional, and slow to load",
     ("commands.structs", "plugin.structs.making"): "no command loads the making of layouts",

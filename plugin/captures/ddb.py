@@ -175,12 +175,7 @@ class Ddb:
             thread.comm = thread.name
             thread.state = self._state(thread, state)
             self._comm = thread.comm
-            known = [t for t in self.capture.threads.values() if t.pid == pid]
-            if len(known) == 1:
-                thread.tid = known[0].tid
-                known[0].__dict__.update({k: v for k, v in thread.__dict__.items() if v})
-            else:
-                self.capture.processes[pid] = thread
+            self.capture.processes[pid] = thread
             return True
         thread = self.capture.thread(int(match["id"]), self._pid)
         thread.listed, thread.raw_state = line.source, state
@@ -248,7 +243,9 @@ class Ddb:
             match = _PS_WAIT.match(rest)
             if match is not None:
                 wmesg = match["wmesg"]
-                thread.wmesg, thread.wmesg_cut = wmesg, len(wmesg.lstrip("*")) >= 6
+                # A chain prints the whole message, ps the beginning of it.
+                if thread.wmesg is None or not thread.wmesg.startswith(wmesg):
+                    thread.wmesg, thread.wmesg_cut = wmesg, len(wmesg.lstrip("*")) >= 6
                 thread.wchan = number(match["wchan"])
                 if wmesg.startswith("*"):
                     thread.lock_name = wmesg[1:]
@@ -256,6 +253,7 @@ class Ddb:
             else:
                 thread.name = _plain(rest)
         thread.idle = thread.name.startswith("idle")
+        thread.kernel = rest.rstrip().endswith("]")
 
     @staticmethod
     def _state(thread: TextThread, raw: str) -> Optional[str]:

@@ -118,6 +118,7 @@ class Listings:
             self.capture.parents[pid] = int(row["PPID"])
         thread.comm, thread.name = comm, thread.name or comm
         thread.idle = comm == "idle"
+        thread.kernel = command.startswith("[")
         thread.listed = line.source
         stat = row.get("STAT", "")
         thread.raw_state = stat

@@ -40,10 +40,11 @@ class TextThread:
     #: the lock a turnstile is for: DDB's "*name" in ps, or "blocked on" in a chain
     lock_name: Optional[str] = None
     frames: Optional[List[str]] = None
-    #: the line after "--- trap" or "--- syscall": what the thread was doing when interrupted
     listed: Optional[Source] = None
     stacked: Optional[Source] = None
     idle: bool = False
+    #: printed in brackets: a process of the kernel's own
+    kernel: bool = False
 
     @property
     def label(self) -> str:
@@ -216,7 +217,7 @@ class Capture:
             by_pid.setdefault(thread.pid, []).append(thread)
         for pid, process in list(self.processes.items()):
             mine = by_pid.get(pid, [])
-            open_ones = [thread for thread in mine if not thread.raw_state]
+            open_ones = [t for t in mine if not t.raw_state or len(mine) == 1]
             if len(open_ones) == 1 and (len(mine) == 1 or process.comm):
                 _merge(open_ones[0], process)
                 del self.processes[pid]
@@ -237,7 +238,7 @@ class Capture:
 def _merge(thread: TextThread, process: TextThread) -> None:
     thread.state = process.state
     thread.raw_state = process.raw_state
-    if thread.wmesg is None or (thread.wmesg_cut and not process.wmesg_cut):
+    if process.wmesg and not (thread.wmesg or "").startswith(process.wmesg):
         thread.wmesg, thread.wmesg_cut = process.wmesg, process.wmesg_cut
     thread.wchan = thread.wchan or process.wchan
     thread.lock_name = thread.lock_name or process.lock_name
@@ -246,5 +247,6 @@ def _merge(thread: TextThread, process: TextThread) -> None:
     thread.comm = process.comm or thread.comm
     thread.name = thread.name or process.name
     thread.listed = thread.listed or process.listed
+    thread.kernel = thread.kernel or process.kernel
     if thread.frames is None:
         thread.frames, thread.stacked = process.frames, process.stacked

@@ -15,6 +15,7 @@ import sys
 from typing import Callable, List, Optional, Sequence
 
 import commands
+from plugin.captures.machine import TextKernel
 from plugin.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, UsageError, WchanError
 from plugin.findings import Findings
 from plugin.hosts.arguments import HelpShown, Parser, told
@@ -115,7 +116,10 @@ def _run(
     kernel = get_kernel()
     kernel.start_command()
     args.width = width
-    report = commands.load(name).run(kernel, args)
+    command = commands.load(name)
+    if isinstance(kernel, TextKernel) and not command.NEEDS.text:
+        raise WchanError(f"{name} reads memory, and {kernel.target.description} is text")
+    report = command.run(kernel, args)
     findings = kernel.warnings
     text = render(name, kernel, report, findings, args, width)
     if args.output is not None:

@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"wchan {VERSION}")
     core_options(made)
-    made.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    made.add_argument(
+        "vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too), or text"
+    )
     made.add_argument("command", metavar="COMMAND", help="see below")
     made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return made
@@ -149,7 +151,9 @@ def _main(words: List[str]) -> int:
         return EXIT_FAILED
     if words[0] in commands.NAMES and not os.path.exists(words[0]):
         raise UsageError(f"wchan: the dump comes first: wchan VMCORE {words[0]} ...")
-    args = parser().parse_args(words)
+    files = _leading_files(words)
+    args = parser().parse_args(words[max(len(files) - 1, 0) :])
+    args.files = files or [args.vmcore]
     if args.command not in commands.NAMES:
         raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
     from plugin.hosts.runner import run_command
@@ -189,7 +193,26 @@ def _main(words: List[str]) -> int:
         )
 
 
+def _leading_files(words: Sequence[str]) -> List[str]:
+    """The files before the command: one dump, or the texts that tell of one machine."""
+    for number, word in enumerate(words):
+        if word in commands.NAMES:
+            return list(words[:number])
+        if word != "-" and (word.startswith("-") or not os.path.exists(word)):
+            break
+    return []
+
+
 def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
+    from plugin.captures.lines import looks_like_text
+
+    if looks_like_text(args.vmcore):
+        from plugin.captures.machine import TextKernel
+        from plugin.captures.reader import read_one
+
+        return TextKernel(read_one(args.files))
+    if len(args.files) > 1:
+        raise UsageError(f"wchan: {args.vmcore} is no text: one dump at a time")
     from plugin.opening import open_core
 
     kernel = open_core(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
 from plugin.kernel.stack import backtrace
@@ -32,9 +32,9 @@ def ps(kernel: Kernel, found: List[Thread], *, verbose: bool) -> Report:
     return report
 
 
-def grouped_by_stack(kernel: Kernel, found: List[Thread]) -> Report:
+def grouped_by_stack(found: List[Thread], stack: Callable[[Thread], Sequence[str]]) -> Report:
     """The threads of one stack together, the largest group first."""
-    groups = stacks(kernel, found)
+    groups = stacks(found, stack)
     report = Report(
         {
             "threads": [_data(thread) for thread in found],
@@ -78,7 +78,7 @@ def _data(thread: Thread) -> Dict[str, Any]:
         "pid": thread.pid,
         "comm": thread.comm,
         "name": thread.name,
-        "address": address(thread.address),
+        "address": address(thread.address) if thread.address > 0 else None,
         "state": thread.state,
         "cpu": thread.cpu,
         "wmesg": thread.wmesg,
@@ -88,11 +88,13 @@ def _data(thread: Thread) -> Dict[str, Any]:
     }
 
 
-def stacks(kernel: Kernel, chosen: List[Thread]) -> List[Tuple[Tuple[str, ...], List[Thread]]]:
+def stacks(
+    chosen: List[Thread], stack: Callable[[Thread], Sequence[str]]
+) -> List[Tuple[Tuple[str, ...], List[Thread]]]:
     """Threads grouped by identical stacks, the largest group first."""
     groups: Dict[Tuple[str, ...], List[Thread]] = {}
     for thread in chosen:
-        groups.setdefault(tuple(backtrace(kernel, thread)), []).append(thread)
+        groups.setdefault(tuple(stack(thread)), []).append(thread)
     return sorted(groups.items(), key=lambda item: -len(item[1]))
 
 
