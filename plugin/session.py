@@ -18,6 +18,7 @@ from typing import (
     Iterator,
     List,
     Optional,
+    Protocol,
     Sequence,
     Tuple,
     TypeVar,
@@ -86,6 +87,14 @@ class View:
         return f"<{self._struct} at {self.address:#x}>"
 
 
+class MoreSymbols(Protocol):
+    """Symbols beside those of the kernel file: the modules'."""
+
+    def symbols(self, name: str) -> Sequence[Symbol]: ...
+
+    def symbolize(self, address: int) -> Optional[Tuple[str, int]]: ...
+
+
 class Kernel:
     """A kernel to ask: memory, symbols, layouts, and what was found wrong so far."""
 
@@ -102,6 +111,8 @@ class Kernel:
         self.pointer_size = self.architecture.pointer_size
         self.page_size = facts.page_size
         self._lowest = self.architecture.lowest
+        #: what the loaded modules add to the kernel's own symbols, None where nothing does
+        self.modules: Optional[MoreSymbols] = None
         self._symbols: Dict[str, Optional[Symbol]] = {}
         self._cache: Dict[Any, Any] = {}
         self._layout_cache: Dict[Any, Any] = {}
@@ -177,15 +188,25 @@ class Kernel:
     # Symbols
 
     def symbol(self, name: str) -> Optional[Symbol]:
-        """The symbol of that name; of duplicates a global one, else the first."""
+        """The symbol of that name; of duplicates a global one, else the first.
+
+        The kernel's own first; a module's where the kernel has none of that name.
+        """
         try:
             return self._symbols[name]
         except KeyError:
             pass
-        found = list(self.target.symbols(name))
+        found = self.symbols(name)
         best = next((s for s in found if not s.local), found[0] if found else None)
         self._symbols[name] = best
         return best
+
+    def symbols(self, name: str) -> Sequence[Symbol]:
+        """Every symbol of that name: the kernel's, or where it has none the modules'."""
+        found = self.target.symbols(name)
+        if not found and self.modules is not None:
+            found = self.modules.symbols(name)
+        return found
 
     def has_symbol(self, name: str) -> bool:
         return self.symbol(name) is not None
@@ -223,11 +244,18 @@ class Kernel:
 
     def symbolize(self, address: int) -> str:
         """ "name+0x12" for an address that a symbol covers, else ""."""
-        found = self.target.symbolize(address)
+        found = self.covering(address)
         if found is None:
             return ""
         name, offset = found
         return f"{name}+{offset:#x}" if offset else name
+
+    def covering(self, address: int) -> Optional[Tuple[str, int]]:
+        """(name, offset) of the symbol of kernel or module that covers ``address``, or None."""
+        found = self.target.symbolize(address)
+        if found is None and self.modules is not None and address >= self._lowest:
+            found = self.modules.symbolize(address)
+        return found
 
     def start_command(self) -> None:
         """Begin a command: only what it finds, and what holds for the session, is reported."""

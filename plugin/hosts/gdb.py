@@ -124,7 +124,7 @@ class KernelUnwinder(gdb.unwinder.Unwinder):  # type: ignore[misc]
         if link is None:
             return None
         older, identity = link
-        found = kernel.target.symbolize(pc)
+        found = kernel.covering(pc)
         if self._own_frames and not (found and known.stacks.is_trap(found[0])):
             return None
         start = pc - found[1] if found else pc

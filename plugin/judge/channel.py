@@ -31,7 +31,7 @@ class Channel:
         self.kernel = kernel
         self.address = address
         self.sleep = sleep
-        found = kernel.target.symbolize(address) if address else None
+        found = kernel.covering(address) if address else None
         #: the variable it lies in, and where in it
         self.symbol: Optional[str] = None
         self.offset = 0
@@ -116,7 +116,7 @@ class Channel:
 
 def _covers(kernel: Kernel, name: str, address: int) -> bool:
     """A debugger's symbolizer may answer with the nearest symbol below."""
-    for symbol in kernel.target.symbols(name):
+    for symbol in kernel.symbols(name):
         if symbol.address <= address < symbol.address + max(symbol.size, 1):
             return symbol.kind != "function"
     return False

@@ -165,7 +165,7 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
             return
         # A return address may be the first byte of the next function where the
         # call does not return, so look one byte before it.
-        found = kernel.target.symbolize(pc if exact else pc - 1)
+        found = kernel.covering(pc if exact else pc - 1)
         if found and found[0] in _NO_CODE:
             if linker_file_of(kernel, pc) is None:
                 return
@@ -252,11 +252,11 @@ def _links_on(kernel: Kernel, fp: int) -> bool:
 def _is_code(kernel: Kernel, pc: int) -> bool:
     if not kernel.is_kernel_address(pc):
         return False
-    found = kernel.target.symbolize(pc)
+    found = kernel.covering(pc)
     if found is None:
         return linker_file_of(kernel, pc) is not None
     return found[0] not in _NO_CODE and any(
-        symbol.kind == "function" for symbol in kernel.target.symbols(found[0])
+        symbol.kind == "function" for symbol in kernel.symbols(found[0])
     )
 
 

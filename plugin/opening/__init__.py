@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Callable, Optional, Sequence
 
+from plugin.kernel.linker import ModuleSymbols
 from plugin.opening.find_kernel import open_dump
 from plugin.opening.identify import identify
 from plugin.opening.layouts import choose_layouts
@@ -48,4 +49,6 @@ def open_target(
         page_size=identity.page_size,
         notes=[*notes, *identity.notes, *chosen.notes],
     )
-    return Kernel(target, chosen.layouts, facts)
+    kernel = Kernel(target, chosen.layouts, facts)
+    kernel.modules = ModuleSymbols(kernel)
+    return kernel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Optional, Protocol, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.layout import Fields, Layout, LayoutSource, Member
@@ -73,6 +73,32 @@ class Layouts:
                 break
         self._structs[struct] = found
         return found
+
+    def having(self, struct: str, member: str) -> Optional[str]:
+        """The name under which the layout of ``struct`` that has ``member`` is known here.
+
+        Two source files may each declare a struct of one name: ``struct elf_file`` of
+        link_elf.c and of link_elf_obj.c.  structs.yaml calls the second NAME#FILE; CTF
+        keeps both under one name.  None where no source has such a struct.
+        """
+        known = f"{struct}#{member}"
+        if known not in self._structs:
+            self._structs[known] = next(
+                (found for found in self._variants(struct) if member in found), None
+            )
+        return known if self._structs[known] is not None else None
+
+    def _variants(self, struct: str) -> Iterator[Layout]:
+        for source in self.sources:
+            every = getattr(source, "variants", None)
+            if every is not None:
+                yield from every(struct)
+                continue
+            names = getattr(source, "names", list)
+            for name in (struct, *(n for n in names() if n.startswith(f"{struct}#"))):
+                found = source.struct(name)
+                if found is not None:
+                    yield found
 
     def _decode(self, layout: Layout) -> None:
         """Names the tables of members whose source knows types only (DWARF, CTF)."""

@@ -147,6 +147,21 @@ class Ctf:
             self._cache[name] = self._look_up(name)
         return self._cache[name]
 
+    def variants(self, name: str) -> List[Layout]:
+        """Every layout of that name: two source files may each declare a struct of their own."""
+        found: List[Layout] = []
+        while True:
+            key = f"{name}#{len(found)}"
+            if key not in self._cache:
+                self._index()
+                same = self._records.get(name, [])
+                number = same[len(found)] if len(found) < len(same) else None
+                self._cache[key] = None if number is None else self._flat(number, name)
+            layout = self._cache[key]
+            if layout is None:
+                return found
+            found.append(layout)
+
     def names(self) -> List[str]:
         """Every struct and union defined, sorted."""
         self._index()
@@ -158,8 +173,11 @@ class Ctf:
         if not candidates:
             return None
         best = max(candidates, key=lambda i: (self._types[i].root, -i))
+        return self._flat(best, name)
+
+    def _flat(self, number: int, name: str) -> Layout:
         try:
-            return flatten(self, best | self._mine, name)
+            return flatten(self, number | self._mine, name)
         except LayoutError as error:
             raise LayoutError(f"{self.path}: {error}") from None
         except (IndexError, ValueError, struct.error, RecursionError, OverflowError):

@@ -16,7 +16,18 @@ import struct
 import zlib
 from bisect import bisect_right
 from contextlib import suppress
-from typing import Dict, FrozenSet, Iterator, List, Literal, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Literal,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from plugin.arch import BY_MACHINE
 from plugin.errors import DumpError
@@ -80,7 +91,7 @@ class Section(NamedTuple):
     entsize: int
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """Where ELF of one class keeps its fields."""
 
     header: struct.Struct
@@ -91,15 +102,15 @@ class _Form(NamedTuple):
     word: Literal["Q", "I"]
 
 
-_FORMS = {
-    1: _Form(
+FORMS = {
+    1: Form(
         struct.Struct("<16xHHIIIIIHHHHHH"),
         struct.Struct("<IIIIIIII"),
         struct.Struct("<IIIIIIIIII"),
         struct.Struct("<IIIBBH"),
         "I",
     ),
-    2: _Form(
+    2: Form(
         struct.Struct("<16xHHIQQQIHHHHHH"),
         struct.Struct("<IIQQQQQQ"),
         struct.Struct("<IIQQQQIIQQ"),
@@ -109,10 +120,13 @@ _FORMS = {
 }
 
 
-class _SymbolTable:
-    """The bytes of one symbol table and its strings, with the column of name offsets."""
+class SymbolTable:
+    """The bytes of one symbol table and its strings; what is asked of it is found by searching.
 
-    def __init__(self, form: _Form, symbols: bytes, strings: bytes) -> None:
+    ``form`` is ``FORMS[1]`` for 32 bits, ``FORMS[2]`` for 64.
+    """
+
+    def __init__(self, form: Form, symbols: bytes, strings: bytes) -> None:
         self.form = form
         count = len(symbols) // form.symbol.size
         self.count = count
@@ -120,6 +134,8 @@ class _SymbolTable:
         self.strings = strings
         self._names: Optional[bytes] = None
         self._used: Optional[FrozenSet[int]] = None
+        self._addresses: Optional[List[int]] = None
+        self._covering: List[int] = []
 
     @property
     def names(self) -> bytes:
@@ -135,6 +151,14 @@ class _SymbolTable:
         if self._used is None:
             self._used = frozenset(memoryview(self.names).cast("I"))
         return self._used
+
+    def every_name(self) -> FrozenSet[bytes]:
+        """All names, and strings that name nothing: for telling at once what is not there."""
+        strings = self.strings
+        # a linker may have made a name the tail of a longer one
+        tails = [at for at in self.used if 0 < at < len(strings) and strings[at - 1]]
+        whole = frozenset(strings.split(b"\0"))
+        return whole.union(strings[at : strings.find(b"\0", at)] for at in tails)
 
     def indexes(self, name: str) -> Iterator[int]:
         """Indexes of the symbols called ``name``.
@@ -194,6 +218,41 @@ class _SymbolTable:
         kind = "absolute" if section == SHN_ABS else _KINDS.get(type_, "other")
         return Symbol(self.name(name), value, size, kind, info >> 4 == 0)
 
+    def cover(self, address: int, end: Callable[[int, int], int]) -> Optional[Tuple[str, int]]:
+        """(name, offset) of the symbol that covers ``address``, or None.
+
+        A symbol without a size, as assembler leaves them, reaches to the next one or to
+        ``end(value, section index)``, whichever comes first.
+        """
+        if self._addresses is None:
+            self._index()
+        assert self._addresses is not None
+        place = bisect_right(self._addresses, address) - 1
+        for back in range(_LOOK_BACK):
+            if place < back:
+                return None
+            name, value, size, _, home = self.fields(self._covering[place - back])
+            if address - value < size or (not size and not back and address < end(value, home)):
+                return self.name(name), address - value
+        return None
+
+    def _index(self) -> None:
+        """Sort the symbols that stand for memory; of those at one address the best stays."""
+        best: Dict[int, int] = {}
+        if self.count:
+            heads, values, sizes = self.columns()
+            ranks = {head: _rank(head) for head in set(heads)}
+            graded = [
+                2 * ranks[head] + (size > 0) if ranks[head] else 0
+                for head, size in zip(heads, sizes)
+            ]
+            for rank in sorted(set(graded) - {0}):
+                best.update(
+                    (values[i], i) for i in range(self.count - 1, -1, -1) if graded[i] == rank
+                )
+        self._addresses = sorted(best)
+        self._covering = [best[at] for at in self._addresses]
+
 
 class ElfFile:
     """A kernel's ELF file, or any other; compressed ones are spooled first.
@@ -223,9 +282,7 @@ class ElfFile:
         except BaseException:
             self._file.close()
             raise
-        self._table: Optional[_SymbolTable] = None
-        self._addresses: Optional[List[int]] = None
-        self._covering: List[int] = []
+        self._table: Optional[SymbolTable] = None
 
     def __repr__(self) -> str:
         return f"<ElfFile {self.path} {self.arch}>"
@@ -245,7 +302,7 @@ class ElfFile:
         ident = self.pread(0, 20)
         if ident[:4] != b"\x7fELF":
             raise DumpError(f"{self.path} is no ELF file: name the kernel, not {_guess(ident)}")
-        form = _FORMS.get(ident[4]) if len(ident) == 20 else None
+        form = FORMS.get(ident[4]) if len(ident) == 20 else None
         if form is None:
             raise DumpError(f"{self.path}: damaged ELF header")
         if ident[5] != 1:
@@ -380,13 +437,13 @@ class ElfFile:
     # Symbols
 
     @property
-    def table(self) -> _SymbolTable:
+    def table(self) -> SymbolTable:
         """The symbol table: .symtab, or .dynsym where that is missing or has no bytes."""
         if self._table is None:
             self._table = self._load_table()
         return self._table
 
-    def _load_table(self) -> _SymbolTable:
+    def _load_table(self) -> SymbolTable:
         for wanted in (SHT_SYMTAB, SHT_DYNSYM):
             for section in self.sections:
                 if section.type != wanted or section.link >= len(self.sections):
@@ -396,8 +453,8 @@ class ElfFile:
                 if symbols and strings:
                     if section.entsize not in (0, self._form.symbol.size):
                         raise DumpError(f"{self.path}: damaged ELF symbol table")
-                    return _SymbolTable(self._form, symbols, strings)
-        return _SymbolTable(self._form, b"", b"")
+                    return SymbolTable(self._form, symbols, strings)
+        return SymbolTable(self._form, b"", b"")
 
     @property
     def has_symbols(self) -> bool:
@@ -424,24 +481,10 @@ class ElfFile:
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         """(name, offset) of the symbol that covers ``address``, or None.
 
-        A symbol without a size, as assembler leaves them, reaches to the next one or
-        to the end of its section, whichever comes first.  One that stands at that end
+        A symbol without a size ends with its section.  One that stands at that end
         (``_end``, ``etext``) names nothing: what follows is no longer its section's.
         """
-        if self._addresses is None:
-            self._index()
-        assert self._addresses is not None
-        table = self.table
-        place = bisect_right(self._addresses, address) - 1
-        for back in range(_LOOK_BACK):
-            if place < back:
-                return None
-            name, value, size, _, home = table.fields(self._covering[place - back])
-            if address - value < size or (
-                not size and not back and address < self._end(value, home)
-            ):
-                return table.name(name), address - value
-        return None
+        return self.table.cover(address, self._end)
 
     def _end(self, value: int, home: int) -> int:
         """Where the section that holds ``value`` ends; ``value`` itself where none does.
@@ -455,24 +498,6 @@ class ElfFile:
             if section.flags & SHF_ALLOC and section.addr <= value < section.addr + section.size:
                 return section.addr + section.size
         return value
-
-    def _index(self) -> None:
-        """Sort the symbols that stand for memory; of those at one address the best stays."""
-        table = self.table
-        best: Dict[int, int] = {}
-        if table.count:
-            heads, values, sizes = table.columns()
-            ranks = {head: _rank(head) for head in set(heads)}
-            graded = [
-                2 * ranks[head] + (size > 0) if ranks[head] else 0
-                for head, size in zip(heads, sizes)
-            ]
-            for rank in sorted(set(graded) - {0}):
-                best.update(
-                    (values[i], i) for i in range(table.count - 1, -1, -1) if graded[i] == rank
-                )
-        self._addresses = sorted(best)
-        self._covering = [best[at] for at in self._addresses]
 
     # Notes and links to other files
 
