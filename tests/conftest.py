@@ -109,6 +109,25 @@ def real_dump(
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def zfs_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
+    """A real 14.2 with zfs, nullfs and fusefs as modules and CTF; no .ko beside its kernel."""
+    packed = SHARED / "real2" / "14.2-amd64-zfs-ko-hang"
+    if not packed.is_dir():
+        pytest.skip(f"no {packed}: WCHAN_SHARED says where the real dumps lie")
+    folder = tmp_path_factory.mktemp(packed.name)
+    for name in ("vmcore", "kernel"):
+        _decompress(packed / f"{name}.zst", folder / name)
+    yield RealDump(
+        packed.name,
+        folder / "vmcore",
+        folder / "kernel",
+        json.loads((packed / "truth.json").read_text()),
+        (packed / "ddb.log").read_text(errors="replace"),
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _own_debugger(name: str) -> Path:
     path = Path(sys.prefix) / "bin" / name
     if not path.exists():
