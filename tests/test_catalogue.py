@@ -229,6 +229,14 @@ def test_of_two_versions_the_kernels_own_is_preferred(catalogue: Catalogue) -> N
     assert old is not None and old.versions == "11.0-11.4"
 
 
+def test_a_row_of_other_versions_whose_channel_cannot_be_told_yields_to_one_of_this(
+    catalogue: Catalogue,
+) -> None:
+    """9.3 has no struct bufdomain: what sleeps there in "-" is no bufspace daemon of 11.0."""
+    row, _ = catalogue.match("-", None, fitting(symbol=False), 903000)
+    assert row is not None and row.resolver == "service"
+
+
 def test_a_condvar_of_zfs_has_a_bracket_too_many_up_to_9_3(catalogue: Catalogue) -> None:
     assert catalogue.named("zio->io_cv)") == catalogue.named("zio->io_cv") != []
 

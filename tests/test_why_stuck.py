@@ -11,6 +11,7 @@ import pytest
 from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 from plugin.session import Kernel
+from plugin.waits.kinds import NodeKind
 from tests.forge.machine import Machine
 from tests.forge.scenarios import deadlocks, memory, pbufs
 from tests.forge.scenarios.sendfile_panic import sendfile_panic
@@ -58,9 +59,7 @@ def check_contract(answer: Answer) -> None:
     """What holds of every answer: the JSON contract, and each stuck thread counted once."""
     data = answer.data
     assert data["threads"]["total"] == data["threads"]["idle"] + data["threads"]["stuck"]
-    kinds = {"thread", "lock", "buf", "bio", "queue", "provider", "pool", "page", "object"}
-    kinds |= {"vnode", "memory", "channel", "cpu"}
-    assert {node["kind"] for node in data["nodes"]} <= kinds
+    assert {node["kind"] for node in data["nodes"]} <= {str(kind) for kind in NodeKind}
     assert all(("tid" in node) == (node["kind"] == "thread") for node in data["nodes"])
     links = {"waits-for", "owned-by", "served-by", "needs", "contained-in"}
     joined: Set[Tuple[str, str]] = set()

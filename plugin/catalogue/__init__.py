@@ -127,11 +127,13 @@ class Catalogue:
             any_message = [row for row in here if "*" in row.wmesg] or here
             if any_message:
                 return _best(any_message, osreldate), f"channel &{symbol}"
-        best: Optional[Tuple[Tuple[int, int, int], Row, str]] = None
+        best: Optional[Tuple[Tuple[int, int, int, int], Row, str]] = None
         for order, row in enumerate(self.named(wmesg)):
             score, why = _score(row, fits)
             if score:
-                rank = (-score, 0 if row.covers(osreldate) else 1, order)
+                # What was verified decides, then the version, then how likely the channel is.
+                verified = 0 if score == _VERIFIED else 1
+                rank = (verified, 0 if row.covers(osreldate) else 1, -score, order)
                 if best is None or rank < best[0]:
                     best = rank, row, why
         if best is not None:
@@ -152,6 +154,10 @@ def _best(rows: List[Row], osreldate: int) -> Row:
     return next((row for row in rows if row.covers(osreldate)), rows[0])
 
 
+#: the score of a channel that is what the row says
+_VERIFIED = 4
+
+
 def _score(row: Row, fits: Fits) -> Tuple[int, str]:
     """How well a row's channel agrees, 0 if it contradicts.
 
@@ -169,7 +175,7 @@ def _score(row: Row, fits: Fits) -> Tuple[int, str]:
                 score = 1 if spec.kind == "symbol" else 3
                 found = (score, f"message, the channel taken for a {what}")
             else:
-                found = (4, f"message, the channel is a {what}") if fit else (0, "")
+                found = (_VERIFIED, f"message, the channel is a {what}") if fit else (0, "")
         best = max(best, found, key=lambda item: item[0])
     return best
 

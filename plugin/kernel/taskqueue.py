@@ -71,7 +71,10 @@ def taskqueue_at(kernel: Kernel, address: int) -> Optional[TaskQueue]:
 
 def _at(kernel: Kernel, kind: str, address: int) -> Optional[TaskQueue]:
     view = kernel.view(kind, address)
-    name = kernel.try_cstring(view.tq_name)
+    # Up to 9.x a queue has no name of its own, its mutex is called "taskqueue".
+    mutex = "tq_mutex.lock_object.lo_name"
+    named = view.tq_name if view.has("tq_name") else view.get(mutex, 0)
+    name = kernel.try_cstring(named) if named else ""
     if not name or not name.isprintable():
         return None
     threads_at, count = view.tq_threads, view.tq_tcount

@@ -36,6 +36,9 @@ class NodeKind(Word):
     DBUF = "dbuf"
     LWB = "lwb"
     ZPOOL = "zpool"
+    TASKQUEUE = "taskqueue"
+    EPOCH = "epoch"
+    CALLOUT = "callout"
 
 
 class EdgeKind(Word):

@@ -18,12 +18,12 @@ from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
-from plugin.waits.resolvers.common import idle, lost_wakeup
-from plugin.waits.resolvers.stacks import runs
+from plugin.waits.resolvers.common import idle
 from plugin.words import count
 
 #: more threads of a peer than this are not looked at
 _MAX_PEERS = 64
+_INIT = 1
 
 
 @resolver("swapper")
@@ -47,7 +47,7 @@ def swapper(case: Case) -> Optional[Verdict]:
 
 
 @cached(MEMORY)
-def _of_procs(kernel: Kernel) -> Dict[int, List[Thread]]:
+def threads_by_proc(kernel: Kernel) -> Dict[int, List[Thread]]:
     found: Dict[int, List[Thread]] = {}
     for thread in threads(kernel):
         found.setdefault(thread.proc, []).append(thread)
@@ -62,10 +62,11 @@ def _children(kernel: Kernel) -> Dict[int, List[int]]:
     return found
 
 
-def _served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Verdict:
+def served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Verdict:
     """Benign by itself; ``plugin.waits.settle`` corrects it where every peer is stuck."""
     builder = case.builder
-    for peer in peers[:_MAX_PEERS]:
+    peers = peers[:_MAX_PEERS]
+    for peer in peers:
         builder.join(node, builder.thread(peer), EdgeKind.SERVED_BY, Certainty.PROVEN, evidence)
     node.any = True
     row = case.row
@@ -90,13 +91,12 @@ def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[V
         return None
     if not single:
         return None
-    others = [
-        t for t in _of_procs(builder.kernel).get(thread.proc, []) if t.address != thread.address
-    ]
+    others = others_of_process(builder, thread)
     if single != thread.address:
-        others = [t for t in others if t.address == single]
-    else:
-        others = [t for t in others if t.state not in ("suspended", "inactive")]
+        own = threads_by_proc(builder.kernel).get(thread.proc, [])
+        others = [other for other in own if other.address == single]
+    if not others:
+        return None
     for other in others[:_MAX_PEERS]:
         builder.join(
             node,
@@ -105,23 +105,33 @@ def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[V
             Certainty.PROVEN,
             f"{member} {single:#x}",
         )
-    if not others:
-        return None
     what = count(len(others), "other thread")
     return Verdict(Status.BENIGN, f"waits for {what} of its process to stop")
 
 
+def others_of_process(builder: Builder, thread: Thread) -> List[Thread]:
+    """The other threads of a thread's process that have not stopped."""
+    return [
+        other
+        for other in threads_by_proc(builder.kernel).get(thread.proc, [])
+        if other.address != thread.address and other.state not in ("suspended", "inactive")
+    ]
+
+
 @resolver("children")
 def children(case: Case) -> Optional[Verdict]:
-    """wait4(), vfork(): a child has to exit or exec."""
+    """wait4(), vfork(): a child has to exit or exec.
+
+    init waits for whoever ends, for ever: no child's fault is its own.
+    """
     builder = case.builder
     node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     own = _children(case.kernel).get(case.thread.proc, [])
-    threads = [thread for proc in own for thread in _of_procs(builder.kernel).get(proc, [])]
-    if not threads:
+    threads = [thread for proc in own for thread in threads_by_proc(builder.kernel).get(proc, [])]
+    if not threads or case.thread.pid == _INIT:
         node.end = node.end or End(CauseKind.EXTERNAL, "waits for a child process", case.said())
         return Verdict(Status.BENIGN, "waits for a child process", case.row)
-    return _served_by_peers(case, node, threads, "p_pptr: a child of it")
+    return served_by_peers(case, node, threads, "p_pptr: a child of it")
 
 
 @resolver("pipe")
@@ -177,7 +187,7 @@ def _peers_of(case: Case, data: int, what: str, evidence: str) -> Verdict:
         case.channel_node(f'"{case.thread.wmesg}" on {what}'), Certainty.PROVEN, case.said()
     )
     procs = {each.proc for each in by_data(case.kernel).get(data, ())} - {case.thread.proc}
-    threads = [thread for proc in procs for thread in _of_procs(builder.kernel).get(proc, [])]
+    threads = [thread for proc in procs for thread in threads_by_proc(builder.kernel).get(proc, [])]
     if not threads:
         node.end = node.end or End(
             CauseKind.EXTERNAL, f"{what}: no other process has its other end open", case.said()
@@ -185,7 +195,7 @@ def _peers_of(case: Case, data: int, what: str, evidence: str) -> Verdict:
         return Verdict(
             Status.BENIGN, "waits for the other end, which nobody else has open", case.row
         )
-    return _served_by_peers(case, node, threads, evidence)
+    return served_by_peers(case, node, threads, evidence)
 
 
 @resolver("umtx")
@@ -202,29 +212,3 @@ def umtx(case: Case) -> Optional[Verdict]:
     builder.join(node, owner, EdgeKind.OWNED_BY, Certainty.PROVEN, f"pi_owner {held.owner:#x}")
     why = f"waits for a PI mutex of {owner.label}"
     return Verdict(Status.BENIGN, why, case.row)
-
-
-@resolver("service")
-def service(case: Case) -> Optional[Verdict]:
-    """ "-": a service thread at rest.  A taskqueue's thread only while its queue is empty."""
-    layouts = case.kernel.layouts
-    if not case.builder.is_kernel_thread(case.thread):
-        return None
-    if "taskqueue" in layouts and runs_taskqueue(case):
-        try:
-            first = case.kernel.pointer(
-                case.address + layouts.offsetof("taskqueue", "tq_queue.stqh_first")
-            )
-        except (MemoryFault, LayoutError):
-            first = 0
-        if first and case.kernel.is_kernel_address(first):
-            return lost_wakeup(
-                case,
-                f"{case.thread.label} sleeps although its taskqueue has a task {first:#x}",
-                f"tq_queue of {case.address:#x}",
-            )
-    return None
-
-
-def runs_taskqueue(case: Case) -> bool:
-    return runs(case.builder, case.thread, ("taskqueue_thread_loop",))

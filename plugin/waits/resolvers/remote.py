@@ -1,58 +1,66 @@
-"""Waits that end outside this kernel or in a daemon: NFS, FUSE, CAM."""
+"""Waits that end in a daemon or in a device's driver: FUSE, CAM."""
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 from plugin.errors import MemoryFault
 from plugin.judge import geom_io
 from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.disk import disks
+from plugin.kernel.fuse import daemons, ticket_at
 from plugin.kernel.geom import mesh
-from plugin.kernel.mount import Mount, mounts
+from plugin.kernel.mount import mount_at
 from plugin.kernel.proc import Thread
 from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.io import provider_node
+from plugin.waits.resolvers.procs import threads_by_proc
 from plugin.waits.resolvers.stacks import runs
 
-_NFS = ("nfs", "newnfs", "oldnfs")
-
-
-def _mounts_on_stack(case: Case, fstypes: Tuple[str, ...]) -> List[Mount]:
-    """Mounts of these types that the thread works on: on its stack, or the only ones."""
-    some = [mount for mount in mounts(case.kernel) if mount.fstype in fstypes]
-    seen = [m for m in some if kernel_stack_holds(case.kernel, case.thread, m.address)]
-    return seen or (some if len(some) == 1 else [])
-
-
-@resolver("nfs_request")
-def nfs_request(case: Case) -> Optional[Verdict]:
-    """A request to a server; its answer comes from outside."""
-    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-    found = _mounts_on_stack(case, _NFS)
-    if found:
-        names = ", ".join(f"{mount.source} on {mount.on}" for mount in found)
-        text = f"the NFS server of {names} has not answered"
-    else:
-        text = "an NFS or RPC server has not answered"
-    node.end = node.end or End(CauseKind.EXTERNAL, text, case.said(), case.thread.age, text)
-    return Verdict(Status.STUCK, "waits for a server", case.row)
+#: more threads of a daemon than this are not joined to a request
+_MAX_DAEMON = 64
 
 
 @resolver("fuse")
 def fuse(case: Case) -> Optional[Verdict]:
     """fu_ans: the daemon of a FUSE file system has to answer.
 
-    Its threads sleep in fu_msg on the mount's struct fuse_data; the ticket points
-    to the same (tk_data), and so ties the two together.
+    Which process that is the ticket tells: its session's device, and who has that open.  Else
+    its threads' sleep in fu_msg on the session that the ticket points to (tk_data).
     """
     builder, kernel = case.builder, case.kernel
-    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    ticket = ticket_at(kernel, case.address)
+    label = ""
+    if ticket is not None:
+        mount = mount_at(kernel, ticket.mount)
+        label = f"FUSE_{ticket.opcode}" + (f" on {mount.on}" if mount is not None else "")
+    node = case.waits_for(case.channel_node(label), Certainty.PROVEN, case.said())
     if node.end is not None or builder.graph.successors(node.id):
         return Verdict(Status.STUCK, "waits for a FUSE daemon", case.row)
+    if ticket is not None:
+        if ticket.unread:
+            node.facts = ["the daemon has not read it"]
+        serving = [
+            thread
+            for proc in daemons(kernel, ticket.data)
+            for thread in threads_by_proc(builder.kernel).get(proc, [])
+            if thread.proc != case.thread.proc
+        ]
+        if serving:
+            busy = [thread for thread in serving if thread.wmesg != "fu_msg"] or serving
+            for thread in busy[:_MAX_DAEMON]:
+                builder.join(
+                    node,
+                    builder.thread(thread),
+                    EdgeKind.SERVED_BY,
+                    Certainty.PROVEN,
+                    f"its process has /dev/fuse open with session {ticket.data:#x}",
+                )
+            node.any = len(busy) > 1
+            return Verdict(Status.STUCK, "waits for a FUSE daemon", case.row)
     readers = [t for t in builder.threads if t.wmesg == "fu_msg"]
     try:
         words = kernel.read(case.address, 64 * kernel.pointer_size)

@@ -1,0 +1,253 @@
+"""NFS and RPC: from a request to the server that has not answered; from state to who holds it.
+
+All requests of one mount end at one node, its server: one silent server is one cause.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, List, Optional
+
+from plugin.judge.locks import kernel_stack_holds
+from plugin.kernel.mount import Mount, mounts
+from plugin.kernel.proc import Thread
+from plugin.kernel.rpc import (
+    NFS,
+    Request,
+    Server,
+    connection,
+    requests,
+    server_of_lock,
+    servers,
+)
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import End, Node
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.registry import resolver
+from plugin.waits.resolvers.selfserved import nfsd_threads, serves_itself
+from plugin.words import count
+
+#: what a thread sleeps in while its request is unanswered (ct_waitchan, rc_waitchan)
+RPC_MESSAGES = ("nfsreq", "newnfsreq", "rpcrecv", "nfscbreq", "rpcrecon", "rpccon", "connec")
+_STATE_MESSAGES = ("nfsv4lck", "nfsv4gr", "nfscld", "nfslyp")
+_MAX_HOLDERS = 64
+
+
+def server_node(builder: Builder, server: Server) -> Node:
+    """The server of a mount; where the mount is this machine's own, its nfsd threads serve it."""
+    mount = server.mount
+    node = builder.object(NodeKind.SERVER, mount.address, _server_label(server))
+    if node.end is not None or builder.graph.successors(node.id):
+        return node
+    node.facts = [f"mounted on {mount.on}"]
+    pending = [each for each in requests(builder.kernel).values() if _same(each, server)]
+    tcp = [connection(builder.kernel, client.socket) for client in server.clients]
+    evidence = [f"{count(len(pending), 'request')} pending on {mount.on}"]
+    evidence += [
+        f"TCP: {each.unacked} bytes not acknowledged, {count(each.retransmits, 'retransmission')}"
+        for each in tcp
+        if each is not None
+    ]
+    if serves_itself(builder.kernel, server):
+        own = nfsd_threads(builder)
+        busy = [thread for thread in own if thread.wmesg != "rpcsvc"]
+        if busy:
+            node.facts.append("served by this machine's own nfsd")
+            for thread in busy[:_MAX_HOLDERS]:
+                builder.join(
+                    node,
+                    builder.thread(thread),
+                    EdgeKind.SERVED_BY,
+                    Certainty.CATALOGUED,
+                    f"{server.address or server.hostname} is this machine: nfsd answers",
+                )
+            node.any = len(busy) > 1
+            return node
+    node.end = End(
+        CauseKind.EXTERNAL,
+        f"the NFS server of {mount.source} on {mount.on}"
+        f"{f' ({server.address})' if server.address else ''} has not answered",
+        "; ".join(evidence),
+    )
+    return node
+
+
+def _same(request: Request, server: Server) -> bool:
+    return request.server.mount.address == server.mount.address
+
+
+def _server_label(server: Server) -> str:
+    where = f" ({server.address})" if server.address else ""
+    return f"NFS server {server.hostname or server.mount.source}{where}"
+
+
+def _mounts_of(case: Case) -> List[Mount]:
+    """Mounts of NFS that the thread works on: on its stack, or the only one there is."""
+    some = [mount for mount in mounts(case.kernel) if mount.fstype in NFS]
+    seen = [m for m in some if kernel_stack_holds(case.kernel, case.thread, m.address)]
+    return seen or (some if len(some) == 1 else [])
+
+
+@resolver("nfs_request")
+def nfs_request(case: Case) -> Optional[Verdict]:
+    """A request to a server, by the channel; else the mount that the thread's stack shows."""
+    builder = case.builder
+    verdict = Verdict(Status.STUCK, "waits for a server", case.row)
+    request = requests(case.kernel).get(case.address)
+    if request is not None:
+        server = request.server
+        node = builder.object(
+            NodeKind.REQUEST, request.address, f"RPC {request.xid:#x} to {server.hostname}"
+        )
+        case.waits_for(node, Certainty.PROVEN, case.said())
+        builder.join(
+            node,
+            server_node(builder, server),
+            EdgeKind.SERVED_BY,
+            Certainty.PROVEN,
+            f"ct_pending of the mount's client {request.client.handle:#x}",
+        )
+        if request.answered:
+            node.facts = ["answered"]
+        return verdict
+    by_mount = {server.mount.address: server for server in servers(case.kernel)}
+    for server in by_mount.values():
+        # rc_data, ct_data: connecting, closing.
+        for client in server.clients:
+            if case.address and case.address in (client.handle, client.reconnect, client.socket):
+                case.waits_for(server_node(builder, server), Certainty.PROVEN, case.said())
+                return verdict
+    found = _mounts_of(case)
+    if not found:
+        node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+        node.end = node.end or End(
+            CauseKind.EXTERNAL,
+            "an NFS or RPC server has not answered",
+            case.said(),
+            case.thread.age,
+        )
+        return verdict
+    for mount in found:
+        known = by_mount.get(mount.address)
+        target = (
+            server_node(builder, known) if known is not None else _unread_server(builder, mount)
+        )
+        certainty = Certainty.GUESSED if len(found) > 1 else Certainty.CATALOGUED
+        case.waits_for(target, certainty, f"{mount.on} is its NFS mount; {case.said()}")
+    return verdict
+
+
+def _unread_server(builder: Builder, mount: Mount) -> Node:
+    """A mount whose client cannot be read: what mount(8) shows of it is known all the same."""
+    name = mount.source.rpartition(":")[0] or mount.source
+    node = builder.object(NodeKind.SERVER, mount.address, f"NFS server {name}")
+    node.end = node.end or End(
+        CauseKind.EXTERNAL,
+        f"the NFS server of {mount.source} on {mount.on} has not answered",
+        "mnt_stat.f_mntfromname",
+    )
+    return node
+
+
+# State that threads of the client or the server lock against each other
+
+
+def in_rpc(builder: Builder) -> List[Thread]:
+    """The threads with a request under way."""
+    return [thread for thread in builder.threads if thread.wmesg in RPC_MESSAGES]
+
+
+def _join_holders(
+    builder: Builder, node: Node, holders: Iterable[Thread], certainty: Certainty, why: str
+) -> None:
+    for thread in list(holders)[:_MAX_HOLDERS]:
+        builder.join(node, builder.thread(thread), EdgeKind.OWNED_BY, certainty, why)
+
+
+@resolver("nfs_state_lock")
+def nfs_state_lock(case: Case) -> Optional[Verdict]:
+    """nfsv4_lock(): no owner is recorded.
+
+    Who has it: a thread with the lock on its stack that does not itself wait for one; else
+    the renew thread of its client; else the threads whose requests are unanswered.
+    """
+    builder, kernel = case.builder, case.kernel
+    lock = case.address
+    if "nfsv4lock" in kernel.layouts:
+        lock -= kernel.layouts.offsetof("nfsv4lock", "nfslock_lock")
+    node = builder.object(NodeKind.LOCK, lock, f"NFSv4 state lock {lock:#x}")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    verdict = Verdict(Status.STUCK, "waits for an NFSv4 state lock, again and again", case.row)
+    if node.end is not None or builder.graph.successors(node.id):
+        return verdict
+    others = [t for t in builder.threads if t.kstack and t.wmesg not in _STATE_MESSAGES]
+    holders = [thread for thread in others if kernel_stack_holds(kernel, thread, lock)]
+    if holders:
+        _join_holders(
+            builder, node, holders, Certainty.GUESSED, f"its kernel stack holds {lock:#x}"
+        )
+        return verdict
+    if server_of_lock(kernel, lock) is not None:
+        renewing = [t for t in others if t.name.startswith("nfscl") or t.comm.startswith("nfscl")]
+        busy = [thread for thread in renewing if thread.wmesg != "nfscl"]
+        if busy:
+            _join_holders(
+                builder, node, busy, Certainty.CATALOGUED, "the renew thread recovers the state"
+            )
+            return verdict
+    asking = in_rpc(builder)
+    _join_holders(
+        builder,
+        node,
+        asking,
+        Certainty.GUESSED,
+        "it has a request under way; the lock records no holder",
+    )
+    if not asking:
+        node.end = End(
+            CauseKind.UNKNOWN, f"{node.label}: no holder is recorded, none was found", case.said()
+        )
+    return verdict
+
+
+@resolver("nfs_slots")
+def nfs_slots(case: Case) -> Optional[Verdict]:
+    """Every slot of the session is an unanswered request of somebody's."""
+    builder = case.builder
+    slots = case.channel_node("slots of an NFSv4.1 session")
+    node = case.waits_for(slots, Certainty.PROVEN, case.said())
+    verdict = Verdict(Status.STUCK, "waits for a slot of the session", case.row)
+    if node.end is not None or builder.graph.successors(node.id):
+        return verdict
+    asking = in_rpc(builder)
+    _join_holders(builder, node, asking, Certainty.CATALOGUED, "a request under way has a slot")
+    node.any = len(asking) > 1
+    if not asking:
+        summary = "all slots of an NFSv4.1 session are taken, by whom is not known"
+        node.end = End(CauseKind.UNKNOWN, summary)
+    return verdict
+
+
+@resolver("nfs_renew")
+def nfs_renew(case: Case) -> Optional[Verdict]:
+    """The client's renew thread has to go on, and mostly waits for the server itself."""
+    builder = case.builder
+    threads = [thread for thread in builder.named(["nfscl"]) if thread is not case.thread]
+    busy = [thread for thread in threads if thread.wmesg != "nfscl"]
+    if not busy:
+        return None
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    builder.served_by(node, busy, "the renew thread")
+    return Verdict(Status.STUCK, "waits for NFSv4's renew thread", case.row)
+
+
+@resolver("nfs_aio")
+def nfs_aio(case: Case) -> Optional[Verdict]:
+    """ncl_asyncio(): too many buffers wait for the nfsiods of the mount."""
+    builder = case.builder
+    iods = [thread for thread in builder.named(["nfsiod", "newnfs"]) if thread.wmesg != "-"]
+    if not iods:
+        return None
+    queue = case.channel_node("the nfsiods' queue of a mount")
+    node = case.waits_for(queue, Certainty.PROVEN, case.said())
+    builder.served_by(node, iods, "nfsiods take buffers from nm_bufq")
+    return Verdict(Status.STUCK, "waits for an nfsiod", case.row)
