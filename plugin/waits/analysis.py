@@ -199,8 +199,9 @@ def _oldest(builder: GraphBuilder, threads: List[Thread]) -> Optional[float]:
     """The longest wait of ``threads``; None where one's is not kept or says nothing."""
     found = 0.0
     for thread in threads:
-        row = builder.verdicts[thread.address].row
-        if row is not None and row.sleep_class is SleepClass.RETRY:
+        verdict = builder.verdicts[thread.address]
+        retries = verdict.row is not None and verdict.row.sleep_class is SleepClass.RETRY
+        if retries or not verdict.understood:
             return None
         age = thread.age
         if age is None and thread.state in ("running", "runnable"):

@@ -38,13 +38,12 @@ _SPINS = (
     "smp_targeted_tlb_shootdown",
     "smp_tlb_shootdown",
 )
-#: frames in which the function that spins has to be, from the innermost
-_INNERMOST = 4
 
 
 def spins_in(builder: Builder, thread: Thread) -> Optional[str]:
     """The function in which a running thread spins, None where it does not."""
-    frames = backtrace(builder.kernel, thread)[:_INNERMOST]
+    # The handler that stopped the CPU lies above what was interrupted.
+    frames = backtrace(builder.kernel, thread)
     return next((frame for frame in frames if frame.startswith(_SPINS)), None)
 
 

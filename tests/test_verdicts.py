@@ -1,0 +1,361 @@
+"""What why-stuck may call calm, and what it may not: states in which a wrong verdict is easy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+from test_waits_resolvers import Storage, only_cause
+from test_why_stuck import Answer, check_contract, explain, thread
+
+from plugin.opening import open_core
+from tests.forge.machine import Machine
+from tests.forge.procs import SLEEPQ_CONDVAR
+
+
+@pytest.fixture
+def m() -> Machine:
+    return Machine(1402000, "amd64")
+
+
+# What nobody understands is not calm
+
+
+def test_one_sleeper_that_tries_again_in_an_unknown_message_makes_nothing_calm(
+    m: Machine, tmp_path: Path
+) -> None:
+    thread(m).sleeps(m.take(8), "exretry", seconds=0.5, timeout=1.0)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["threads"]["stuck"] == 0
+    assert answer.data["threads"]["not_understood"] == 1
+    assert "No thread is stuck" not in answer.verdict
+    assert '1 thread waits for what is not understood: 1 in "exretry"' in answer.verdict
+
+
+@pytest.mark.parametrize("wmesg", ["exretry", "vendorlk"])
+def test_thirty_processes_that_retry_in_one_unknown_message_are_stuck_timeout_or_not(
+    wmesg: str, m: Machine, tmp_path: Path
+) -> None:
+    channel = m.take(8)
+    sleepers = [thread(m, f"nfsd{n}") for n in range(30)]
+    for n, sleeper in enumerate(sleepers):
+        sleeper.sleeps(channel, wmesg, seconds=0.9 * n / 30, timeout=1.0)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["threads"]["stuck"] == 30
+    assert sorted(answer.data["residue"]) == sorted(sleeper.tid for sleeper in sleepers)
+    assert f'30 in "{wmesg}"' in answer.verdict
+    assert "No deadlock." not in answer.verdict
+    assert "whether there is a deadlock cannot be told" in answer.verdict
+
+
+def test_signals_and_kernel_threads_with_a_timeout_make_no_crowd(
+    m: Machine, tmp_path: Path
+) -> None:
+    channel = m.take(8)
+    for n in range(4):
+        thread(m).sleeps(channel, "expoll", seconds=0.5, timeout=1.0, interruptible=True)
+        m.procs.kthread(f"worker{n}").sleeps(m.take(8), "exwork", seconds=0.5, timeout=1.0)
+    assert explain(m, tmp_path).data["threads"]["stuck"] == 0
+
+
+def test_who_holds_a_contended_lock_while_it_sleeps_with_a_timeout_is_stuck(
+    m: Machine, tmp_path: Path
+) -> None:
+    holder, waiter = thread(m, "holder"), thread(m, "waiter")
+    lock = m.locks.sx("state")
+    lock.owned_by(holder)
+    lock.slept_on_by(waiter, seconds=90)
+    holder.sleeps(m.take(8), "exretry", seconds=0.2, timeout=1.0)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["threads"]["stuck"] == 2
+    cause = answer.cause_of(waiter.tid)
+    assert cause is not None and cause["kind"] == "unknown"
+    assert 'holder in "exretry" holds sx "state"' in cause["summary"]
+
+
+@pytest.mark.parametrize("wmesg", ["ffsrca", "ffsvina"])
+def test_a_cleanup_that_is_waited_for_again_and_again_is_stuck_however_short_each_sleep(
+    wmesg: str, m: Machine, tmp_path: Path
+) -> None:
+    user = thread(m, "cp")
+    user.sleeps(m.take(8), wmesg, seconds=0.01, timeout=0.1)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["residue"] == [user.tid]
+    assert "No deadlock." not in answer.verdict and "No thread is stuck" not in answer.verdict
+
+
+def test_a_deadlock_is_told_among_what_is_understood_and_the_rest_is_counted(
+    m: Machine, tmp_path: Path
+) -> None:
+    runner, waiter = thread(m, "runner"), thread(m, "waiter")
+    lock = m.locks.sx("held")
+    lock.owned_by(runner)
+    runner.runs_on(0)
+    lock.slept_on_by(waiter, seconds=60)
+    thread(m).sleeps(m.take(8), "exwait", seconds=60)
+    answer = explain(m, tmp_path)
+    threads = answer.data["threads"]
+    assert (threads["stuck"], threads["understood"], threads["not_understood"]) == (2, 1, 1)
+    assert answer.verdict.endswith("No deadlock among the 1 wait understood; 1 is not.")
+
+
+def test_what_could_not_be_read_is_part_of_the_calm_sentence(m: Machine, tmp_path: Path) -> None:
+    victim = thread(m).process.obj
+    m.at_the_end(lambda: victim.set(**{"p_threads.tqh_first": 0xDEAD00000000BEE0}))
+    vmcore, kernel = m.write(tmp_path)
+    answer = Answer(open_core(str(vmcore), str(kernel)), partial=True)
+    assert "No thread is stuck" not in answer.verdict
+    assert "not everything could be read" in answer.verdict
+
+
+# Busy is not stuck
+
+
+def test_a_healthy_busy_machine_has_nobody_stuck(tmp_path: Path) -> None:
+    s = Storage()
+    m = s.m
+    for n in range(6):
+        reader = s.thread(f"reader{n}")
+        buf = s.buf(owner=reader)
+        m.bufs.start(buf, s.mount, seconds=0.02 * n).to_device()
+        buf.waited_by(reader, "biord", seconds=0.02 * n)
+    runner = s.thread("runner")
+    lock = m.locks.sx("busy")
+    lock.owned_by(runner)
+    runner.runs_on(0)
+    for n in range(8):
+        lock.slept_on_by(s.thread(f"waiter{n}"), seconds=0.2)
+    s.thread("ready").runnable(1)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert (answer.data["threads"]["stuck"], answer.causes) == (0, [])
+    assert answer.data["threads"]["waiting"] == 14
+    assert "14 threads wait, the longest for 0.2 s: nothing looks stuck yet." in answer.verdict
+
+
+def test_a_wait_of_two_seconds_is_no_matter_of_a_moment(m: Machine, tmp_path: Path) -> None:
+    runner, first, second = thread(m, "runner"), thread(m), thread(m)
+    lock = m.locks.sx("slow")
+    lock.owned_by(runner)
+    runner.runs_on(0)
+    lock.slept_on_by(first, seconds=2.0)
+    lock.slept_on_by(second, seconds=0.1)
+    assert sorted(only_cause(explain(m, tmp_path))["tids"]) == sorted([first.tid, second.tid])
+
+
+def test_a_deadlock_is_one_from_its_first_moment(m: Machine, tmp_path: Path) -> None:
+    first, second = thread(m, "first"), thread(m, "second")
+    a, b = m.locks.sx("lock A"), m.locks.sx("lock B")
+    a.owned_by(first)
+    b.owned_by(second)
+    b.slept_on_by(first, seconds=0.1)
+    a.slept_on_by(second, seconds=0.1)
+    assert only_cause(explain(m, tmp_path))["kind"] == "deadlock"
+
+
+# Spinning and runnable are not idle
+
+
+def test_a_thread_that_spins_for_a_lock_is_counted_and_not_called_idle(
+    m: Machine, tmp_path: Path
+) -> None:
+    spinner = m.procs.process("spinner").thread(
+        calls=("lock_delay", "_sx_xlock_hard", "kern_example")
+    )
+    spinner.runs_on(0)
+    answer = explain(m, tmp_path)
+    assert answer.data["threads"]["spinning"] == 1
+    assert "1 thread spins on a CPU" in answer.verdict
+
+
+def _behind_a_spinner(m: Machine, *, pinned: bool, seconds: float) -> List[Any]:
+    """A thread preempted ``seconds`` ago, with a spinner on every CPU since."""
+    spinners = []
+    for cpu in range(m.cpus):
+        spinner = m.procs.process(f"spinner{cpu}").thread(calls=("kern_example", "sys_example"))
+        spinner.runs_on(cpu)
+        m.pcpus[cpu].set(pc_switchticks=m.ticks - int(seconds * m.hz))
+        spinners.append(spinner)
+    starved = m.procs.process("starved").thread(calls=("kern_example", "sys_example"))
+    starved.runnable(1)
+    tick = m.ticks - int(seconds * m.hz)
+    starved.obj.set(td_swinvoltick=tick, td_swvoltick=tick - 100, td_pinned=int(pinned))
+    return [starved, *spinners]
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1402000, 1500068])
+def test_a_pinned_thread_behind_a_spinner_on_its_cpu_waits_for_the_spinner(
+    osreldate: int, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, "amd64")
+    starved, _, hog = _behind_a_spinner(m, pinned=True, seconds=40)
+    waiter = thread(m, "waiter")
+    lock = m.locks.sx("held")
+    lock.owned_by(starved)
+    lock.slept_on_by(waiter, seconds=39)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "running"
+    assert sorted(cause["tids"]) == sorted([starved.tid, waiter.tid])
+    assert f"{hog.tid} spinner1 runs on CPU 1" in cause["summary"]
+
+
+def test_a_thread_that_any_cpu_could_run_is_stuck_only_after_a_minute(tmp_path: Path) -> None:
+    for seconds, stuck in ((20.0, 0), (90.0, 1)):
+        m = Machine(1402000, "amd64")
+        _behind_a_spinner(m, pinned=False, seconds=seconds)
+        folder = tmp_path / str(stuck)
+        folder.mkdir()
+        answer = explain(m, folder)
+        assert answer.data["threads"]["stuck"] == stuck
+        assert answer.data["threads"]["runnable"] == 1 - stuck
+        assert "runnable" in answer.verdict
+
+
+def test_a_lock_that_a_starved_thread_holds_and_the_spinner_wants_is_a_deadlock(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1500068, "amd64", cpus=2)
+    starved, _, hog = _behind_a_spinner(m, pinned=True, seconds=40)
+    lock = m.locks.mutex("spun for", spin=True)
+    lock.owned_by(starved)
+    hog.obj["td_wantedlock"] = lock
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "deadlock"
+    assert sorted(cause["tids"]) == sorted([starved.tid, hog.tid])
+
+
+# A wait for another process is as stuck as that process
+
+
+def test_a_shell_whose_only_child_is_stuck_is_stuck(m: Machine, tmp_path: Path) -> None:
+    shell, command = m.procs.process("sh"), m.procs.process("dd")
+    command.parent = shell
+    waits, works = shell.thread(calls=("kern_wait6",)), command.thread(calls=("sys_read",))
+    waits.sleeps(shell, "wait", seconds=500, interruptible=True)
+    works.sleeps(m.take(8), "exwait", seconds=400)
+    answer = explain(m, tmp_path)
+    cause = answer.cause_of(waits.tid)
+    assert cause is not None and answer.data["residue"] == [works.tid]
+
+
+def _pipe_between(m: Machine, reader: Any, writer: Any) -> Any:
+    """Two ends of a pipe: each process has one open."""
+    pair = [m.new("pipe"), m.new("pipe")]
+    pair[0]["pipe_peer"], pair[1]["pipe_peer"] = pair[1], pair[0]
+    return pair
+
+
+def test_two_idle_processes_that_wait_for_each_other_are_not_stuck(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64")
+    parent, child = m.procs.process("parent"), m.procs.process("child")
+    child.parent = parent
+    above, below = parent.thread(), child.thread()
+    above.sleeps(parent, "wait", seconds=500, interruptible=True)
+    below.sleeps(m.take(64), "kqread", seconds=500, interruptible=True)
+    answer = explain(m, tmp_path)
+    assert answer.data["threads"]["stuck"] == 0
+    assert answer.verdict == "No thread is stuck."
+
+
+def test_three_generations_that_wait_are_stuck_with_the_youngest(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64")
+    old, middle, young = (m.procs.process(name) for name in ("old", "middle", "young"))
+    middle.parent, young.parent = old, middle
+    threads = [process.thread() for process in (old, middle, young)]
+    for process, waits in zip((old, middle), threads):
+        waits.sleeps(process, "wait", seconds=500, interruptible=True)
+    m.locks.sx("free").slept_on_by(threads[2], seconds=400)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "lost-wakeup"
+    assert sorted(cause["tids"]) == sorted(each.tid for each in threads)
+
+
+# Things whose owner is gone
+
+
+def test_a_suspension_left_by_a_dead_process_is_called_that(tmp_path: Path) -> None:
+    s = Storage()
+    m, writers = s.m, [s.thread(f"writer{n}") for n in range(3)]
+    s.mount.obj["mnt_kern_flag"] = m.constant("MNTK_SUSPEND", 0x08000000)
+    m.write_pointer(s.mount.obj.at("mnt_susp_owner"), m.take(2048))
+    for writer in writers:
+        writer.sleeps(s.mount.obj.at("mnt_flag"), "suspfs", seconds=30)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "leak"
+    assert len(cause["tids"]) == 3
+    assert "was suspended by a thread that no longer exists" in cause["summary"]
+
+
+def test_a_thread_that_waits_for_what_it_holds_itself_is_a_deadlock(
+    m: Machine, tmp_path: Path
+) -> None:
+    fool = thread(m, "fool")
+    lock = m.locks.lockmgr("own")
+    lock.owned_by(fool)
+    lock.slept_on_by(fool, seconds=0.1)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "deadlock"
+    assert "which it holds itself" in cause["summary"]
+
+
+# One cause, one line; as sure as it is
+
+
+def test_forty_requests_to_one_server_are_one_cause(m: Machine, tmp_path: Path) -> None:
+    m.vfs.mount("nfs", "/home", "server:/home")
+    users = [thread(m, f"user{n}") for n in range(40)]
+    for user in users:
+        user.sleeps(m.take(64), "nfsreq", seconds=70)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert len(cause["tids"]) == 40
+    assert "server:/home on /home has not answered: 40 threads wait behind it." in answer.verdict
+
+
+def test_a_verdict_that_rests_on_a_guess_says_probably(tmp_path: Path) -> None:
+    s = Storage()
+    umount = s.thread("umount", "dounmount", "kern_unmount", "sys_unmount")
+    s.m.write_pointer(umount.local("dounmount", 24), s.mount)
+    umount.runs_on(0)
+    s.thread("df").sleeps(s.mount, "vfs_busy", seconds=30)
+    answer = explain(s.m, tmp_path)
+    assert answer.verdict.startswith(f"Probably {umount.tid} umount runs on CPU 0")
+
+
+def test_a_device_is_called_by_its_own_name_at_the_head_of_a_sentence(tmp_path: Path) -> None:
+    s = Storage()
+    reader = s.thread("reader")
+    buf = s.buf(owner=reader)
+    s.at_device(buf)
+    buf.waited_by(reader, "biord", seconds=110)
+    answer = explain(s.m, tmp_path)
+    assert answer.verdict.startswith("da0 owes I/O. All 1 stuck")
+
+
+@pytest.mark.parametrize("kind", ["lost", "many"])
+def test_the_cause_with_the_most_threads_comes_first_and_of_equals_the_worse(
+    kind: str, m: Machine, tmp_path: Path
+) -> None:
+    runner, waiter = thread(m, "runner"), thread(m, "waiter")
+    held, free = m.locks.sx("held"), m.locks.sx("free")
+    held.owned_by(runner)
+    runner.runs_on(0)
+    held.slept_on_by(waiter, seconds=100)
+    free.slept_on_by(thread(m), seconds=60)
+    if kind == "many":
+        held.slept_on_by(thread(m), seconds=50)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    first = "running" if kind == "many" else "lost-wakeup"
+    assert answer.causes[0]["kind"] == first
+
+
+def test_zfs_condvars_that_time_out_are_no_crowd(m: Machine, tmp_path: Path) -> None:
+    for _ in range(2):
+        thread(m).sleeps(m.take(8), "excv", kind=SLEEPQ_CONDVAR, seconds=3, timeout=10.0)
+    assert explain(m, tmp_path).data["threads"]["stuck"] == 0
