@@ -15,6 +15,8 @@ from plugin.render import why
 from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.waits.analysis import analyse
+from plugin.waits.known import matches, seen_in
+from plugin.waits.known import shipped as entries
 from plugin.waits.registry import RESOLVERS
 
 HELP = "who waits for whom, to the end of each chain; the ranked root causes"
@@ -41,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--catalogue", metavar="FILE", help="wait messages of your own, over the shipped ones"
     )
+    parser.add_argument(
+        "--known", metavar="FILE", help="known bugs of your own, before the shipped"
+    )
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
@@ -52,13 +57,17 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         analysis = explain.analyse(text, catalogue, everything=everything)
     else:
         analysis = analyse(kernel, catalogue, everything=everything)
+    known = matches(seen_in(analysis), entries(args.known))
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:
         return why.page(analysis, args.html, kernel.target.files)
     if chosen:
-        return why.in_full(analysis, chosen, args.width)
-    return why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
+        report = why.in_full(analysis, chosen, args.width)
+    else:
+        report = why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
+    why.add_known(report, known)
+    return report
 
 
 def _chosen(every: Sequence[Thread], args: argparse.Namespace) -> List[Thread]:

@@ -12,6 +12,7 @@ from plugin.render.report import Report
 from plugin.waits.analysis import Analysis, Cause, Chain, Group
 from plugin.waits.graph import Edge, Node
 from plugin.waits.kinds import Status
+from plugin.waits.known import Match
 from plugin.waits.panic import Panic, panic
 from plugin.waits.verdict import sentences
 from plugin.words import address, count, seconds
@@ -19,6 +20,8 @@ from plugin.written import write_file
 
 #: chains shown on the first screen
 SHOWN = 12
+#: known bugs shown below them
+KNOWN = 3
 
 
 def _facts(analysis: Analysis) -> Tuple[Report, Optional[Panic]]:
@@ -86,6 +89,33 @@ def first_screen(
         _others(report, analysis)
     _more(report, analysis)
     return report
+
+
+def add_known(report: Report, known: Sequence[Match]) -> None:
+    """The diagnosed bugs that look like it, with what is seen of them and what is not."""
+    report.data["known"] = [
+        {
+            "id": match.known.id,
+            "title": match.known.title,
+            "seen": match.seen,
+            "not_seen": match.not_seen,
+            "fixed_in": match.known.fixed,
+            "source": match.known.source,
+            "caution": match.caution,
+        }
+        for match in known
+    ]
+    for match in known[:KNOWN]:
+        report.pre("")
+        report.text(f"Looks like {match.known.id}: {match.known.title}.")
+        report.text(f"seen: {'; '.join(match.seen)}", indent=2)
+        if match.not_seen:
+            report.text(f"not seen: {'; '.join(match.not_seen)}", indent=2)
+        if match.caution:
+            report.text(f"but: {match.caution}", indent=2)
+        report.text(f"fixed: {match.known.fixed}; {match.known.source}", indent=2)
+        if match.known.workaround:
+            report.text(f"until then: {match.known.workaround}", indent=2)
 
 
 def _heading(analysis: Analysis) -> str:

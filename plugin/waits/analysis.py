@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.catalogue import Catalogue, SleepClass
 from plugin.kernel.proc import Thread
@@ -98,6 +98,8 @@ class Analysis(NamedTuple):
     not_understood: List[Thread]
     #: the longest of the waits that do not look stuck yet, in seconds
     waiting_for: Optional[float]
+    #: a thread's functions, innermost first
+    stack: Callable[[Thread], Sequence[str]]
 
     def node_of(self, thread: Thread) -> Optional[Node]:
         return self.graph.nodes.get(f"thread:{thread.tid}")
@@ -146,6 +148,7 @@ def conclude(builder: GraphBuilder, *, everything: bool = False) -> Analysis:
         sum(thread.tid not in blind for thread in stuck),
         not_understood,
         waiting_for,
+        builder.stack,
     )
 
 

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from plugin.errors import WchanError
+from plugin.waits.analysis import Analysis
+from plugin.waits.kinds import Status
 
 SHIPPED = os.path.join(os.path.dirname(__file__), "known.yaml")
 _KEYS = frozenset(
@@ -58,6 +60,30 @@ class Seen(NamedTuple):
     panic: Optional[str]
     osreldate: int
     modules: Optional[FrozenSet[str]] = None
+
+
+#: stacks looked at of threads that share name and wait message
+_ALIKE = 4
+
+
+def seen_in(analysis: Analysis) -> Seen:
+    """What an analysed machine shows; of threads that wait alike a few stand for all."""
+    counts: Dict[Tuple[str, str], int] = {}
+    stacks: List[Tuple[int, Sequence[str]]] = []
+    ends = {cause.node.tid for cause in analysis.causes}
+    for thread in analysis.threads:
+        if thread.state not in ("sleeping", "locked", "running", "runnable"):
+            continue
+        key = thread.name.rstrip("0123456789"), thread.wmesg or ""
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] > _ALIKE and thread.tid not in ends:
+            continue
+        verdict = analysis.verdicts.get(thread.address)
+        if verdict is not None and verdict.status in (Status.IDLE, Status.BENIGN):
+            continue
+        stacks.append((thread.tid, analysis.stack(thread)))
+    kernel = analysis.kernel
+    return Seen(stacks, kernel.panicstr, kernel.osreldate)
 
 
 class Match(NamedTuple):
