@@ -12,7 +12,6 @@ from plugin.kernel.mount import Mount, mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.rpc import (
     NFS,
-    Request,
     Server,
     connection,
     requests,
@@ -33,20 +32,18 @@ _MAX_HOLDERS = 64
 
 
 def server_node(builder: Builder, server: Server) -> Node:
-    """The server of a mount; where the mount is this machine's own, its nfsd threads serve it."""
-    mount = server.mount
-    node = builder.object(NodeKind.SERVER, mount.address, _server_label(server))
+    """The server of a mount; where that is this machine itself, its nfsd threads serve it.
+
+    Mounts of one server share its node: it is silent for all of them.
+    """
+    name = server.hostname or server.mount.source
+    key = server.address or name
+    node = builder.node(NodeKind.SERVER, key, _server_label(server), server.mount.address)
     if node.end is not None or builder.graph.successors(node.id):
         return node
-    node.facts = [f"mounted on {mount.on}"]
-    pending = [each for each in requests(builder.kernel).values() if _same(each, server)]
-    tcp = [connection(builder.kernel, client.socket) for client in server.clients]
-    evidence = [f"{count(len(pending), 'request')} pending on {mount.on}"]
-    evidence += [
-        f"TCP: {each.unacked} bytes not acknowledged, {count(each.retransmits, 'retransmission')}"
-        for each in tcp
-        if each is not None
-    ]
+    same = [each for each in servers(builder.kernel) if (each.address or each.hostname) == key]
+    on = [each.mount.on for each in same] or [server.mount.on]
+    node.facts = [f"mounted on {', '.join(on[:4])}"]
     if serves_itself(builder.kernel, server):
         own = nfsd_threads(builder)
         busy = [thread for thread in own if thread.wmesg != "rpcsvc"]
@@ -58,21 +55,42 @@ def server_node(builder: Builder, server: Server) -> Node:
                     builder.thread(thread),
                     EdgeKind.SERVED_BY,
                     Certainty.CATALOGUED,
-                    f"{server.address or server.hostname} is this machine: nfsd answers",
+                    f"{key} is this machine: its nfsd answers",
                 )
             node.any = len(busy) > 1
             return node
+    address = f" ({server.address})" if server.address else ""
+    what = (
+        f"{server.mount.source} on {on[0]}" if len(on) == 1 else f"{name} for {', '.join(on[:4])}"
+    )
     node.end = End(
         CauseKind.EXTERNAL,
-        f"the NFS server of {mount.source} on {mount.on}"
-        f"{f' ({server.address})' if server.address else ''} has not answered",
-        "; ".join(evidence),
+        f"the NFS server of {what}{address} has not answered",
+        "; ".join(_evidence(builder, same)),
+        None,
+        node.id,
     )
     return node
 
 
-def _same(request: Request, server: Server) -> bool:
-    return request.server.mount.address == server.mount.address
+def _evidence(builder: Builder, same: List[Server]) -> List[str]:
+    """How much is unanswered, and whether the connection itself is."""
+    mounts_of_it = {each.mount.address for each in same}
+    pending = [
+        request
+        for request in requests(builder.kernel).values()
+        if request.server.mount.address in mounts_of_it
+    ]
+    said = [f"{count(len(pending), 'request')} pending"]
+    for server in same:
+        for client in server.clients:
+            state = connection(builder.kernel, client.socket)
+            if state is not None:
+                said.append(
+                    f"TCP to {client.address}: {state.unacked} bytes not acknowledged, "
+                    f"{count(state.retransmits, 'retransmission')}"
+                )
+    return said
 
 
 def _server_label(server: Server) -> str:
@@ -144,6 +162,8 @@ def _unread_server(builder: Builder, mount: Mount) -> Node:
         CauseKind.EXTERNAL,
         f"the NFS server of {mount.source} on {mount.on} has not answered",
         "mnt_stat.f_mntfromname",
+        None,
+        node.id,
     )
     return node
 

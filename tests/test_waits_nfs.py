@@ -1,0 +1,114 @@
+"""NFS: one silent server is one cause, whatever its clients sleep on; a server may be oneself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+from test_why_stuck import Answer, check_contract, explain, thread
+
+from tests.forge.machine import Machine
+from tests.forge.nfs import NfsMount
+
+VERSIONS = [(903000, "amd64"), (1201000, "amd64"), (1402000, "arm64"), (1500068, "amd64")]
+
+
+def the_cause(answer: Answer) -> Dict[str, Any]:
+    check_contract(answer)
+    cause: Dict[str, Any]
+    (cause,) = answer.causes
+    return cause
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_forty_requests_to_one_silent_server_are_one_cause_that_names_it(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, arch)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    users = [thread(m, f"ls{n}") for n in range(40)]
+    for user in users:
+        mount.request(user, seconds=130)
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert (cause["kind"], cause["certainty"], len(cause["tids"])) == ("external", "proven", 40)
+    assert "filer:/home on /home (192.0.2.17:2049) has not answered" in cause["summary"]
+    assert "40 requests pending" in cause["evidence"]
+
+
+def test_two_mounts_of_one_server_are_one_cause(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    for number, on in enumerate(("/home", "/src")):
+        NfsMount(m, on, "filer", "192.0.2.17").request(thread(m, f"ls{number}"))
+    cause = the_cause(explain(m, tmp_path))
+    assert len(cause["tids"]) == 2
+    assert "filer for /home, /src" in cause["summary"]
+
+
+def test_two_mounts_of_two_servers_are_two_causes(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    first = NfsMount(m, "/home", "filer", "192.0.2.17")
+    second = NfsMount(m, "/src", "build", "192.0.2.18")
+    for number in range(3):
+        first.request(thread(m, f"a{number}"))
+    second.request(thread(m, "b"))
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert [len(cause["tids"]) for cause in answer.causes] == [3, 1]
+    assert "filer" in answer.causes[0]["summary"] and "build" in answer.causes[1]["summary"]
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_thirty_processes_that_retry_for_a_state_lock_are_stuck_behind_the_server(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, arch)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    lock = mount.state_lock()
+    holder = thread(m, "holder")
+    mount.request(holder, seconds=200)
+    waiters = [thread(m, f"user{n}") for n in range(30)]
+    for waiter in waiters:
+        waiter.sleeps(lock.at("nfslock_lock"), "nfsv4lck", seconds=0.5, timeout=1.0)
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert len(cause["tids"]) == 31
+    assert "filer" in cause["summary"] and cause["kind"] == "external"
+
+
+def test_a_state_lock_that_nobody_is_seen_to_hold_is_said_to_be_so(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    lock = NfsMount(m, "/home", "filer", "192.0.2.17").state_lock()
+    waiter = thread(m, "user")
+    waiter.sleeps(lock.at("nfslock_lock"), "nfsv4lck", seconds=0.5, timeout=1.0)
+    answer = explain(m, tmp_path)
+    assert answer.data["residue"] == [waiter.tid]
+    assert "no holder is recorded" in answer.text
+
+
+def test_nfs_mounted_from_oneself_whose_nfsd_wants_pages_that_nfs_writes_would_free_is_a_cycle(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/export", "localhost", "127.0.0.1")
+    nfsd = m.procs.process("nfsd").thread("nfsd: service", calls=("nfsrvd_write", "svc_run"))
+    m.vm.set_counts(free=0, inactive=2000)
+    m.vm.waited_by(nfsd, seconds=300)
+    daemon = m.services["pagedaemon"]
+    daemon.call("ncl_putpages", "vnode_pager_putpages", "vm_pageout_flush")
+    mount.request(daemon, seconds=290)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.causes[0]["kind"] == "deadlock"
+    assert "nfsd" in answer.causes[0]["summary"]
+
+
+def test_a_loopback_mount_whose_nfsd_all_rest_has_no_cycle(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/export", "localhost", "127.0.0.1")
+    nfsd = m.procs.process("nfsd").thread("nfsd: service", calls=("svc_run",))
+    nfsd.sleeps(m.take(64), "rpcsvc", seconds=300)
+    mount.request(thread(m, "ls"))
+    cause = the_cause(explain(m, tmp_path))
+    assert cause["kind"] == "external"
