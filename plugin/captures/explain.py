@@ -20,6 +20,7 @@ from plugin.waits.builder import GraphBuilder, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.words import count
+from plugin.yamldata import load
 
 _FRAMES = os.path.join(os.path.dirname(__file__), "frames.yaml")
 #: the lock of a vnode or a buf lies this far into it at most
@@ -406,10 +407,7 @@ def _functions(row: Row) -> FrozenSet[str]:
 @functools.lru_cache(maxsize=1)
 def _frames() -> Tuple[Dict[str, str], List[Tuple[str, str]]]:
     """frames.yaml: the message of a function, and of functions that begin so."""
-    import yaml
-
-    with open(_FRAMES, encoding="utf-8") as stream:
-        loaded = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loaded = load(_FRAMES, "the stacks")
     whole: Dict[str, str] = {}
     begun: List[Tuple[str, str]] = []
     for entry in loaded:

@@ -13,6 +13,7 @@ import re
 from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import WchanError
+from plugin.yamldata import load
 
 #: the files of the catalogue by subsystem, read in this order; vm.yaml says what a row is
 _FILES = ("vm", "buf", "geom", "vfs", "zfs", "kern", "net", "emul", "drivers", "any")
@@ -212,18 +213,7 @@ def with_file(path: Optional[str], resolvers: Collection[str] = ()) -> Catalogue
 
 def read(path: str) -> List[Row]:
     """The rows of a catalogue file; WchanError naming the row where it makes no sense."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        with open(path, encoding="utf-8") as stream:
-            loaded = yaml.load(stream, Loader=loader)
-    except OSError as error:
-        raise WchanError(f"cannot read the catalogue {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise WchanError(f"the catalogue {path} is not text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise WchanError(f"the catalogue {path} is not YAML: {error}") from None
+    loaded = load(path, "the catalogue")
     if loaded is None:
         return []
     if not isinstance(loaded, list):

@@ -14,6 +14,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, S
 from plugin.errors import WchanError
 from plugin.waits.analysis import Analysis
 from plugin.waits.kinds import Status
+from plugin.yamldata import load
 
 SHIPPED = os.path.join(os.path.dirname(__file__), "known.yaml")
 _KEYS = frozenset(
@@ -105,16 +106,7 @@ def shipped(extra: Optional[str] = None) -> List[Known]:
 
 def read(path: str) -> List[Known]:
     """The entries of a file; WchanError naming the one that makes no sense."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        with open(path, encoding="utf-8") as stream:
-            loaded = yaml.load(stream, Loader=loader)
-    except OSError as error:
-        raise WchanError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WchanError(f"{path} is not YAML: {error}") from None
+    loaded = load(path, "the known bugs")
     if loaded is None:
         return []
     if not isinstance(loaded, list):

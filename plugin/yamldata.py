@@ -1,0 +1,41 @@
+"""YAML files that wchan comes with or is given: parsed once, then found in the cache.
+
+The cache is keyed by the file's content, so nothing in it can be stale.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from plugin.errors import WchanError
+from plugin.structs.cache import cache_key, cache_read, cache_write
+
+
+def load(path: str, what: str) -> Any:
+    """What a YAML file says; None where it is empty.
+
+    ``what`` names the file in the WchanError that is raised where it cannot be read, is not
+    UTF-8, or is not YAML.
+    """
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read()
+    except OSError as error:
+        raise WchanError(f"cannot read {what} {path}: {error.strerror}") from None
+    key = cache_key("yaml", raw)
+    known = cache_read(key)
+    if known is not None:
+        return known.get("data")
+    import yaml
+
+    try:
+        data = yaml.load(raw.decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except UnicodeDecodeError:
+        raise WchanError(f"{what} {path} is not text in UTF-8") from None
+    except yaml.YAMLError as error:
+        raise WchanError(f"{what} {path} is not YAML: {error}") from None
+    # A date or a set: JSON has none, and neither has a row that makes sense.
+    with suppress(TypeError):
+        cache_write(key, {"data": data})
+    return data
