@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,35 @@ def has_frame_providers(program: Path) -> bool:
     return version is not None and int(version.group(1)) >= 22
 
 
+def herring(kernel: Path, target: Path) -> Path:
+    """A kernel file that says that it is one, as every real one does and a stub does not.
+
+    lldb takes a file whose .interp is "/red/herring" for a FreeBSD kernel.
+    """
+    data = bytearray(kernel.read_bytes())
+    (headers,) = struct.unpack_from("<Q", data, 40)
+    size, count, names = struct.unpack_from("<3H", data, 58)
+    (strings,) = struct.unpack_from("<Q", data, headers + names * size + 24)
+    for at in range(headers, headers + count * size, size):
+        start = strings + struct.unpack_from("<I", data, at)[0]
+        if data[start : data.index(0, start)] == b".interp":
+            struct.pack_into("<I", data, at + 4, 1)
+            struct.pack_into("<QQ", data, at + 24, len(data), 13)
+    target.write_bytes(bytes(data) + b"/red/herring\0")
+    return target
+
+
 # Threads
+
+
+def test_lldb_lives_though_no_elf_header_lies_where_the_kernel_is(
+    venv_lldb: Path, real_dump: Any, tmp_path: Path
+) -> None:
+    """lldb 19 to 23 crash on it: booted as a raw image, or the dump lacks the page."""
+    kernel = herring(real_dump.kernel, tmp_path / "kernel")
+    done = debuggers.lldb(venv_lldb, real_dump._replace(kernel=kernel), "thread list")
+    assert done.status == 0, done.err
+    assert len(done.threads) == len(real_dump.truth["threads"])
 
 
 def test_every_thread_of_a_real_machine_is_listed(venv_lldb: Path, real_dump: Any) -> None:

@@ -50,6 +50,9 @@ class Inferior:
     def present(self, address: int) -> bool:
         return BASE <= address < BASE + len(MEMORY)
 
+    def code(self, address: int) -> bool:
+        return BASE - 4096 <= address < BASE
+
     def session(self) -> Mapping[str, object]:
         return {"vmcore": "/a/vmcore"}
 
@@ -474,3 +477,24 @@ def test_an_architecture_that_is_not_known_is_refused_in_one_line() -> None:
     inferior.arch = "sparc64"
     with pytest.raises(WchanError, match="sparc64"):
         Server(inferior)
+
+
+# What keeps debuggers on their feet
+
+
+def test_code_that_the_dump_lacks_is_code_all_the_same(client: Connection) -> None:
+    """lldb ends a stack where a page is not executable."""
+    assert ask(client, f"qMemoryRegionInfo:{BASE - 16:x}") == (
+        f"start:{BASE - 4096:x};size:1000;permissions:rx;"
+    )
+    assert "permissions" not in ask(client, f"qMemoryRegionInfo:{BASE - 2 * 4096:x}")
+    assert "permissions:rwx" in ask(client, f"qMemoryRegionInfo:{BASE:x}")
+
+
+def test_lldbs_kernel_loader_is_shown_an_elf_file_that_is_no_kernel(client: Connection) -> None:
+    """It crashes at memory without an ELF header, and does nothing with one of ET_NONE."""
+    at = int(ask(client, "qShlibInfoAddr"), 16)
+    header = bytes.fromhex(ask(client, f"m{at:x},40"))
+    assert header[:4] == b"\x7fELF"
+    assert not any(header[4:])
+    assert len(ask(client, f"m{at + 16:x},8")) == 16

@@ -12,13 +12,20 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 from plugin.errors import LayoutError, MemoryFault, WchanError
 from plugin.hosts.rsp import Thread
 from plugin.kernel import proc, stack
+from plugin.kernel.linker import LinkerFile, linker_files
 from plugin.session import Kernel
 
 
 class KernelInferior:
     """What the remote-protocol server shows of one dump (rsp.Inferior)."""
 
-    def __init__(self, kernel: Kernel, session: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        session: Mapping[str, object],
+        code: Sequence[Tuple[int, int]] = (),
+    ) -> None:
+        """``code`` are the [start, end) of the kernel's own code, as its file says."""
         self._kernel = kernel
         self._session = session
         self.arch = kernel.arch
@@ -27,7 +34,9 @@ class KernelInferior:
         self._by_tid: Dict[int, proc.Thread] = {}
         self._registers: Dict[int, Dict[str, int]] = {}
         self._stopped: Optional[int] = None
-        self._code = _code_range(kernel)
+        modules = [(f.base, f.base + f.size) for f in _modules(kernel)]
+        self._text = list(code)
+        self._code = [*code, *modules]
 
     def threads(self) -> Sequence[Thread]:
         if not self._threads:
@@ -65,8 +74,7 @@ class KernelInferior:
 
     def read(self, address: int, size: int) -> bytes:
         data = self._kernel.read(address, size)
-        start, end = self._code
-        if size and start <= address < end and not any(data):
+        if size and _within(self._text, address) and not any(data):
             # A dump reduced for privacy or size has no code.  Debuggers would decode
             # the zeros and unwind by them; without bytes they go by frame pointers.
             page = address & ~(self.page_size - 1)
@@ -79,6 +87,9 @@ class KernelInferior:
             return bool(self._kernel.read(address, 1))
         except MemoryFault:
             return False
+
+    def code(self, address: int) -> bool:
+        return _within(self._code, address)
 
     def session(self) -> Mapping[str, object]:
         return self._session
@@ -103,9 +114,15 @@ class KernelInferior:
         return name if thread.cpu is None else f"{name} (on CPU {thread.cpu})"
 
 
-def _code_range(kernel: Kernel) -> Tuple[int, int]:
-    start, end = kernel.symbol("btext"), kernel.symbol("etext")
-    return (start.address, end.address) if start and end else (0, 0)
+def _within(ranges: Sequence[Tuple[int, int]], address: int) -> bool:
+    return any(start <= address < end for start, end in ranges)
+
+
+def _modules(kernel: Kernel) -> Sequence[LinkerFile]:
+    try:
+        return linker_files(kernel)[1:]
+    except WchanError:
+        return ()
 
 
 def thread_registers(kernel: Kernel, thread: proc.Thread) -> Dict[str, int]:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.arch import architecture
 from plugin.errors import EXIT_OK, WchanError
@@ -29,6 +29,7 @@ from plugin.hosts.shell import core_options
 from plugin.opening import open_target
 from plugin.opening.find_kernel import open_dump
 from plugin.session import Kernel
+from plugin.vmcore.elf import PF_X, PT_LOAD, ElfFile
 
 
 def gdb_main(argv: Sequence[str]) -> int:
@@ -124,7 +125,16 @@ def _open(args: argparse.Namespace) -> _Opened:
         "truncated": target.truncated,
         "notes": notes,
     }
-    return _Opened(kernel, KernelInferior(kernel, session), file)
+    return _Opened(kernel, KernelInferior(kernel, session, _code(target.kernel)), file)
+
+
+def _code(kernel: ElfFile) -> List[Tuple[int, int]]:
+    """The [start, end) of a kernel file's executable segments."""
+    return [
+        (s.vaddr, s.vaddr + s.memsz)
+        for s in kernel.segments
+        if s.type == PT_LOAD and s.flags & PF_X
+    ]
 
 
 # Debuggers

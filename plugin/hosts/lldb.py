@@ -117,7 +117,7 @@ def _needs_frames(target: Any) -> bool:
 def _has_frame_information(target: Any) -> bool:
     """True where lldb has what it can unwind by, in the kernel or in a separate debug file."""
     section = target.FindModule(target.GetExecutable()).FindSection(".debug_frame")
-    value: bool = section.IsValid() and section.GetByteSize() > 0
+    value: bool = section.IsValid() and section.GetFileByteSize() > 0
     return value
 
 

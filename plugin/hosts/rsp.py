@@ -44,6 +44,11 @@ SESSION_PACKET = "qWchan.Session"
 _THREADS_A_PACKET = 1000
 # lldb asks several times per frame: a short answer soon beats a complete one.
 _REGION_PAGES = 16
+#: an address that no kernel maps, by the size of a pointer; see Connection._loader
+_NO_KERNEL = {8: 1 << 46, 4: 0xFFFFF000}
+#: the header of an ELF file of type ET_NONE
+_HEADER = b"\x7fELF".ljust(64, b"\0")
+_NOTHING = ""
 _TID = re.compile(r"^(?:p[0-9a-f]+\.)?(-?[0-9a-f]+)$")
 
 
@@ -84,6 +89,10 @@ class Inferior(Protocol):
 
     def present(self, address: int) -> bool:
         """True where the page of ``address`` can be read."""
+        ...
+
+    def code(self, address: int) -> bool:
+        """True where the machine had code at ``address``, whether or not it can be read."""
         ...
 
     def session(self) -> Mapping[str, object]:
@@ -213,6 +222,7 @@ class Connection:
             ("qSupported", self._supported),
             ("qXfer:", self._transfer),
             (SESSION_PACKET, self._session),
+            ("qShlibInfoAddr", self._loader),
             ("qOffsets", lambda _: b"Text=0;Data=0;Bss=0"),
             ("qHostInfo", self._host_info),
             ("qProcessInfo", self._process_info),
@@ -428,8 +438,28 @@ class Connection:
         address, _, size = rest.partition(",")
         return int(address, 16), int(size, 16)
 
+    def _loader(self, _: str) -> bytes:
+        """Where lldb is to look for the kernel in memory: at something that is none.
+
+        lldb 19 to 23 crash (DynamicLoaderFreeBSDKernel::CheckForKernelImageAtAddress
+        reports through a null pointer) where a kernel file says that it is one and the
+        memory at its address holds no ELF header: it was booted as a raw image, or the
+        dump lacks the page.  At this address, which no kernel maps, there is a header,
+        but not that of an executable, and lldb goes on without that loader; what it
+        would find out, the file and the dump's threads say already.
+        """
+        return b"%x" % _NO_KERNEL[self._arch.pointer_size]
+
+    def _no_kernel(self, address: int, size: int) -> bytes:
+        """What is read at the address that _loader gives, b"" anywhere else."""
+        start = address - _NO_KERNEL[self._arch.pointer_size]
+        return _HEADER.ljust(start + size, b"\0")[start:] if 0 <= start < len(_HEADER) else b""
+
     def _read(self, address: int, size: int) -> bytes:
         """As many bytes as are readable from ``address`` on; MemoryFault if none."""
+        made_up = self._no_kernel(address, size)
+        if made_up:
+            return made_up
         try:
             return self._inferior.read(address, size)
         except MemoryFault as fault:
@@ -457,16 +487,26 @@ class Connection:
         inferior = self._inferior
         page = inferior.page_size
         start = int(rest, 16) & ~(page - 1)
-        present = inferior.present(start)
+        kind = self._kind(start)
+        present = kind != _NOTHING
         end = start + page
         if not present and self._arch.pointer_size == 8 and start < 1 << 63:
             end = 1 << 63
         top = min(start + _REGION_PAGES * page, 1 << 8 * self._arch.pointer_size)
-        while end < top and inferior.present(end) == present:
+        while end < top and self._kind(end) == kind:
             end += page
-        reply = f"start:{start:x};size:{end - start:x};"
-        # Which pages are code the dump does not say, and lldb unwinds only into code.
-        return (reply + ("permissions:rwx;" if present else "")).encode()
+        permissions = f"permissions:{kind};" if present else ""
+        return f"start:{start:x};size:{end - start:x};{permissions}".encode()
+
+    def _kind(self, address: int) -> str:
+        """The permissions of a page.
+
+        lldb unwinds only into code.  Of the pages present no dump says which are code,
+        and those of code may be absent and are code all the same.
+        """
+        if self._inferior.present(address):
+            return "rwx"
+        return "rx" if self._inferior.code(address) else _NOTHING
 
     # What would change or end the machine
 

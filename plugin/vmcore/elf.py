@@ -37,6 +37,7 @@ from plugin.vmcore.spool import PathLike, Progress, plain_file
 
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 PT_LOAD, PT_NOTE = 1, 4
+PF_X = 1
 SHT_SYMTAB, SHT_NOTE, SHT_NOBITS, SHT_DYNSYM = 2, 7, 8, 11
 SHF_ALLOC = 0x2
 SHF_COMPRESSED = 0x800
