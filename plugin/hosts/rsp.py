@@ -453,7 +453,9 @@ class Connection:
     def _no_kernel(self, address: int, size: int) -> bytes:
         """What is read at the address that _loader gives, b"" anywhere else."""
         start = address - _NO_KERNEL[self._arch.pointer_size]
-        return _HEADER.ljust(start + size, b"\0")[start:] if 0 <= start < len(_HEADER) else b""
+        if not 0 <= start < len(_HEADER):
+            return b""
+        return _HEADER.ljust(start + size, b"\0")[start : start + size]
 
     def _read(self, address: int, size: int) -> bytes:
         """As many bytes as are readable from ``address`` on; MemoryFault if none."""
