@@ -198,6 +198,68 @@ TABLES: Tuple[TableRule, ...] = (
         "pcb_flags", "flags", "pcb.pcb_flags", r"PCB_(?!(FP|LR|X\w+|FP_\w+|SINGLE_STEP_SHIFT)$)\w+"
     ),
     TableRule("pcb_fpflags", "flags", "pcb.pcb_fpflags", r"PCB_FP_\w+"),
+    # cam/cam.h, cam/cam_ccb.h, cam/cam_periph.h
+    TableRule("ccb_func_code", "enum", "ccb_hdr.func_code", r"XPT_(?!FC_|TYPE)[A-Z]\w+"),
+    TableRule("cam_periph_flags", "flags", "cam_periph.flags", r"CAM_PERIPH_\w+"),
+    TableRule("da_state", "enum", "da_softc.state", r"DA_STATE_\w+"),
+    TableRule("da_softc_flags", "flags", "da_softc.flags", r"DA_FLAG_\w+"),
+    TableRule("ada_state", "enum", "ada_softc.state", r"ADA_STATE_\w+"),
+    TableRule("ada_softc_flags", "flags", "ada_softc.flags", r"ADA_FLAG_\w+"),
+    TableRule("nda_softc_flags", "flags", "nda_softc.flags", r"NDA_FLAG_\w+"),
+    TableRule("ahci_slot_state", "enum", "ahci_slot.state", r"AHCI_SLOT_\w+"),
+    TableRule("md_type", "enum", "md_s.type", r"MD_(MALLOC|PRELOAD|VNODE|SWAP|NULL)"),
+    # sys/pipe.h, sys/socketvar.h, sys/sockbuf.h, sys/event.h, netinet/tcp_fsm.h
+    TableRule("pipe_state", "flags", "pipe.pipe_state", r"PIPE_(?!ACTIVE|CLOSING|FINALIZED)\w+"),
+    TableRule("so_state", "flags", "socket.so_state", r"SS_\w+"),
+    TableRule("sb_flags", "flags", "sockbuf.sb_flags", r"SB_\w+"),
+    TableRule("sb_state", "flags", "sockbuf.sb_state", r"SBS_\w+"),
+    TableRule("kn_status", "flags", "knote.kn_status", r"KN_\w+"),
+    TableRule("kq_state", "flags", "kqueue.kq_state", r"KQ_(?!\w*MASK|NSIZE)\w+"),
+    TableRule("t_state", "enum", "tcpcb.t_state", r"TCPS_\w+"),
+    TableRule("nc_flag", "flags", "namecache.nc_flag", r"NCF_\w+"),
+    # fs/nfsclient/nfsmount.h, fs/fuse/fuse_ipc.h, fs/fuse/fuse_kernel.h
+    TableRule("nmcom_state", "flags", "nfsmount_common.nmcom_state", r"NFSSTA_\w+"),
+    TableRule("fuse_dataflags", "flags", "fuse_data.dataflags", r"FSESS_\w+"),
+    TableRule(
+        "fuse_opcode",
+        "enum",
+        "fuse_in_header.opcode",
+        r"FUSE_(LOOKUP|FORGET|GETATTR|SETATTR|READLINK|SYMLINK|MKNOD|MKDIR|UNLINK|RMDIR|RENAME2?"
+        r"|LINK|OPEN|READ|WRITE|STATFS|RELEASE|FSYNC|SETXATTR|GETXATTR|LISTXATTR|REMOVEXATTR|FLUSH"
+        r"|INIT|OPENDIR|READDIR|RELEASEDIR|FSYNCDIR|GETLK|SETLKW?|ACCESS|CREATE|INTERRUPT|BMAP"
+        r"|DESTROY|IOCTL|POLL|NOTIFY_REPLY|BATCH_FORGET|FALLOCATE|READDIRPLUS|LSEEK"
+        r"|COPY_FILE_RANGE)",
+    ),
+    # OpenZFS: sys/zio.h, sys/dbuf.h, sys/zil_impl.h, sys/fs/zfs.h, sys/spa.h
+    TableRule("zio_type", "enum", "zio.io_type", r"ZIO_TYPE_(?!NULL$)\w+|ZIO_TYPE_NULL"),
+    TableRule("zio_child", "enum", "zio.io_child_type", r"ZIO_CHILD_(?!TYPES|\w*BIT)\w+"),
+    TableRule(
+        "zio_stage",
+        "flags",
+        "zio.io_stage zio.io_orig_stage zio.io_pipeline zio.io_orig_pipeline zio.io_pipeline_trace",
+        r"ZIO_STAGE_\w+",
+    ),
+    TableRule(
+        "zio_priority",
+        "enum",
+        "zio.io_priority vdev_queue.vq_last_prio",
+        r"ZIO_PRIORITY_\w+",
+    ),
+    TableRule("zio_qstate", "enum", "zio.io_queue_state", r"ZIO_QS_\w+"),
+    TableRule("zio_suspend_reason", "enum", "spa.spa_suspended", r"ZIO_SUSPEND_\w+"),
+    TableRule("pool_state", "enum", "spa.spa_state", r"POOL_STATE_\w+"),
+    TableRule("vdev_state", "enum", "vdev.vdev_state vdev.vdev_prevstate", r"VDEV_STATE_\w+"),
+    TableRule(
+        "db_state",
+        "enum",
+        "dmu_buf_impl.db_state",
+        r"DB_(SEARCH|UNCACHED|FILL|NOFILL|READ|CACHED|EVICTING)",
+    ),
+    TableRule("dr_override_state", "enum", "dirty_leaf.dr_override_state", r"DR_(?!STRATEGY)\w+"),
+    TableRule("lwb_state", "enum", "lwb.lwb_state", r"LWB_STATE_\w+"),
+    TableRule(
+        "lr_type", "enum", "zfs_locked_range.lr_type rl.r_type", r"RL_(READER|WRITER|APPEND)"
+    ),
 )
 
 #: Enumerators declared inside a struct, where the constants of a kernel's headers
