@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What only the shell needs is imported where it is needed: this module is loaded
 # with every command's name and help.
 
-HELP = "struct layouts: list, show; from the shell also generate, check, diff, import"
+HELP = "struct layouts: list, show; from the shell also generate, add, check, diff, import"
 EXAMPLE = "structs show bio\nstructs list"
 NEEDS = Needs()
 

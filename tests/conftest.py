@@ -75,7 +75,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources of structs.yaml, unpacked: layouts/, consts/, symbols/, wmesg/."""
+    """The sources of structs.yaml, unpacked: layouts/, consts/, symbols/."""
     folder = tmp_path_factory.mktemp("facts")
     with tarfile.open(FACTS) as archive:
         for member in archive:

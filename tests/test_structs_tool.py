@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import List, Tuple
 
@@ -18,7 +20,7 @@ from tests.structs_typegraph import ctf, dwarf, elf
 from tests.test_ctf import kernel_graph
 
 FILE = StructsFile()
-FACTS = Path(__file__).parent / "facts" / "layouts.tar.xz"
+FACTS = Path(__file__).parent / "facts"
 
 
 @pytest.fixture
@@ -177,6 +179,44 @@ def test_import_writes_the_shipped_file(tmp_path: Path) -> None:
     target = tmp_path / "structs.yaml"
     assert structs.main(["import", str(FACTS), "-o", str(target)]) == 0
     assert target.read_bytes() == Path(SHIPPED).read_bytes()
+
+
+# add
+
+
+def test_add_brings_a_release_in_and_keeps_what_it_is_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command; afterwards the file can still be made again from tests/facts, byte for byte."""
+    graph, _ = kernel_graph("14.2-amd64")
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(elf({**dwarf(graph, 5, "strx")}))
+    target = tmp_path / "structs.yaml"
+    shutil.copy(SHIPPED, target)
+    facts = tmp_path / "tests" / "facts"
+    facts.mkdir(parents=True)
+    os.symlink(FACTS / "layouts.tar.xz", facts / "layouts.tar.xz")
+    argv = ["add", str(kernel), "--name", "14.4-amd64", "--osreldate", "1404000"]
+    assert structs.main([*argv, "--into", str(target)]) == 0
+    assert "14.4-amd64 (1404000)" in capsys.readouterr().out
+    assert choose_yaml(1404000, "amd64", path=str(target)).row.name == "14.4-amd64"
+    assert (facts / "added" / "14.4-amd64.json").exists()
+    again = tmp_path / "again.yaml"
+    assert structs.main(["import", str(facts), "-o", str(again)]) == 0
+    assert again.read_bytes() == target.read_bytes()
+
+
+def test_a_kernel_of_an_architecture_that_no_file_knows_is_described(tmp_path: Path) -> None:
+    """riscv64: no kernel of it is shipped; its own debug information makes one."""
+    graph, _ = kernel_graph("14.2-arm64")
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(elf({**dwarf(graph, 5, "strx")}, machine=243))
+    target = tmp_path / "mine.yaml"
+    argv = ["generate", str(kernel), "--osreldate", "1402000", "--name", "14.2-riscv64"]
+    assert structs.main([*argv, "-o", str(target)]) == 0
+    choice = choose_yaml(1402000, "riscv64", path=str(target))
+    assert (choice.row.name, choice.exact) == ("14.2-riscv64", True)
+    assert choice.source.structs["bio"].size > 0
 
 
 # What goes wrong

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugin.errors import LayoutError
+from plugin.structs.choose import choose_yaml
 from plugin.structs.decoders import NOISE, NOISE_NAMES, TABLES
 from plugin.structs.kernels import KernelRow, Spans, split_name
 from plugin.structs.making.corpus import Corpus
@@ -22,6 +23,7 @@ from plugin.structs.yamlfile import SHIPPED, KernelData, StructsFile, Typedefs, 
 FILE = StructsFile()
 NAMES = [row.name for row in FILE.rows]
 TEXT = Path(SHIPPED).read_text()
+FACTS = Path(__file__).parent / "facts" / "layouts.tar.xz"
 
 
 def data_of(name: str, file: StructsFile = FILE) -> KernelData:
@@ -124,9 +126,39 @@ def test_one_changed_digit_is_found(line: str, facts: Path, tmp_path: Path) -> N
         assert found, TEXT[match.start() : match.end()]
 
 
-def test_importing_the_facts_again_changes_nothing(facts: Path) -> None:
-    told = read_facts(str(facts))
+def test_importing_the_facts_again_changes_nothing() -> None:
+    told = read_facts(str(FACTS.parent))
     assert Corpus(told.sources, told.options).write() == TEXT
+
+
+# Spans
+
+
+@pytest.mark.parametrize(
+    ("span", "says"),
+    [
+        ("adm64 14.2..14.2", "no architecture 'adm64'; did you mean 'amd64'?"),
+        ("14.2-amd64", "is a kernel's name; its span is 'amd64 14.2'"),
+        ("14.2-amd64-debug", "its span is 'amd64/debug 14.2'"),
+        ("amd64 14.2..14.1", "version '14.1' is not in the list; did you mean '14.2'?"),
+        ("amd64 14.2..9.3", "is empty: 14.2 comes after 9.3"),
+        ("amd64/dbug 14.2", "no variant 'dbug'; did you mean 'debug'?"),
+        ("i386 15.0", "names no kernel: i386 is known of 6.1approx, 7.0c-700014"),
+        ("arm64/up", "there is no up kernel of arm64"),
+        ("amd64 14.2 15.0", "expected ARCH[/VARIANT] [FROM..TO]"),
+        ("all, adm64", "no architecture 'adm64'"),
+    ],
+)
+def test_a_span_that_names_no_kernel_is_told_in_one_line(
+    span: str, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"struct: my_softc\nfor: {span}\nsize: 4\nmembers: |\n  0 4 busy: int\n")
+    with pytest.raises(LayoutError) as caught:
+        choose_yaml(1402000, "amd64", path=str(path))
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: struct my_softc: span ")
+    assert "\n" not in str(caught.value)
 
 
 # The file by itself
@@ -272,7 +304,7 @@ def test_a_span_names_exactly_the_kernels_it_was_written_for(wanted: set[str]) -
         ("all ..1", {"1-amd64", "1-i386"}),
         ("amd64/debug", {"2-amd64-debug"}),
         ("amd64/release 2..3, i386 1", {"2-amd64", "3-amd64", "1-i386"}),
-        ("arm64", set()),
+        ("i386/release", {"1-i386"}),
     ],
 )
 def test_spans_read_as_the_head_of_the_file_says(span: str, names: set[str]) -> None:
@@ -281,7 +313,7 @@ def test_spans_read_as_the_head_of_the_file_says(span: str, names: set[str]) -> 
     assert {row.name for row in rows if spans.covers(span, row)} == names
 
 
-@pytest.mark.parametrize("span", ["amd64 9..", "amd64 1 2", ""])
+@pytest.mark.parametrize("span", ["amd64 9..", "amd64 1 2", "", "arm64"])
 def test_a_malformed_span_is_refused(span: str) -> None:
     rows = _rows(["1-amd64"])
     with pytest.raises(LayoutError, match="span"):

@@ -61,6 +61,13 @@ def shell_parser() -> argparse.ArgumentParser:
     made.add_argument("--osreldate", type=int, default=0, help="__FreeBSD_version")
     made.add_argument("--from", dest="kind", choices=("dwarf", "ctf"), help="only from this")
     made.add_argument("--struct", action="append", default=[], help="only this one (repeatable)")
+    added = action("add", "bring a kernel into the shipped structs.yaml, out of its DWARF or CTF")
+    added.add_argument("file", metavar="KERNEL", help="the kernel, or its debug file")
+    added.add_argument("--into", metavar="FILE", help="another structs.yaml than the shipped one")
+    added.add_argument(
+        "--name", help="VERSION-ARCH[-debug|-up]; else from the kernel's own version"
+    )
+    added.add_argument("--osreldate", type=int, default=0, help="__FreeBSD_version")
     check = action("check", "a kernel's DWARF and CTF against structs.yaml, and each other")
     check.add_argument(
         "file", metavar="KERNEL|DIR", help="a kernel, or layout JSON: a folder or a tar archive"
@@ -157,6 +164,26 @@ def _generate(args: argparse.Namespace, out: TextIO) -> int:
     if made.missing:
         said += f"; not described there: {', '.join(made.missing)}"
     sys.stderr.write(said + "\n")
+    return EXIT_OK
+
+
+def _add(args: argparse.Namespace, out: TextIO) -> int:
+    from plugin.structs.making.facts import write_added
+    from plugin.structs.making.tool import generate
+
+    into = args.into or args.structs or SHIPPED
+    made = generate(args.file, name=args.name, osreldate=args.osreldate, into=into)
+    _replace(into, made.text)
+    out.write(
+        f"{into}: {made.row.name} ({made.row.first}), {made.structs} structs out of its "
+        f"{made.source}\n"
+    )
+    if made.missing:
+        out.write(f"Not described there: {', '.join(made.missing)}.\n")
+    # what the file is made from lies with the tests: so that it can be made again
+    facts = os.path.join(os.path.dirname(os.path.abspath(into)), "tests", "facts")
+    if os.path.isdir(facts):
+        out.write(f"{write_added(facts, made.made)}: what it is made from\n")
     return EXIT_OK
 
 
@@ -296,6 +323,7 @@ _ACTIONS: Dict[str, Callable[[argparse.Namespace, TextIO], int]] = {
     "list": _list,
     "show": _show_shell,
     "generate": _generate,
+    "add": _add,
     "check": _check,
     "diff": _diff,
     "import": _import,

@@ -10,7 +10,7 @@ from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs import Layouts
-from plugin.structs.choose import Choice, candidates, choose_yaml
+from plugin.structs.choose import Choice, candidates, choose_yaml, kindred_arch
 from plugin.structs.kernels import RELEASE
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.structs.selfcheck import Contradiction, check, options_of
@@ -120,7 +120,7 @@ def _with_types(
     try:
         choice = choose_yaml(osreldate, target.arch, options, path)
     except LayoutError:
-        choice = choose_yaml(osreldate, _known_arch(target.arch), options, path, force=True)
+        choice = choose_yaml(osreldate, kindred_arch(target.arch), options, path, force=True)
         notes.append(f"constants and decoders are those of {choice.row.name}: {choice.how}")
     sources: List[LayoutSource] = [types, choice.source]
     if over is not None:
@@ -132,12 +132,6 @@ def _with_types(
         for wrong in check(target, layouts, _TELLTALES)[:3]
     ]
     return Selection(layouts, options, notes)
-
-
-def _known_arch(arch: str) -> str:
-    """``arch``, or for one without any kernel in structs.yaml the likest that has."""
-    known = {row.arch for row in StructsFile().rows}
-    return arch if arch in known else "arm64"
 
 
 def _attempt(target: Target, choice: Choice, variant: FrozenSet[str]) -> _Attempt:

@@ -111,6 +111,16 @@ def _from_json(cached: Dict[str, Any]) -> Choice:
     return Choice(data, data, row, cached["exact"], cached["how"])
 
 
+def kindred_arch(arch: str, file: Optional[StructsFile] = None) -> str:
+    """``arch``, or for one without any kernel in structs.yaml the likest that has.
+
+    Constants, tables and the list of structs are the same on every LP64 architecture
+    but for the few of <machine/...>; layouts are never taken from another one.
+    """
+    known = {row.arch for row in (file or StructsFile()).rows}
+    return arch if arch in known else "arm64"
+
+
 def candidates(
     file: StructsFile,
     osreldate: int,

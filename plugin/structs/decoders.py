@@ -200,7 +200,12 @@ TABLES: Tuple[TableRule, ...] = (
     TableRule("pcb_fpflags", "flags", "pcb.pcb_fpflags", r"PCB_FP_\w+"),
     # cam/cam.h, cam/cam_ccb.h, cam/cam_periph.h
     TableRule("ccb_func_code", "enum", "ccb_hdr.func_code", r"XPT_(?!FC_|TYPE)[A-Z]\w+"),
-    TableRule("cam_periph_flags", "flags", "cam_periph.flags", r"CAM_PERIPH_\w+"),
+    TableRule(
+        "cam_periph_flags",
+        "flags",
+        "cam_periph.flags",
+        r"CAM_PERIPH_(?!DRV_EARLY|MAXMAPS|DEVD_MSG_SIZE)\w+",
+    ),
     TableRule("da_state", "enum", "da_softc.state", r"DA_STATE_\w+"),
     TableRule("da_softc_flags", "flags", "da_softc.flags", r"DA_FLAG_\w+"),
     TableRule("ada_state", "enum", "ada_softc.state", r"ADA_STATE_\w+"),
@@ -213,8 +218,13 @@ TABLES: Tuple[TableRule, ...] = (
     TableRule("so_state", "flags", "socket.so_state", r"SS_\w+"),
     TableRule("sb_flags", "flags", "sockbuf.sb_flags", r"SB_\w+"),
     TableRule("sb_state", "flags", "sockbuf.sb_state", r"SBS_\w+"),
-    TableRule("kn_status", "flags", "knote.kn_status", r"KN_\w+"),
-    TableRule("kq_state", "flags", "kqueue.kq_state", r"KQ_(?!\w*MASK|NSIZE)\w+"),
+    TableRule("kn_status", "flags", "knote.kn_status", r"KN_(?!HASHSIZE)\w+"),
+    TableRule(
+        "kq_state",
+        "flags",
+        "kqueue.kq_state",
+        r"KQ_(SEL|SLEEP|FLUXWAIT|ASYNC|CLOSING|TASKSCHED|TASKDRAIN|CPONFORK)",
+    ),
     TableRule("t_state", "enum", "tcpcb.t_state", r"TCPS_\w+"),
     TableRule("nc_flag", "flags", "namecache.nc_flag", r"NCF_\w+"),
     # fs/nfsclient/nfsmount.h, fs/fuse/fuse_ipc.h, fs/fuse/fuse_kernel.h

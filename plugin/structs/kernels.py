@@ -57,6 +57,16 @@ def split_name(name: str) -> Tuple[str, str, str]:
     return "-".join(parts[:-1]), parts[-1], variant
 
 
+def _nearest(word: str, known: Sequence[str]) -> str:
+    # imported here: only a mistake needs it
+    import difflib
+
+    # letters changed about first: "adm64" is "amd64", not "arm64"
+    near = [k for k in known if sorted(k) == sorted(word)]
+    near += difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
 class Spans:
     """Reads and writes spans over an ordered list of kernels."""
 
@@ -65,34 +75,85 @@ class Spans:
         self.versions: List[str] = list(dict.fromkeys(row.version for row in rows))
         self._index = {version: i for i, version in enumerate(self.versions)}
         self._known: Dict[Tuple[str, str], bool] = {}
+        self._items: Dict[str, FrozenSet[str]] = {}
 
     def covers(self, spec: str, row: KernelRow) -> bool:
-        """True where ``spec`` names this kernel; LayoutError for a malformed one."""
+        """True where ``spec`` names this kernel.
+
+        LayoutError, naming the nearest right one, for a version, an architecture or a
+        variant that is not in the list, and for a span that names no kernel.
+        """
         key = (spec, row.name)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = any(self._one(item.strip(), row) for item in spec.split(","))
+            # every item is looked at, so that a mistake is met whatever the kernel
+            named = [self._one(item.strip(), row) for item in spec.split(",")]
+            known = self._known[key] = any(named)
         return known
 
     def _one(self, item: str, row: KernelRow) -> bool:
+        return row.name in self._named_by(item)
+
+    def _named_by(self, item: str) -> FrozenSet[str]:
+        """The kernels that one item of a span names: one at least, else a LayoutError."""
+        known = self._items.get(item)
+        if known is None:
+            known = self._items[item] = self._read(item)
+        return known
+
+    def _read(self, item: str) -> FrozenSet[str]:
         words = item.split()
         if not 1 <= len(words) <= 2:
             raise LayoutError(f"span {item!r}: expected ARCH[/VARIANT] [FROM..TO]")
-        arch, _, variant = words[0].partition("/")
-        inside = True
+        arch, slash, variant = words[0].partition("/")
+        archs = ["all", *sorted({row.arch for row in self.rows})]
+        if arch not in archs:
+            raise LayoutError(self._no_arch(item, arch, archs))
+        if slash and variant not in (RELEASE, *_VARIANTS):
+            known = [RELEASE, *sorted(_VARIANTS)]
+            raise LayoutError(f"span {item!r}: no variant {variant!r}{_nearest(variant, known)}")
+        low, high = 0, len(self.versions)
         if len(words) == 2:
             first, dots, last = words[1].partition("..")
-            at = self._index[row.version]
             low = self._at(first, item) if first or not dots else 0
             high = self._at(last, item) if last else len(self.versions) if dots else low
-            inside = low <= at <= high
-        return inside and arch in ("all", row.arch) and variant in ("", row.variant)
+            if low > high:
+                raise LayoutError(f"span {item!r} is empty: {first} comes after {last}")
+        found = frozenset(
+            row.name
+            for row in self.rows
+            if low <= self._index[row.version] <= high
+            and arch in ("all", row.arch)
+            and variant in ("", row.variant)
+        )
+        if not found:
+            there = [
+                row.version
+                for row in self.rows
+                if arch in ("all", row.arch) and variant in ("", row.variant)
+            ]
+            has = f"{words[0]} is known of {', '.join(dict.fromkeys(there))}"
+            raise LayoutError(
+                f"span {item!r} names no kernel: "
+                + (has if there else f"there is no {variant} kernel of {arch}")
+            )
+        return found
+
+    def _no_arch(self, item: str, arch: str, archs: List[str]) -> str:
+        for row in self.rows:
+            if arch == row.name:
+                named = row.arch if row.variant == RELEASE else f"{row.arch}/{row.variant}"
+                return f"span {item!r} is a kernel's name; its span is {f'{named} {row.version}'!r}"
+        return f"span {item!r}: no architecture {arch!r}{_nearest(arch, archs)}"
 
     def _at(self, version: str, item: str) -> int:
         try:
             return self._index[version]
         except KeyError:
-            raise LayoutError(f"span {item!r}: version {version!r} is not in the list") from None
+            near = _nearest(version, self.versions)
+            raise LayoutError(
+                f"span {item!r}: version {version!r} is not in the list{near}"
+            ) from None
 
     def write(self, kernels: Iterable[str]) -> str:
         """The shortest span found that names exactly these kernels."""

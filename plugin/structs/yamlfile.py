@@ -238,9 +238,16 @@ class StructsFile:
         """The struct and union documents that hold for ``row``, all of them for None."""
         for document in self.documents:
             if document.kind in ("struct", "union") and (
-                row is None or self.spans.covers(document.span, row)
+                row is None or self._covers(document, document.span, row)
             ):
                 yield document
+
+    def _covers(self, document: Document, span: str, row: KernelRow) -> bool:
+        try:
+            return self.spans.covers(span, row)
+        except LayoutError as error:
+            where = f"{self.path}: {document.kind} {document.name}"
+            raise LayoutError(f"{where}: {error}") from None
 
     def struct_names(self) -> List[str]:
         """Every struct and union that any kernel of the file has, sorted."""
@@ -275,14 +282,16 @@ class StructsFile:
                 raise self._bad(document, line, "expected NAME: VALUE [for SPAN]")
             for choice in rest.split("; "):
                 value, _, span = choice.partition(" for ")
-                if row is None or self.spans.covers(span or "all", row):
+                if row is None or self._covers(document, span or "all", row):
                     yield name, value
                     break
 
     def of_kind(self, kind: str, row: Optional[KernelRow]) -> Iterator[Document]:
         """The documents of one kind that hold for ``row``."""
         for document in self.documents:
-            if document.kind == kind and (row is None or self.spans.covers(document.span, row)):
+            if document.kind == kind and (
+                row is None or self._covers(document, document.span, row)
+            ):
                 yield document
 
     def strings(self, kind: str, row: Optional[KernelRow]) -> Dict[str, str]:

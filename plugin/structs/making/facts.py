@@ -1,9 +1,11 @@
 """Reading layout JSON, from which the shipped structs.yaml is made.
 
-A folder, or a tar archive of one (``tests/facts/layouts.tar.xz``), holds
+A folder, or a tar archive of one, holds
 ``layouts/NAME.json`` and, where known, ``consts/NAME.json`` and ``symbols/NAME.json``
 per kernel, NAME as in structs.yaml, and ``kernels.json``: ``{versions: {VERSION:
-{first, last, vendor, source}}, options: {OPTION: [struct]}}``.  A layout file is
+{first, last, vendor, source}}, options: {OPTION: [struct]}}``.  A folder may hold all
+that packed in ``layouts.tar.xz``, and beside it ``added/NAME.json``, one file a kernel
+that `wchan structs add` brought in (``tests/facts``).  A layout file is
 ``{struct: {size, kind, file, members:
 [{name, offset, size, type, ctype, bit_offset, bit_size}]}}`` with anonymous
 structs flattened; a constants file ``{macros: {name: value}, enums: {name:
@@ -36,6 +38,9 @@ _OPTIONS = (
 _NO_GLOBAL = re.compile(
     r"M_|pmc_|__|sysinit_|\w+_(sys|sysinit|sysuninit)_?(un)?init$|\w+_sys_(un)?init$"
 )
+#: what a folder of facts may be packed in
+ARCHIVE = "layouts.tar.xz"
+_KINDS = ("layouts", "consts", "symbols")
 _NOISE = re.compile(NOISE)
 _NOISE_NAMES = re.compile(NOISE_NAMES)
 
@@ -55,12 +60,21 @@ class _Files:
         self.path = path
         #: {name: bytes} of an archive, None for a folder
         self._packed: Optional[Dict[str, bytes]] = None
-        if os.path.isfile(path):
+        archive = os.path.join(path, ARCHIVE) if os.path.isdir(path) else path
+        if os.path.isfile(archive):
             try:
-                with tarfile.open(path) as archive:
-                    self._packed = dict(_unpacked(archive))
+                with tarfile.open(archive) as opened:
+                    self._packed = dict(_unpacked(opened))
             except (OSError, tarfile.TarError, EOFError) as error:
-                raise LayoutError(f"{path}: no archive of layout files: {error}") from None
+                raise LayoutError(f"{archive}: no archive of layout files: {error}") from None
+
+    def added(self) -> List[str]:
+        """The kernels that were added one by one, sorted by name."""
+        try:
+            names = os.listdir(os.path.join(self.path, "added"))
+        except OSError:
+            return []
+        return sorted(name[: -len(".json")] for name in names if name.endswith(".json"))
 
     def kernels(self) -> List[str]:
         """The kernels that have a layout file, sorted by name."""
@@ -89,7 +103,7 @@ class _Files:
         return loaded
 
     def _read(self, name: str) -> Optional[bytes]:
-        if self._packed is not None:
+        if self._packed is not None and not name.startswith("added/"):
             return self._packed.get(name)
         try:
             with open(os.path.join(self.path, name), "rb") as stream:
@@ -114,31 +128,97 @@ def read_facts(path: str, known: Iterable[KernelRow] = ()) -> Facts:
     files = _Files(path)
     versions = {row.version: row for row in known}
     told = files.json("kernels.json") or {}
+    own = {name: files.json(f"added/{name}.json") or {} for name in files.added()}
     try:
-        for version, said in told.get("versions", {}).items():
-            dates = (int(said["first"]), int(said["last"]))
-            where = (str(said["vendor"]), str(said["source"]))
-            versions[version] = KernelRow("", version, "", "", frozenset(), *dates, *where)
+        for each in (told, *own.values()):
+            versions.update(_versions(each.get("versions", {})))
         options = {str(o): tuple(map(str, s)) for o, s in told.get("options", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LayoutError(f"{os.path.join(path, 'kernels.json')}: {error!r}") from None
-    return Facts([_source(files, name, versions) for name in files.kernels()], options)
+        raise LayoutError(f"{path}: kernels.json or added/: {error!r}") from None
+    sources = {
+        name: _source(
+            os.path.join(path, "layouts", f"{name}.json"),
+            name,
+            {kind: files.json(f"{kind}/{name}.json") or {} for kind in _KINDS},
+            versions,
+        )
+        for name in files.kernels()
+    }
+    for name, kinds in own.items():
+        sources[name] = _source(os.path.join(path, "added", name), name, kinds, versions)
+    return Facts(list(sources.values()), options)
 
 
-def _source(files: _Files, name: str, versions: Mapping[str, KernelRow]) -> Source:
-    loaded = files.json(f"layouts/{name}.json") or {}
-    constants = files.json(f"consts/{name}.json") or {}
-    symbols = files.json(f"symbols/{name}.json") or {}
+def _versions(told: Mapping[str, Any]) -> Dict[str, KernelRow]:
+    return {
+        version: KernelRow(
+            "",
+            version,
+            "",
+            "",
+            frozenset(),
+            int(said["first"]),
+            int(said["last"]),
+            str(said["vendor"]),
+            str(said["source"]),
+        )
+        for version, said in told.items()
+    }
+
+
+def _source(
+    path: str, name: str, kinds: Mapping[str, Mapping[str, Any]], versions: Mapping[str, KernelRow]
+) -> Source:
     try:
+        loaded = kinds["layouts"]
         meta = loaded.get("_meta", {})
         structs = {s: layout(s, d) for s, d in loaded.items() if s != "_meta"}
-        values = read_constants(constants)
+        values = read_constants(kinds.get("consts", {}))
         row = _row(name, meta, values, versions)
-        variables = _globals(symbols, structs)
+        variables = _globals(kinds.get("symbols", {}), structs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        path = os.path.join(files.path, "layouts", f"{name}.json")
         raise LayoutError(f"{path}: not a layout file: {error!r}") from None
     return Source(row, structs, with_nested_enums(values), variables)
+
+
+def write_added(directory: str, source: Source) -> str:
+    """Keep one kernel's layouts in ``directory``/added, as read_facts reads them; its path."""
+    row = source.row
+    layouts: Dict[str, Any] = {"_meta": {"options": sorted(row.options)}}
+    for name, each in source.structs.items():
+        layouts[name] = {
+            "size": each.size,
+            "kind": each.kind,
+            "file": each.file,
+            "members": [
+                {
+                    "name": m.name,
+                    "offset": m.offset,
+                    "size": m.size,
+                    "type": m.type,
+                    "ctype": m.ctype,
+                    "bit_offset": m.bit_pos,
+                    "bit_size": m.bit_size,
+                }
+                for m in each
+            ],
+        }
+    said = {"first": row.first, "last": row.last, "vendor": row.vendor, "source": row.source}
+    whole = {
+        "versions": {row.version: said},
+        "layouts": layouts,
+        "consts": {"macros": dict(source.constants)},
+        "symbols": {name: {"type": type_} for name, type_ in source.globals.items()},
+    }
+    path = os.path.join(directory, "added", f"{row.name}.json")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(whole, stream, indent=0)
+            stream.write("\n")
+    except OSError as error:
+        raise LayoutError(f"{path}: {error.strerror}") from None
+    return path
 
 
 def _globals(symbols: Mapping[str, Any], structs: Mapping[str, Layout]) -> Dict[str, str]:

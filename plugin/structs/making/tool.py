@@ -7,7 +7,7 @@ import re
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
-from plugin.structs.choose import choose_yaml
+from plugin.structs.choose import choose_yaml, kindred_arch
 from plugin.structs.debuginfo import debug_of_kind, open_debug
 from plugin.structs.kernels import RELEASE, KernelRow, split_name
 from plugin.structs.layout import Layout, LayoutSource, Member
@@ -139,6 +139,8 @@ class Generated(NamedTuple):
     """The text of a structs.yaml, and which known structs the kernel does not describe."""
 
     text: str
+    #: what was added to it
+    made: Source
     row: KernelRow
     structs: int
     missing: List[str]
@@ -167,7 +169,7 @@ def generate(
         raise LayoutError(f"{path} does not say its version; give it with --osreldate")
     source = kernel.source(kind)
     options = options_of(kernel)
-    near = choose_yaml(osreldate, kernel.arch, options, force=True)
+    near = choose_yaml(osreldate, kindred_arch(kernel.arch), options, force=True)
     row = _row(kernel, name, osreldate, options, source.name)
     structs: Dict[str, Layout] = {}
     missing = []
@@ -189,7 +191,7 @@ def generate(
     corpus = Corpus([made], {})
     if into is not None:
         corpus = Corpus.load(StructsFile(into)).replaced([made])
-    return Generated(corpus.write(), row, len(structs), missing, source.name)
+    return Generated(corpus.write(), made, row, len(structs), missing, source.name)
 
 
 def _row(
