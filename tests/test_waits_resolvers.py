@@ -255,6 +255,65 @@ def test_an_object_with_no_paging_left_is_a_lost_wakeup(storage: Storage, tmp_pa
     assert "no paging is in progress" in cause["summary"]
 
 
+@pytest.mark.parametrize("osreldate, arch", [(1201000, "amd64"), (1402000, "arm64")])
+def test_who_meets_a_dead_object_waits_for_who_ends_it_and_that_for_the_disk(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    s = Storage(osreldate, arch)
+    found = s.vnode.object(16)
+    ender, opener = s.thread("rm"), s.thread("open")
+    buf = s.buf(BIO_WRITE, owner=ender)
+    s.at_device(buf)
+    ender.call("vm_object_terminate")
+    s.m.write_pointer(ender.local("vm_object_terminate", 32), found.obj)
+    buf.waited_by(ender, "biowr", seconds=100)
+    opener.call("vnode_create_vobject", "ufs_open")
+    opener.sleeps(found.obj, "vodead", seconds=90)
+    answer = explain(s.m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], len(cause["tids"])) == ("device", 2)
+    assert "da0" in cause["summary"]
+
+
+def test_a_dead_object_that_nobody_ends_is_no_lost_wakeup(storage: Storage, tmp_path: Path) -> None:
+    opener = storage.thread("open")
+    opener.sleeps(storage.vnode.object(16).obj, "vadead", seconds=90)
+    answer = explain(storage.m, tmp_path)
+    assert (answer.causes, answer.data["residue"]) == ([], [opener.tid])
+    assert "no thread that ends it was found" in answer.text
+
+
+def test_ffsrca_that_retries_for_ever_waits_for_the_thread_that_cleans_up(
+    storage: Storage, tmp_path: Path
+) -> None:
+    m = storage.m
+    softdeps = m.new("mount_softdeps", sd_ump=m.take(512))
+    cleaner = storage.thread("cleaner")
+    cleaner.call("softdep_request_cleanup")
+    m.write_pointer(cleaner.local("softdep_request_cleanup", 32), softdeps)
+    buf = storage.buf(owner=cleaner)
+    storage.at_device(buf)
+    buf.waited_by(cleaner, "biord", seconds=300)
+    writers = [storage.thread(f"writer{n}") for n in range(4)]
+    for writer in writers:
+        writer.call("softdep_request_cleanup", "ffs_alloc")
+        writer.sleeps(softdeps.at("sd_flags"), "ffsrca", seconds=0.3, timeout=1.0)
+    cause = only_cause(explain(m, tmp_path))
+    assert (cause["kind"], len(cause["tids"])) == ("device", 5)
+
+
+def test_ffsrca_without_anybody_who_cleans_up_is_stuck_all_the_same(
+    storage: Storage, tmp_path: Path
+) -> None:
+    softdeps = storage.m.new("mount_softdeps")
+    writer = storage.thread("writer")
+    writer.call("softdep_request_cleanup", "ffs_alloc")
+    writer.sleeps(softdeps.at("sd_flags"), "ffsrca", seconds=0.3, timeout=1.0)
+    answer = explain(storage.m, tmp_path)
+    assert answer.data["threads"]["stuck"] == 1
+    assert "no thread does it" in answer.text
+
+
 # Mounts
 
 
