@@ -130,11 +130,9 @@ class Flight:
                 self._cut_short = True
         zone = self._zone()
         if zone is not None:
-            # Whether this walk was whole, whatever else of the kernel could not be read.
-            earlier, kernel.warnings.partial = kernel.warnings.partial, False
-            found = list(items(kernel, zone))
-            self.whole = not kernel.warnings.partial
-            kernel.warnings.partial |= earlier
+            with kernel.noting() as trouble:
+                found = list(items(kernel, zone))
+            self.whole = not trouble.partial
             self._in_use = set(found)
             for address in found:
                 if address not in self.bios:

@@ -194,7 +194,7 @@ def _g_bioq(kernel: Kernel, address: int, name: str) -> BioQueue:
         length = kernel.view("g_bioq", address).bio_queue_length
     except MemoryFault as fault:
         kernel.warnings.add(name, fault.address, fault.reason)
-    bios = list(_counted(kernel, address + _head_of(kernel, "g_bioq"), name, length))
+    bios = _counted(kernel, address + _head_of(kernel, "g_bioq"), name, length)
     return BioQueue(name, address, length, "g_bioq", bios)
 
 
@@ -204,17 +204,13 @@ def _head_of(kernel: Kernel, struct: str) -> int:
     return kernel.layouts.offsetof(struct, path)
 
 
-def _counted(kernel: Kernel, head: int, name: str, length: Optional[int]) -> Iterator[Bio]:
+def _counted(kernel: Kernel, head: int, name: str, length: Optional[int]) -> List[Bio]:
     """The bios of a queue, with a finding where the queue's own count differs."""
-    walked = 0
-    before = len(kernel.warnings)
-    for bio in bios_of_tailq(kernel, head, name):
-        walked += 1
-        yield bio
-    if length is not None and walked != length and len(kernel.warnings) == before:
-        kernel.warnings.add(
-            name, head, f"its count says {length} bios, {walked} are on it", partial=False
-        )
+    with kernel.noting() as trouble:
+        bios = list(bios_of_tailq(kernel, head, name))
+    if length is not None and len(bios) != length and not trouble.partial:
+        kernel.warnings.add(name, head, f"its count says {length} bios, {len(bios)} are on it")
+    return bios
 
 
 def queue_at(kernel: Kernel, address: int) -> BioQueue:

@@ -8,16 +8,19 @@ child with bit 0 set is a leaf and points to the 64-bit key inside a value.
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Set, Tuple
 
 from plugin.errors import LayoutError
 from plugin.kernel.uma import zone_named
 from plugin.session import Kernel
 
 _MAX_NODES = 1 << 24
-#: no tree of 64-bit keys is deeper
+#: no tree of 64-bit keys is deeper: a level takes at least 3 bits
 _MAX_DEPTH = 24
+#: nodes a look-up may visit: two ways at each node of one path, with room to spare
+_MAX_VISITED = 8 * _MAX_DEPTH
 _LEAF = 1
+_POLL = 1024
 
 
 def _form(kernel: Kernel, zone: str) -> Tuple[int, int]:
@@ -44,7 +47,8 @@ def keys(kernel: Kernel, root: int, zone: str, bound: int) -> Iterator[int]:
     MemoryFault where one cannot be read.
     """
     slots, first = _form(kernel, zone)
-    stack, nodes, found = [root], 0, 0
+    stack, found = [root], 0
+    seen: Set[int] = set()
     while stack:
         node = stack.pop()
         if not node & ~_LEAF:
@@ -55,9 +59,14 @@ def keys(kernel: Kernel, root: int, zone: str, bound: int) -> Iterator[int]:
                 raise LayoutError(f"the tree has more than {bound} leaves")
             yield node & ~_LEAF
             continue
-        nodes += 1
-        if nodes > _MAX_NODES:
+        if node in seen:
+            raise LayoutError(f"the tree comes back to its node {node:#x}")
+        seen.add(node)
+        if len(seen) > _MAX_NODES:
             raise LayoutError("the tree has no end")
+        if not len(seen) % _POLL and kernel.interrupted():
+            kernel.warnings.add("radix tree", node, f"interrupted after {len(seen)} nodes")
+            return
         stack.extend(reversed(_children(kernel, node, slots, first)[1]))
 
 
@@ -65,14 +74,19 @@ def lookup(kernel: Kernel, root: int, zone: str, key: int) -> Optional[int]:
     """Address of the value's key that is ``key``, None if it is not in the tree.
 
     The level is one of slots to 13.x and one of bits since; both are tried.
+    LayoutError where the tree is none: it comes back to a node, or has too many.
     """
     slots, first = _form(kernel, zone)
     width = slots.bit_length() - 1
     pending = [(root, 0)]
+    seen: Set[int] = set()
     while pending:
         node, depth = pending.pop()
-        if not node & ~_LEAF or depth > _MAX_DEPTH:
+        if not node & ~_LEAF or node in seen:
             continue
+        seen.add(node)
+        if depth > _MAX_DEPTH or len(seen) > _MAX_VISITED:
+            raise LayoutError(f"the tree at {root:#x} has no end")
         if node & _LEAF:
             at = node & ~_LEAF
             if kernel.unsigned(at, 8) == key:

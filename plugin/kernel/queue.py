@@ -7,8 +7,12 @@ read together with the link in one go.
 
 A walk never loops, never raises and never hides what it read before the
 trouble: a cycle, a pointer that cannot be read, a wrong back pointer or a
-wrong tail each become one finding with the address.  A wrong back pointer
-alone does not end a walk, for the forward chain may still be whole.
+wrong tail each become one finding with the address, and the report is partial:
+one zero word cuts a list, one wrong word skips a part of it.  The end of a
+TAILQ or STAILQ is proven by its tail pointer; that of a LIST or SLIST by
+nothing, so who needs to know has to count, or to come by a second way.  A wrong
+back pointer does not end a walk, for the forward chain may go on.  ``bound``
+is the most elements that are yielded; where there are more, that is a finding.
 """
 
 from __future__ import annotations
@@ -44,18 +48,24 @@ def tailq_foreach(
         kernel, first, struct, f"{link}.tqe_next", f"{link}.tqe_prev", head, paths, what, bound
     )
     if ended:
-        try:
-            tail = kernel.pointer(head + kernel.pointer_size)
-        except MemoryFault as fault:
-            kernel.warnings.add(what, fault.address, f"tqh_last: {fault.reason}", partial=False)
-            return
-        if tail != last_link and not (first == 0 and tail == 0):
-            kernel.warnings.add(
-                what,
-                head + kernel.pointer_size,
-                f"tqh_last is {tail:#x}, the last element's link is at {last_link:#x}",
-                partial=False,
-            )
+        _prove_end(kernel, head, last_link, "tqh_last", what)
+
+
+def _prove_end(kernel: Kernel, head: int, last_link: int, member: str, what: str) -> None:
+    """The tail pointer of a head has to point at the last element's link."""
+    try:
+        tail = kernel.pointer(head + kernel.pointer_size)
+    except MemoryFault as fault:
+        kernel.warnings.add(what, fault.address, f"{member}: {fault.reason}")
+        return
+    if tail == last_link or (last_link == head and not tail):
+        # A head that was never initialised is all zero: nothing was ever put there.
+        return
+    kernel.warnings.add(
+        what,
+        head + kernel.pointer_size,
+        f"{member} is {tail:#x}, the last element's link is at {last_link:#x}",
+    )
 
 
 def list_foreach(
@@ -89,7 +99,12 @@ def stailq_foreach(
     bound: int = LIMIT,
 ) -> Iterator[Element]:
     """Elements of the STAILQ whose head is at ``head``."""
-    yield from _singly(kernel, head, struct, f"{link}.stqe_next", paths, what, bound)
+    what = what or f"list of struct {struct} at {head:#x}"
+    last_link, ended = yield from _singly(
+        kernel, head, struct, f"{link}.stqe_next", paths, what, bound
+    )
+    if ended:
+        _prove_end(kernel, head, last_link, "stqh_last", what)
 
 
 def slist_foreach(
@@ -114,12 +129,12 @@ def _singly(
     paths: Sequence[str],
     what: str,
     bound: int,
-) -> Iterator[Element]:
+) -> Generator[Element, None, Tuple[int, bool]]:
     what = what or f"list of struct {struct} at {head:#x}"
     first = _head(kernel, head, what)
     if first is None:
-        return
-    yield from _walk(kernel, first, struct, next_path, None, head, paths, what, bound)
+        return head, False
+    return (yield from _walk(kernel, first, struct, next_path, None, head, paths, what, bound))
 
 
 def _head(kernel: Kernel, head: int, what: str) -> Optional[int]:
@@ -150,7 +165,17 @@ def _walk(
     seen: Set[int] = set()
     seen_add = seen.add
     address, came_from = first, head
+    #: how many elements there may be before the next look at the bound and for Ctrl-C
+    checkpoint = min(bound, _POLL)
     while address:
+        if len(seen) >= checkpoint:
+            if len(seen) >= bound:
+                kernel.warnings.add(what, address, f"given up after {len(seen)} elements")
+                return came_from, False
+            if kernel.interrupted():
+                kernel.warnings.add(what, address, f"interrupted after {len(seen)} elements")
+                return came_from, False
+            checkpoint = min(bound, checkpoint + _POLL)
         if address in seen:
             kernel.warnings.add(
                 what,
@@ -173,17 +198,9 @@ def _walk(
                 what,
                 address,
                 f"back pointer is {values[1]:#x}, should be {came_from:#x}",
-                partial=False,
             )
         following = values[0]
         yield address, values[skip:]
         came_from = address + next_offset
         address = following
-        if not len(seen) % _POLL:
-            if len(seen) >= bound:
-                kernel.warnings.add(what, address, f"given up after {len(seen)} elements")
-                return came_from, False
-            if kernel.interrupted():
-                kernel.warnings.add(what, address, f"interrupted after {len(seen)} elements")
-                return came_from, False
     return came_from, True

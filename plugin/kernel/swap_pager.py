@@ -199,7 +199,11 @@ def swap_block(kernel: Kernel, owner: int, pindex: int) -> Optional[int]:
             block = _in_hash(kernel, owner, pindex)
         else:
             return None
-    except (MemoryFault, LayoutError):
+    except MemoryFault as fault:
+        kernel.warnings.add(f"swap blocks of object {owner:#x}", fault.address, fault.reason)
+        return None
+    except LayoutError as error:
+        kernel.warnings.add(f"swap blocks of object {owner:#x}", owner, str(error))
         return None
     return None if block == SWAPBLK_NONE else block
 
