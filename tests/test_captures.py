@@ -367,3 +367,84 @@ def test_locks_pages_and_providers_have_what_was_printed(
     assert main([log, "provider", "vtbd1", "--json"]) == 0
     (provider,) = json.loads(capsys.readouterr().out)["data"]["providers"]
     assert provider["access"] == [1, 1, 1] and provider["in_flight"] is None
+
+
+KGDB = """\
+(kgdb) info threads
+  Id   Target Id                              Frame
+* 1    Thread 100101 (PID=17: reader)         sched_switch (td=0xfffff80002dc3000) at /usr/src/x.c:1
+  2    Thread 100104 (PID=20: stat/worker)    sched_switch (td=0xfffff80002dc4000) at /usr/src/x.c:1
+(kgdb) thread apply all bt
+Thread 2 (Thread 100104):
+#0  sched_switch (td=0xfffff80002dc4000, flags=1)
+    at /usr/src/sys/kern/sched_ule.c:2108
+#1  0xffffffff80b94e3b in mi_switch (flags=260) at /usr/src/sys/kern/kern_synch.c:542
+#2  0xffffffff80be7f4b in _cv_wait (cvp=0xfffff80002d4d540)
+#3  0xffffffff8252b3b1 in txg_wait_synced_impl (dp=<optimized out>, txg=103)
+Thread 1 (Thread 100101):
+#0  sched_switch (td=0xfffff80002dc3000) at /usr/src/sys/kern/sched_ule.c:2108
+#1  0xffffffff80b94e3b in mi_switch (flags=260) at /usr/src/sys/kern/kern_synch.c:542
+#2  0xffffffff80be7f4b in sleepq_wait (wchan=0x1, pri=0)
+"""
+
+LLDB = """\
+(lldb) bt all
+* thread #1, name = '(pid 17) reader'
+  * frame #0: 0xffffffff80b94e3b kernel`sched_switch + 1083
+    frame #1: 0xffffffff80b70cc2 kernel`mi_switch(flags=260) at kern_synch.c:542
+    frame #2: 0xffffffff80be7f4b kernel`sleepq_wait + 43
+  thread #2, name = '(pid 20) stat'
+    frame #0: 0xffffffff80b94e3b kernel`sched_switch + 1083
+"""
+
+
+def test_a_session_of_kgdb_gives_threads_and_stacks(tmp_path: Path) -> None:
+    capture = of(KGDB, tmp_path)
+    thread = capture.threads[100104]
+    assert (thread.pid, thread.comm, thread.name) == (20, "stat", "worker")
+    assert thread.frames == ["sched_switch", "mi_switch", "_cv_wait", "txg_wait_synced_impl"]
+    assert thread.state == "sleeping" and capture.threads[100101].state == "sleeping"
+
+
+def test_a_session_of_lldb_gives_stacks(tmp_path: Path) -> None:
+    first, second = of(LLDB, tmp_path).everyone
+    assert (first.pid, first.comm, first.frames) == (
+        17, "reader", ["sched_switch", "mi_switch", "sleepq_wait"],
+    )  # fmt: skip
+    assert second.pid == 20
+
+
+def test_a_deadlock_that_ddb_never_stops_printing_is_one_deadlock(tmp_path: Path) -> None:
+    head = DDB[: DDB.index("db> show allchains")]
+    ring = (
+        " thread 100104 (pid 20, reader) is blocked on lockmgr ufsEXCL\n"
+        " thread 100101 (pid 17, reader) is blocked on lockmgr ufsEXCL\n"
+    )
+    (tmp_path / "log").write_text(
+        head.replace("biord   0xfffffe0001213e60", "ufs     0xfffffe0001213e60")
+        + "db> show allchains\nchain 1:\n"
+        + ring * 5000
+    )
+    analysis = stuck_by(tmp_path / "log")
+    (deadlock,) = [c for c in analysis.causes if c.kind is CauseKind.DEADLOCK]
+    assert sorted(deadlock.tids) == [100101, 100104] and deadlock.certainty == "proven"
+
+
+def test_of_a_years_log_only_the_last_states_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(DDB * 40)
+    assert len(read([str(tmp_path / "log")], keep=2)) == 2
+    assert len(read([str(tmp_path / "log")])) == 40
+
+
+def test_a_core_txt_is_its_listings(tmp_path: Path) -> None:
+    rule = "-" * 72 + "\n"
+    text = (
+        "host.example dumped core - see /var/crash/vmcore.0\n\n"
+        "FreeBSD host.example 14.2-RELEASE FreeBSD 14.2-RELEASE #0: GENERIC  amd64\n\n"
+        f"panic: deadlres_td_sleep_q: possible deadlock detected\n\n{rule}ps -axlww\n\n{PS}\n{rule}"
+        f"vmstat -s\n\n   123 cpu context switches\n{rule}"
+    )
+    capture = of(text, tmp_path)
+    assert capture.panic == "deadlres_td_sleep_q: possible deadlock detected"
+    assert {thread.pid for thread in capture.everyone} >= {2041, 2042}
+    assert capture.release == "14.2-RELEASE" and capture.arch == "amd64"

@@ -105,7 +105,9 @@ _ZONE = re.compile(
     r"^ *(?P<name>\S.*?) +(?P<size>\d+) +(?P<used>\d+) +(?P<free>\d+) +(?P<requests>\d+) +"
     r"(?P<sleeps>\d+)\b"
 )
-_BANNER = re.compile(r"^FreeBSD (?P<release>\d+\.\d+-[A-Z]\w*(?:-\w+)?)(?: (?P<rest>.*))?$")
+_BANNER = re.compile(
+    r"^FreeBSD (?:\S+ )?(?P<release>\d+\.\d+-[A-Z]\w*(?:-\w+)?)(?: (?P<rest>.*))?$"
+)
 _LISTED = re.compile(r"^ +(?P<tid>\d{5,}) \((?P<td>0x[0-9a-f]+)\) \(stack (?P<stack>0x[0-9a-f]+)\)")
 
 _ARCHES = frozenset(

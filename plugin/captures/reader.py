@@ -28,14 +28,20 @@ _KEPT = 20_000
 
 
 class CaptureReader:
-    """Feeds lines; ``captures`` is what came of them, the last state last."""
+    """Feeds lines; ``captures`` is what came of them, the last state last.
 
-    def __init__(self, interrupted: Callable[[], bool] = lambda: False) -> None:
+    ``keep``: how many states are kept, the earlier ones dropped as they end; 0 for all.
+    """
+
+    def __init__(self, interrupted: Callable[[], bool] = lambda: False, keep: int = 0) -> None:
         self.captures: List[Capture] = []
+        self._keep = keep
         self._interrupted = interrupted
         self._begin(Capture())
 
     def _begin(self, capture: Capture) -> None:
+        if self._keep:
+            del self.captures[: max(len(self.captures) - self._keep + 1, 0)]
         self.captures.append(capture)
         self.capture = capture
         self.ddb = Ddb(capture)
@@ -74,6 +80,7 @@ class CaptureReader:
             ("PID   JID USERNAME", "top", listings.top, "top"),
             ("#0 ", "stack", listings.debugger, "kgdb"),
             ("Thread ", "threads", listings.debugger, "kgdb"),
+            ("Id   Target Id", "header", listings.debugger, "kgdb"),
             ("[Switching to thread", "threads", listings.debugger, "kgdb"),
             ("* thread #", "threads", listings.debugger, "lldb"),
             ("thread #", "threads", listings.debugger, "lldb"),
@@ -236,16 +243,20 @@ class CaptureReader:
 
 def _reads_itself(kind: str, name: str) -> bool:
     """True where the line that opens a section is one of its rows, not a header."""
+    if name == "header":
+        return False
     return kind in ("kgdb", "lldb") or (kind == "ddb" and name not in ("ps", "uma"))
 
 
-def read(paths: Sequence[str], interrupted: Callable[[], bool] = lambda: False) -> List[Capture]:
+def read(
+    paths: Sequence[str], interrupted: Callable[[], bool] = lambda: False, keep: int = 0
+) -> List[Capture]:
     """The machine states that these files tell of, the last one last; [] if they tell none.
 
     Several files are taken for one machine: their facts are joined.  WchanError where a
-    file cannot be read.
+    file cannot be read.  ``keep``: how many states are kept while reading, 0 for all.
     """
-    reader = CaptureReader(interrupted)
+    reader = CaptureReader(interrupted, keep)
     for path in paths:
         reader._close()
         reader.feed(read_lines(path))
@@ -261,7 +272,8 @@ def read(paths: Sequence[str], interrupted: Callable[[], bool] = lambda: False) 
 
 def read_one(paths: Sequence[str], interrupted: Callable[[], bool] = lambda: False) -> Capture:
     """The last state in these files; WchanError where there is none."""
-    found = read(paths, interrupted)
+    # An empty state, a boot after the hang, may follow the one that is wanted.
+    found = read(paths, interrupted, keep=2)
     if not found:
         names = ", ".join(paths)
         raise WchanError(
