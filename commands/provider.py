@@ -16,6 +16,7 @@ from plugin.render import captures
 from plugin.render.provider import as_tree, drawn, providers
 from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import did_you_mean
 
 HELP = "GEOM: every provider, what it owes, the topology as tree, dot, xml or svg"
 EXAMPLE = "provider vtbd1\nprovider --tree"
@@ -52,5 +53,8 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
 
 
 def _unknown(found: Mesh, wanted: str) -> str:
-    names = ", ".join(sorted({p.name for p in found.providers.values()})[:12])
-    return f"no provider, geom or class {wanted!r}; there are {names or 'no providers'}"
+    providers = sorted({p.name for p in found.providers.values()})
+    known = {*providers, *(g.name for g in found.geoms.values()), *(c.name for c in found.classes)}
+    names = ", ".join(providers[:12]) or "no providers"
+    near = did_you_mean(wanted, sorted(known))
+    return f"no provider, geom or class {wanted!r}{near or f'; there are {names}'}"

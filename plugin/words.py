@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Iterable, Optional
 
 
 def address(value: Optional[int]) -> Optional[str]:
@@ -29,3 +29,11 @@ def seconds(value: Optional[float]) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """ "1 thread", "3 threads"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean vtbd1?" where something known is near, else ""."""
+    import difflib  # only where a name was wrong
+
+    near = difflib.get_close_matches(word, list(known), 3, 0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -84,3 +84,31 @@ def test_durations_and_counts_read_like_english() -> None:
     ]
     assert count(1, "thread") == "1 thread"
     assert count(2, "process", "processes") == "2 processes"
+
+
+def test_a_table_that_is_too_wide_wraps_and_loses_nothing() -> None:
+    rows = [("1", 'runs on CPU 1 and holds mutex "ht mtx A"', "0xfffff80002cf1af0")]
+    text = as_text.table(["#>", "what", "address"], rows, 50)
+    assert max(map(len, text.splitlines())) <= 50
+    assert " ".join(" ".join(line[3:28] for line in text.splitlines()[1:]).split()) == rows[0][1]
+    assert "0xfffff80002cf1af0" in text and ".." not in text
+
+
+def test_a_column_is_left_out_before_a_word_is_broken() -> None:
+    rows = [("pagedaemon/laundry", "DISK", "owes")]
+    wide = as_text.table(["name", "class", "verdict"], rows, 40, optional=("class",))
+    narrow = as_text.table(["name", "class", "verdict"], rows, 28, optional=("class",))
+    assert "class" in wide and "class" not in narrow
+    assert "pagedaemon/laundry" in narrow and "owes" in narrow
+
+
+def test_what_makes_an_answer_less_than_whole_stands_above_it() -> None:
+    findings = Findings()
+    findings.add("kernel", None, "the dump is truncated; what it lacks is missed", partial=False)
+    findings.add("allproc", 0x10, "not in the dump")
+    report = Report({})
+    report.text("No thread is stuck.")
+    lines = as_text.render(report, findings, width=200).splitlines()
+    verdict = lines.index("No thread is stuck.")
+    assert [line.split(":")[0] for line in lines[:verdict] if line] == ["TRUNCATED", "PARTIAL"]
+    assert "allproc: not in the dump" in lines[1]

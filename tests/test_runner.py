@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, Callable, List, Tuple
 
+import jsonschema
 import pytest
+from contract import schema
 from memory import kernel
 
 import commands
 from commands import number
 from plugin.caching import LAYOUT, MEMORY, cached
-from plugin.errors import MemoryFault, UsageError
+from plugin.errors import (
+    DumpError,
+    KernelMismatch,
+    KernelMissing,
+    LayoutError,
+    MemoryFault,
+    UsageError,
+    WchanError,
+)
 from plugin.hosts.runner import parser_for, run_command, split
 from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.words import did_you_mean
 
 
 def run(
@@ -174,3 +186,27 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     parser = parser_for(name)
     assert parser.description
     assert parser.epilog and name in parser.epilog
+
+
+def test_a_program_that_asked_for_json_gets_json_when_the_command_fails(monkeypatch: Any) -> None:
+    def body(kernel: Kernel, args: argparse.Namespace) -> Report:
+        raise MemoryFault(0xDEAD)
+
+    status, out, err = run("--json", monkeypatch=monkeypatch, body=body)
+    report = json.loads(out)
+    jsonschema.validate(report, schema("error"))
+    assert (status, report["error"]["reason"]) == (1, "damaged")
+    assert err == report["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError, DumpError, KernelMissing, KernelMismatch, LayoutError, WchanError]
+)
+def test_every_kind_of_failure_has_a_reason_that_its_schema_lists(error: Any) -> None:
+    reasons = schema("error")["properties"]["error"]["properties"]["reason"]["enum"]
+    assert error.code in reasons
+
+
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one() -> None:
+    assert did_you_mean("vtbd9", ["vtbd1", "da0"]) == "; did you mean vtbd1?"
+    assert did_you_mean("vtbd9", ["da0"]) == ""

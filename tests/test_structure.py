@@ -46,6 +46,7 @@ LATE: Dict[Tuple[str, str], str] = {
     ("plugin.hosts.shell", "plugin.opening"): "a missing library is told, not a traceback",
     ("plugin.hosts.lldb", "lldb.plugins.scripted_frame_provider"): "lldb 22 on",
     ("plugin.structs.kernels", "difflib"): "only a mistake in a span needs it",
+    ("plugin.words", "difflib"): "only where a name was wrong",
     ("plugin.interrupt", "ctypes"): "a Python may be built without it",
     ("plugin.captures.lines", "zstandard"): "optional",
     ("plugin.kernel.vm_page_columns", "numpy"): "optional",

@@ -94,14 +94,19 @@ def run_command(
         write(shown.text)
         return EXIT_OK
     except KeyboardInterrupt:
-        write_error(f"{name}: interrupted")
+        code, said = "interrupted", f"{name}: interrupted"
     except BrokenPipeError:
         raise
     except Exception as error:
-        write_error(escape(told(name, error)))
+        code = error.code if isinstance(error, WchanError) else "defect"
+        said = told(name, error)
     finally:
         if collecting:
             gc.enable()
+    if "--json" in argv:
+        # A program that asked for JSON gets JSON, whatever becomes of it.
+        write(as_json.error(name, code, said))
+    write_error(escape(said))
     return EXIT_FAILED
 
 

@@ -25,6 +25,7 @@ from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
 from plugin.hosts.arguments import HelpShown, Parser, told
 from plugin.hosts.progress import Progress
 from plugin.version import VERSION
+from plugin.words import did_you_mean
 
 if TYPE_CHECKING:
     from plugin.session import Kernel
@@ -155,7 +156,10 @@ def _main(words: List[str]) -> int:
     args = parser().parse_args(words[max(len(files) - 1, 0) :])
     args.files = files or [args.vmcore]
     if args.command not in commands.NAMES:
-        raise UsageError(f"no command {args.command!r}; there are: {', '.join(commands.NAMES)}")
+        raise UsageError(
+            f"no command {args.command!r}{did_you_mean(args.command, commands.NAMES)}; "
+            f"there are: {', '.join(commands.NAMES)}"
+        )
     from plugin.hosts.runner import run_command
 
     progress = Progress(sys.stderr)

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Callable, Iterator, List, Optional, Tuple
 
-from plugin.errors import DumpError, KernelMismatch, WchanError
+from plugin.errors import DumpError, KernelMismatch, KernelMissing
 from plugin.opening.identify import require_match
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import KernelMemory, open_memory
@@ -66,7 +66,7 @@ def _search(vmcore: str, progress: Optional[Callable[[int, int], None]]) -> Core
     memory = open_memory(vmcore, None, progress=progress)
     memory.close()
     seen = f" (looked at {', '.join(tried)})" if tried else ""
-    raise WchanError(f"no kernel found that made {vmcore}{seen}; name it with -k KERNEL")
+    raise KernelMissing(f"no kernel found that made {vmcore}{seen}; name it with -k KERNEL")
 
 
 def candidates(vmcore: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Se
 
 from plugin.kernel.proc import Thread
 from plugin.render.text import escape
+from plugin.waits import advice
 from plugin.waits.analysis import Analysis, Chain, Group, is_long, path_of
 from plugin.waits.graph import Edge, Graph, Node
 from plugin.words import count, seconds
@@ -288,22 +289,32 @@ def named(node: Node) -> str:
     return node.label
 
 
-def residue_lines(groups: Sequence[Group], width: int) -> List[str]:
-    """' 2 threads in "htstuck" at ht_chan: no known server  (sx-holder0, lk-holder0)'."""
-    merged: Dict[Tuple[str, str, str], List[Thread]] = {}
-    for group in groups:
-        merged.setdefault((group.wmesg, group.where, group.why), []).extend(group.threads)
+def residue_lines(analysis: Analysis, width: int) -> List[str]:
+    """' 2 threads in "htstuck" at ht_chan: no known server  (sx-holder0, lk-holder0)'.
+
+    Under each what the catalogue says to look at, where it says anything.
+    """
+    merged: Dict[Tuple[str, str, str], List[Group]] = {}
+    for group in analysis.residue:
+        merged.setdefault((group.wmesg, group.where, group.why), []).append(group)
     lines: List[str] = []
-    for (wmesg, where, why), threads in merged.items():
+    for (wmesg, where, why), groups in merged.items():
+        threads = [thread for group in groups for thread in group.threads]
         head = f'{count(len(threads), "thread")} in "{wmesg}"' + (f" at {where}" if where else "")
         for prefix in (f'"{wmesg}" at {where}: ', f'"{wmesg}" at {where}', f'"{wmesg}" '):
             why = why[len(prefix) :] if why.startswith(prefix) else why
-        lines += textwrap.wrap(
-            escape(f"{head}: {why}  ({who(threads)})"),
-            max(width, 40),
-            initial_indent=" ",
-            subsequent_indent="     ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        lines += _residue_line(f"{head}: {why}  ({who(threads)})", width, " ")
+        for said in advice.of_group(analysis, groups[0]):
+            lines += _residue_line(f"{said}.", width, "     ")
     return lines
+
+
+def _residue_line(text: str, width: int, indent: str) -> List[str]:
+    return textwrap.wrap(
+        escape(text),
+        max(width, 40),
+        initial_indent=indent,
+        subsequent_indent="     ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

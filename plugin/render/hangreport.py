@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from plugin.errors import WchanError
 from plugin.findings import Finding
 from plugin.kernel.tc import uptime
 from plugin.render import html
@@ -12,6 +11,7 @@ from plugin.render.report import Report
 from plugin.render.text import body_lines
 from plugin.session import Kernel
 from plugin.words import address, count, seconds
+from plugin.written import write_file
 
 
 class Section(NamedTuple):
@@ -89,11 +89,7 @@ def page(kernel: Kernel, profile: str, sections: Sequence[Section], path: str) -
     ]
     titles = [f"{section.title} ({' '.join(section.line)})" for section in sections]
     text = html.sections_page(_head(kernel, profile, sections), list(zip(titles, lines)))
-    try:
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise WchanError(f"cannot write {path}: {error.strerror}") from None
+    write_file(path, text, kernel.target.files)
     made.body = []
     made.pre(f"written to {path}")
     return made

@@ -42,3 +42,9 @@ def envelope(
 
 def render(command: str, kernel: Optional[Kernel], report: Report, findings: Findings) -> str:
     return json.dumps(envelope(command, kernel, report, findings), indent=1) + "\n"
+
+
+def error(command: str, reason: str, message: str) -> str:
+    """What a command that failed gives in place of its report; schema in error.schema.json."""
+    said = {"reason": reason, "message": message}
+    return json.dumps({"schema": SCHEMA, "command": command, "error": said}, indent=1) + "\n"

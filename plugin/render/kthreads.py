@@ -28,6 +28,7 @@ def ps(kernel: Kernel, found: List[Thread], *, verbose: bool) -> Report:
             )
             for t in found
         ],
+        optional=("pid", "wchan"),
     )
     return report
 

@@ -241,6 +241,7 @@ def _table(report: Report, books: List[Account]) -> None:
             )
             for a in books
         ],
+        optional=("class", "access", "media"),
     )
 
 

@@ -28,12 +28,14 @@ class Heading(NamedTuple):
 class Table(NamedTuple):
     """Rows under headers; a header that ends in ">" is a right-aligned column.
 
-    ``limit`` False for a short table that --limit must not cut.
+    ``limit`` False for a short table that --limit must not cut; ``optional`` columns are
+    left out where the table would not fit, the first of them first.
     """
 
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
     limit: bool = True
+    optional: Sequence[str] = ()
 
 
 Block = Union[Text, Pre, Heading, Table]
@@ -61,9 +63,13 @@ class Report:
         self.body.append(Heading(text))
 
     def table(
-        self, headers: Sequence[str], rows: Sequence[Sequence[Any]], limit: bool = True
+        self,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        limit: bool = True,
+        optional: Sequence[str] = (),
     ) -> None:
-        self.body.append(Table(headers, rows, limit))
+        self.body.append(Table(headers, rows, limit, optional))
 
     def pre(self, *lines: str) -> None:
         self.body.append(Pre(lines))

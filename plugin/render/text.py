@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Any, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 from tabulate import tabulate
 
@@ -30,50 +30,86 @@ def _cell(value: Any) -> str:
     return escape(str(value))
 
 
-#: a column is never cut below this many characters to make a table fit
+#: a word is never broken to less than this many characters to make a table fit
 _NARROWEST = 8
 _GAP = 2
 _ADDRESS = re.compile(r"0x[0-9a-f]+\Z")
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[Any]], width: Optional[int] = None
+    headers: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    width: Optional[int] = None,
+    optional: Sequence[str] = (),
 ) -> str:
-    """Rows under headers; what is wider than ``width`` loses the ends of its widest cells."""
-    names = [h[:-1] if h.endswith(">") else h for h in headers]
-    align = ["right" if h.endswith(">") else "left" for h in headers]
-    cells = [[_cell(value) for value in row] for row in rows]
-    if width is not None:
-        cells = _fit(names, align, cells, width)
+    """Rows under headers, at most ``width`` wide where that can be: nothing is cut off.
+
+    Texts wrap in their column.  Where a word would have to break for it, the columns named
+    in ``optional`` are left out instead, the first of them first.
+    """
+    left_out: List[str] = []
+    while True:
+        kept = [i for i, h in enumerate(headers) if h.rstrip(">") not in left_out]
+        cells = [[_cell(row[i]) for i in kept] for row in rows]
+        names = [headers[i].rstrip(">") for i in kept]
+        align = ["right" if headers[i].endswith(">") else "left" for i in kept]
+        widths, whole = (
+            _fitting(names, align, cells, width)
+            if width is not None
+            else (_natural(names, cells), True)
+        )
+        todo = [name for name in optional if name in names]
+        if whole or not todo:
+            break
+        left_out.append(todo[0])
     # The header goes in as a row: tabulate makes a column two wider than its header.
-    text = tabulate([names, *cells], tablefmt="plain", colalign=align, disable_numparse=True)
+    lines = [names, *(line for row in cells for line in _wrapped(row, widths))]
+    text = tabulate(lines, tablefmt="plain", colalign=align, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _fit(names: List[str], align: List[str], cells: List[List[str]], width: int) -> List[List[str]]:
-    if not cells:
-        return cells
-    widths = [max(map(len, column)) for column in zip(names, *cells)]
+def _natural(names: Sequence[str], cells: Sequence[Sequence[str]]) -> List[int]:
+    return [max(map(len, column)) for column in zip(names, *cells)]
+
+
+def _fitting(
+    names: Sequence[str], align: Sequence[str], cells: Sequence[Sequence[str]], width: int
+) -> Tuple[List[int], bool]:
+    """(width of each column, True if no word has to break for it and all of it fits)."""
+    widths = _natural(names, cells)
+    columns = list(zip(*cells)) if cells else [() for _ in names]
+    words = [
+        max([len(name), *(len(word) for cell in column for word in cell.split())])
+        for name, column in zip(names, columns)
+    ]
     # Numbers and addresses stay whole; of the texts the widest gives first.
-    elastic = [i for i, side in enumerate(align) if side == "left"]
-    narrowest = [
-        max(_NARROWEST, len(name), *(len(cell) for cell in column if _ADDRESS.match(cell)))
-        for name, column in zip(names, zip(*cells))
+    stiff = [
+        max([_NARROWEST, len(name), *(len(cell) for cell in column if _ADDRESS.match(cell))])
+        for name, column in zip(names, columns)
     ]
     excess = sum(widths) + _GAP * (len(widths) - 1) - width
-    while excess > 0:
-        yielding = [i for i in elastic if widths[i] > narrowest[i]]
-        if not yielding:
-            break
-        widths[max(yielding, key=lambda i: widths[i])] -= 1
-        excess -= 1
-    return [
-        [
-            cell if len(cell) <= w or i not in elastic else cell[: w - 2] + ".."
-            for i, (cell, w) in enumerate(zip(row, widths))
-        ]
-        for row in cells
+    for narrowest in (words, stiff):
+        while excess > 0:
+            yielding = [
+                i for i, side in enumerate(align) if side == "left" and widths[i] > narrowest[i]
+            ]
+            if not yielding:
+                break
+            widths[max(yielding, key=lambda i: widths[i])] -= 1
+            excess -= 1
+        if excess <= 0:
+            return widths, narrowest is words
+    return widths, False
+
+
+def _wrapped(row: Sequence[str], widths: Sequence[int]) -> Iterator[List[str]]:
+    """A row as the lines that it takes."""
+    cells = [
+        [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
+        for cell, width in zip(row, widths)
     ]
+    for number in range(max(map(len, cells), default=0)):
+        yield [lines[number] if number < len(lines) else "" for lines in cells]
 
 
 def _fill(text: str, width: int, first: str, other: str) -> str:
@@ -125,7 +161,9 @@ def body_lines(
         elif isinstance(block, Table):
             rows = block.rows
             cut = len(rows) if limit is None or not block.limit else limit
-            parts.append(table(block.headers, rows[:cut], None if verbose else width))
+            parts.append(
+                table(block.headers, rows[:cut], None if verbose else width, block.optional)
+            )
             if cut < len(rows):
                 parts.append(f"... {len(rows) - cut} more; --limit 0 shows all")
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
@@ -9,6 +10,7 @@ from plugin.kernel.tc import uptime
 from plugin.render import chains, dot, html, svg
 from plugin.render.picture import picture
 from plugin.render.report import Report
+from plugin.waits import advice
 from plugin.waits.analysis import Analysis, Cause, Chain, Group
 from plugin.waits.graph import Edge, Node
 from plugin.waits.kinds import Status
@@ -22,6 +24,8 @@ from plugin.written import write_file
 SHOWN = 12
 #: known bugs shown below them
 KNOWN = 3
+#: what tells one cause from another of its kind: an address, a thread with its name
+_ONE_OF_MANY = re.compile(r"0x[0-9a-f]+|\b\d{5,} \S+")
 
 
 def _facts(analysis: Analysis) -> Tuple[Report, Optional[Panic]]:
@@ -79,12 +83,14 @@ def first_screen(
         report.pre("")
         report.table(
             ["#>", "cause", "what", "threads>", "since>"],
-            [(c.rank, c.kind, c.summary, len(c.tids), seconds(c.since)) for c in analysis.causes],
+            [_cause_row(alike) for alike in _alike(analysis.causes, everything)],
         )
+        for line in _advice(analysis):
+            report.text(line, indent=4)
     _chains(report, analysis, width, everything, limit)
     if analysis.residue:
         report.heading("residue")
-        report.pre(*chains.residue_lines(analysis.residue, width))
+        report.pre(*chains.residue_lines(analysis, width))
     if everything:
         _others(report, analysis)
     _more(report, analysis)
@@ -139,6 +145,33 @@ def _figures(analysis: Analysis) -> List[str]:
     words = [f"{len(analysis.stuck)} stuck"]
     words += [f"{number} {status}" for status, number in told.items() if number]
     return [*words, f"{idle} idle"]
+
+
+def _alike(causes: Sequence[Cause], everything: bool) -> List[List[Cause]]:
+    """Causes in the order of rank, those that differ in an address or a thread alone together."""
+    groups: Dict[Tuple[str, str], List[Cause]] = {}
+    for cause in causes:
+        shape = str(cause.rank) if everything else _ONE_OF_MANY.sub("#", cause.summary)
+        groups.setdefault((cause.kind, shape), []).append(cause)
+    return list(groups.values())
+
+
+def _cause_row(alike: Sequence[Cause]) -> Tuple[object, ...]:
+    first = alike[0]
+    ages = [cause.since for cause in alike if cause.since is not None]
+    more = f" and {len(alike) - 1} like it" if len(alike) > 1 else ""
+    threads = sum(len(cause.tids) for cause in alike)
+    since = seconds(max(ages)) if ages else ""
+    return (first.rank, first.kind, first.summary + more, threads, since)
+
+
+def _advice(analysis: Analysis) -> List[str]:
+    """What to look at for the causes that memory does not prove, each said once."""
+    found: Dict[str, List[int]] = {}
+    for cause in analysis.causes[:SHOWN]:
+        for said in advice.of_cause(analysis, cause):
+            found.setdefault(said, []).append(cause.rank)
+    return [f"#{', #'.join(map(str, ranks))}: {said}." for said, ranks in found.items()]
 
 
 def _chains(
@@ -203,9 +236,9 @@ def data(analysis: Analysis) -> Dict[str, Any]:
         "nodes": [_node(node) for node in graph.nodes.values()],
         "edges": [_edge(edge) for edge in graph.edges],
         "chains": [_chain(chain) for chain in analysis.chains],
-        "causes": [_cause(cause) for cause in analysis.causes],
+        "causes": [_cause(analysis, cause) for cause in analysis.causes],
         "residue": [thread.tid for group in analysis.residue for thread in group.threads],
-        "residue_groups": [_group(group) for group in analysis.residue],
+        "residue_groups": [_group(analysis, group) for group in analysis.residue],
     }
 
 
@@ -247,7 +280,7 @@ def _chain(chain: Chain) -> Dict[str, Any]:
     }
 
 
-def _cause(cause: Cause) -> Dict[str, Any]:
+def _cause(analysis: Analysis, cause: Cause) -> Dict[str, Any]:
     return {
         "rank": cause.rank,
         "kind": cause.kind,
@@ -258,6 +291,7 @@ def _cause(cause: Cause) -> Dict[str, Any]:
         "certainty": cause.certainty,
         "since": cause.since,
         "cycle": list(cause.cycle.nodes) if cause.cycle is not None else None,
+        "advice": advice.of_cause(analysis, cause),
     }
 
 
@@ -273,11 +307,12 @@ def _panic(found: Panic) -> Dict[str, Any]:
     }
 
 
-def _group(group: Group) -> Dict[str, Any]:
+def _group(analysis: Analysis, group: Group) -> Dict[str, Any]:
     return {
         "wmesg": group.wmesg,
         "channel": group.where,
         "why": group.why,
         "frames": list(group.stack),
         "tids": [thread.tid for thread in group.threads],
+        "advice": advice.of_group(analysis, group),
     }

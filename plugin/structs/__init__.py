@@ -7,6 +7,7 @@ from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.layout import Fields, Layout, LayoutSource, Member
+from plugin.words import did_you_mean
 
 __all__ = ["Fields", "Layout", "LayoutSource", "Layouts", "Member", "Tables"]
 
@@ -112,10 +113,14 @@ class Layouts:
         found = self.get(struct)
         if found is None:
             raise LayoutError(
-                f"no layout of struct {struct} for this kernel ({self.name}); "
-                "give one with --structs FILE"
+                f"no layout of struct {struct} for this kernel ({self.name})"
+                f"{self._near(struct)}; give one with --structs FILE"
             )
         return found
+
+    def _near(self, struct: str) -> str:
+        listers = [getattr(source, "names", None) for source in self.sources]
+        return did_you_mean(struct, {name for lister in listers if lister for name in lister()})
 
     def __contains__(self, struct: str) -> bool:
         return self.get(struct) is not None
