@@ -204,3 +204,31 @@ def system_gdb() -> Path:
     """A gdb of the system, as a rule with another Python than that of the tests."""
     programs = _system_programs("gdb")
     return _first_that_serves("gdb", programs, ["-nx", "-batch", "-ex", f"python {_ASK}"])
+
+
+@pytest.fixture(autouse=True)
+def _enters(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test marked ``enters("name", ..)`` has asked those resolvers by its end."""
+    wanted = {name for mark in request.node.iter_markers("enters") for name in mark.args}
+    if not wanted:
+        yield
+        return
+    from plugin.waits import explain  # every resolver registers
+    from plugin.waits.registry import RESOLVERS
+
+    assert explain and wanted <= set(RESOLVERS)
+    own, seen = dict(RESOLVERS), set()
+
+    def recorded(name: str) -> Any:
+        def asked(case: Any) -> Any:
+            seen.add(name)
+            return own[name](case)
+
+        return asked
+
+    RESOLVERS.update({name: recorded(name) for name in wanted})
+    try:
+        yield
+    finally:
+        RESOLVERS.update(own)
+    assert wanted <= seen, f"not entered: {', '.join(sorted(wanted - seen))}"

@@ -10,6 +10,7 @@ from test_waits_resolvers import Storage, only_cause
 from test_why_stuck import Answer, check_contract, explain, thread
 
 from plugin.opening import open_core
+from tests.forge.bufs import BIO_READ
 from tests.forge.machine import Machine
 from tests.forge.procs import SLEEPQ_CONDVAR
 
@@ -359,3 +360,123 @@ def test_zfs_condvars_that_time_out_are_no_crowd(m: Machine, tmp_path: Path) -> 
     for _ in range(2):
         thread(m).sleeps(m.take(8), "excv", kind=SLEEPQ_CONDVAR, seconds=3, timeout=10.0)
     assert explain(m, tmp_path).data["threads"]["stuck"] == 0
+
+
+# References that nobody holds
+
+
+@pytest.mark.enters("mount_writers")
+@pytest.mark.parametrize("osreldate", [1201000, 1402000])
+def test_a_suspension_that_waits_for_a_write_nobody_makes_has_met_a_leak(
+    osreldate: int, tmp_path: Path
+) -> None:
+    s = Storage(osreldate)
+    s.mount.obj["mnt_writeopcount"] = 2
+    s.mount.obj.probe(mnt_vfs_ops=1)
+    snapshot = s.thread("mksnap")
+    snapshot.sleeps(s.mount.obj.at("mnt_writeopcount"), "suspwt", seconds=400)
+    cause = only_cause(explain(s.m, tmp_path))
+    assert cause["kind"] == "leak"
+    assert cause["summary"] == "2 writes on /data, no thread inside: probably leaked"
+
+
+@pytest.mark.enters("mount_writers")
+def test_a_suspension_that_waits_for_a_writer_waits_for_what_that_waits_for(
+    tmp_path: Path,
+) -> None:
+    s = Storage()
+    s.mount.obj["mnt_writeopcount"] = 1
+    s.mount.obj.probe(mnt_vfs_ops=1)
+    snapshot, writer = s.thread("mksnap"), s.thread("writer", "vn_write", "sys_write")
+    s.m.write_pointer(writer.local("vn_write", 24), s.mount)
+    snapshot.sleeps(s.mount.obj.at("mnt_writeopcount"), "suspwt", seconds=400)
+    buf = s.buf(owner=writer)
+    s.at_device(buf)
+    buf.waited_by(writer, "biord", seconds=500)
+    cause = only_cause(explain(s.m, tmp_path))
+    assert (cause["kind"], len(cause["tids"])) == ("device", 2)
+
+
+@pytest.mark.enters("mount_busy")
+def test_an_unmount_that_waits_for_references_nobody_holds_has_met_a_leak(
+    tmp_path: Path,
+) -> None:
+    s = Storage()
+    s.mount.obj.set(mnt_ref=3)
+    s.mount.obj.probe(mnt_vfs_ops=1)
+    s.thread("umount", "vfs_mount_destroy", "dounmount").sleeps(s.mount, "mntref", seconds=400)
+    cause = only_cause(explain(s.m, tmp_path))
+    assert cause["kind"] == "leak"
+    assert "3 references to mount /data (ufs), no thread inside" in cause["summary"]
+
+
+@pytest.mark.enters("object_dead")
+@pytest.mark.parametrize("wmesg", ["vodead", "vadead"])
+def test_who_waits_for_the_end_of_a_dying_object_waits_for_the_device_its_end_waits_for(
+    wmesg: str, tmp_path: Path
+) -> None:
+    s = Storage()
+    m = s.m
+    dying = s.vnode.object(16).paging(1)
+    page = dying.page(0, valid=0, queue=None).busied()
+    s.at_device(m.bufs.pbuf("vnpbuf", cmd=BIO_READ, pages=[page]))
+    ends = s.thread("unlink", "vm_object_terminate", "vnode_destroy_vobject", "vgonel")
+    m.write_pointer(ends.local("vm_object_terminate", 24), dying.obj)
+    ends.sleeps(dying.obj.at("paging_in_progress"), "objtrm", seconds=100)
+    opens = s.thread("open")
+    opens.sleeps(dying.obj, wmesg, seconds=90)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device" and set(cause["tids"]) == {ends.tid, opens.tid}
+    assert answer.chain_of(opens.tid)["certainty"] == "guessed"
+
+
+# Resources of the kernel
+
+
+@pytest.mark.enters("pagedaemon_wait")
+def test_a_page_daemon_that_pauses_over_a_laundry_without_work_has_nothing_to_free(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1402000, "amd64", uptime=7200.0)
+    m.vm.set_counts(free=0, inactive=2000)
+    fault = thread(m, "fault")
+    m.symbol("pause_wchan", size=64, static=True)
+    m.services["pagedaemon"].pauses("pwait", 0.1, seconds=0.05)
+    m.vm.waited_by(fault, "pfault", seconds=300)
+    cause = only_cause(explain(m, tmp_path))
+    assert cause["kind"] == "memory"
+    assert "the page daemon finds nothing to free" in cause["summary"]
+
+
+@pytest.mark.enters("g_transient")
+def test_g_down_without_room_to_map_a_bio_is_slow_and_said_to_be(tmp_path: Path) -> None:
+    s = Storage()
+    s.m.symbol("pause_wchan", size=64, static=True)
+    s.m.services["g_down"].pauses("g_d_tra", 0.1, seconds=5)
+    answer = explain(s.m, tmp_path)
+    assert only_cause(answer)["kind"] == "pacing"
+    assert "g_down waits for address space to map a bio" in answer.verdict
+
+
+@pytest.mark.enters("vnlru")
+def test_who_waits_for_a_vnode_waits_for_vnlru_and_what_that_waits_for(tmp_path: Path) -> None:
+    s = Storage()
+    m = s.m
+    user = s.thread("find")
+    reclaims = m.services["vnlru"]
+    buf = s.buf(owner=reclaims)
+    s.at_device(buf)
+    buf.waited_by(reclaims, "biowr", seconds=100)
+    user.sleeps(m.address_of("vnlruproc_sig"), "vlruwk", seconds=90)
+    cause = only_cause(explain(m, tmp_path))
+    assert (cause["kind"], set(cause["tids"])) == ("device", {user.tid, reclaims.tid})
+
+
+@pytest.mark.enters("uma_limit")
+def test_a_zone_at_its_limit_with_room_again_is_a_lost_wakeup(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64")
+    zone = m.uma.zone("example", 256, limit=16)
+    zone.alloc()
+    zone.waited_by(thread(m, "waiter"), seconds=20)
+    assert only_cause(explain(m, tmp_path))["kind"] == "lost-wakeup"

@@ -71,9 +71,11 @@ def _explain_sleep(builder: Builder, thread: Thread, node: Node) -> Verdict:
     resolver = RESOLVERS.get(row.resolver) if row.resolver else None
     try:
         found = resolver(case) if resolver is not None else None
-    except WchanError as error:
+    except (WchanError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+        # One resolver that memory led astray does not take the others' answers away.
+        said = str(error) if isinstance(error, WchanError) else f"defect of wchan: {error!r}"
         builder.kernel.warnings.add(
-            f'thread {thread.tid} in "{thread.wmesg}"', channel.address, str(error)
+            f'thread {thread.tid} in "{thread.wmesg}"', channel.address, said
         )
         found = None
     return found if found is not None else generic(case, why)

@@ -17,6 +17,7 @@ from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import generic
 from plugin.waits.resolvers.stacks import guess_holders, sleepers_on
+from plugin.words import count
 
 
 def _mount(case: Case, *members: str) -> Optional[Mount]:
@@ -93,6 +94,35 @@ def _by_stack(
     return bool(guess_holders(builder, node, mount.address, functions, waiting, 8))
 
 
+def _is_counted(case: Case, mount: Mount) -> bool:
+    """Whether the counts in struct mount are whole.
+
+    From 13.0 they are kept per CPU, but while mnt_vfs_ops is set (vfs_op_enter(): an
+    unmount, a suspension) they have been added up in the mount itself.
+    """
+    layouts = case.kernel.layouts
+    if not layouts.has("mount", "mnt_pcpu"):
+        return True
+    try:
+        member = layouts.resolve("mount", "mnt_vfs_ops")
+        return case.kernel.unsigned(mount.address + member.offset, member.size) > 0
+    except (MemoryFault, LayoutError):
+        return False
+
+
+def _leaked(case: Case, node: Node, what: str, evidence: str) -> End:
+    """Something is counted that no thread's stack shows: most likely nobody will give it back."""
+    if case.kernel.warnings.partial:
+        said = f"{what}: by whom is not recorded"
+        return End(CauseKind.UNKNOWN, said, f"{evidence}; not every thread could be read")
+    return End(
+        CauseKind.LEAK,
+        f"{what}, no thread inside: probably leaked",
+        f"{evidence}; no kernel stack holds the mount",
+        case.thread.age,
+    )
+
+
 @resolver("mount_writers")
 def mount_writers(case: Case) -> Optional[Verdict]:
     """suspwt: writes under way have to finish before the file system is suspended."""
@@ -106,12 +136,15 @@ def mount_writers(case: Case) -> Optional[Verdict]:
     case.waits_for(node, Certainty.PROVEN, case.said())
     if node.end is not None or builder.graph.successors(node.id):
         return Verdict(Status.STUCK, "waits for writes under way", case.row)
-    per_cpu = case.kernel.layouts.has("mount", "mnt_pcpu")
-    node.facts = [] if per_cpu else [f"mnt_writeopcount {mount.writeopcount}"]
+    counted = _is_counted(case, mount)
+    node.facts = [f"mnt_writeopcount {mount.writeopcount}"] if counted else []
     # Between vn_start_write() and vn_finished_write() the mount is on the stack.
     functions = ("vn_write", "vn_open_cred", "kern_", "VOP_", "ffs_", "ufs_", "vn_io_fault")
     if not _by_stack(builder, node, mount, functions, case):
-        if not per_cpu and not mount.writeopcount:
+        if counted and mount.writeopcount > 0:
+            what = f"{count(mount.writeopcount, 'write')} on {mount.on}"
+            node.end = _leaked(case, node, what, f"mnt_writeopcount {mount.writeopcount}")
+        elif counted and not mount.writeopcount:
             node.end = End(
                 CauseKind.LOST_WAKEUP,
                 f"no write is under way on {mount.on}, yet its suspension waits for them",
@@ -134,7 +167,15 @@ def mount_busy(case: Case) -> Optional[Verdict]:
     node.facts = node.facts or [f"mnt_ref {mount.ref}, mnt_lockref {mount.lockref}"]
     if node.end is None and not builder.graph.successors(node.id):
         functions = ("dounmount",) if case.thread.wmesg == "vfs_busy" else ()
-        if not _by_stack(builder, node, mount, functions, case):
+        member, number = "mnt_lockref", mount.lockref
+        if case.thread.wmesg == "mntref":
+            member, number = "mnt_ref", mount.ref
+        if _by_stack(builder, node, mount, functions, case):
+            pass
+        elif case.thread.wmesg != "vfs_busy" and _is_counted(case, mount) and number > 0:
+            what = f"{count(number, 'reference')} to {node.label}"
+            node.end = _leaked(case, node, what, f"{member} {number}")
+        else:
             node.end = End(
                 CauseKind.UNKNOWN,
                 f"{node.label} is in use or being unmounted; by whom is not recorded",
