@@ -331,6 +331,7 @@ class KernelFacts:
         variant: FrozenSet[str],
         page_size: int,
         notes: Sequence[str] = (),
+        roots: Sequence[str] = (),
     ) -> None:
         self.release = release
         self.osreldate = osreldate
@@ -340,6 +341,8 @@ class KernelFacts:
         self.page_size = page_size
         #: what every report must say about how this kernel is read
         self.notes = list(notes)
+        #: folders under which the files of the machine lie that is looked at
+        self.roots = list(roots)
 
 
 @cached(Lifetime.MEMORY)

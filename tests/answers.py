@@ -19,6 +19,7 @@ ASKED: Dict[str, Tuple[Tuple[str, ...], ...]] = {
     "kmsgbuf": ((),),
     "kprint": (("proc", "allproc", "--list", "p_list"), ("proc", "proc0")),
     "kthreads": ((), ("--stacks",), ("--cpus",)),
+    "modules": ((),),
     "pbuf": ((),),
     "provider": ((),),
     "structs": (("list",), ("show", "bio")),

@@ -38,9 +38,10 @@ class RealDump(NamedTuple):
     ddb_log: str
 
 
-def _decompress(source: Path, target: Path) -> None:
-    """Holes for zeros: most of a dump's free pages take no room on the disk."""
+def decompress(source: Path, target: Path) -> None:
+    """The content of a .zst file; holes for zeros: most of a dump's free pages take no room on the disk."""
     zstandard = pytest.importorskip("zstandard", reason="zstandard is needed for the real dumps")
+    target.parent.mkdir(parents=True, exist_ok=True)
     zeros = bytes(65536)
     with source.open("rb") as packed, target.open("wb") as out:
         for piece in zstandard.ZstdDecompressor().read_to_iter(packed, write_size=len(zeros)):
@@ -98,7 +99,7 @@ def real_dump(
         pytest.skip(f"no dump under {SHARED / 'real'}: WCHAN_SHARED says where the real dumps lie")
     folder = tmp_path_factory.mktemp(packed.parent.name)
     for name in ("vmcore", "kernel"):
-        _decompress(packed.parent / f"{name}.zst", folder / name)
+        decompress(packed.parent / f"{name}.zst", folder / name)
     yield RealDump(
         packed.parent.name,
         folder / "vmcore",
@@ -117,7 +118,7 @@ def zfs_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
         pytest.skip(f"no {packed}: WCHAN_SHARED says where the real dumps lie")
     folder = tmp_path_factory.mktemp(packed.name)
     for name in ("vmcore", "kernel"):
-        _decompress(packed / f"{name}.zst", folder / name)
+        decompress(packed / f"{name}.zst", folder / name)
     yield RealDump(
         packed.name,
         folder / "vmcore",

@@ -122,7 +122,13 @@ class Session:
             notes += map(str, told) if isinstance(told, list) else []
         elif file is not None:
             notes += _mismatch(target, file, force)
-        kernel = open_target(target, structs=_text(info.get("structs")), force=force, notes=notes)
+        kernel = open_target(
+            target,
+            structs=_text(info.get("structs")),
+            force=force,
+            notes=notes,
+            sysroot=_text(info.get("sysroot")),
+        )
         kernel.progress = self.progress
         return kernel
 

@@ -115,12 +115,15 @@ def _open(args: argparse.Namespace) -> _Opened:
         progress=lambda done, total: progress("decompressing", done, total),
     )
     progress.clear()
-    kernel = open_target(target, structs=args.structs, force=args.force, notes=notes)
+    kernel = open_target(
+        target, structs=args.structs, force=args.force, notes=notes, sysroot=args.sysroot
+    )
     file = os.path.abspath(target.kernel.plain_path)
     session: Dict[str, object] = {
         "vmcore": os.path.abspath(target.memory.file_path),
         "kernel": file,
         "structs": os.path.abspath(args.structs) if args.structs else None,
+        "sysroot": os.path.abspath(args.sysroot) if args.sysroot else None,
         "force": bool(args.force),
         "truncated": target.truncated,
         "notes": notes,

@@ -60,7 +60,7 @@ class _Parser(Parser):
 def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="wchan",
-        usage="wchan [-k KERNEL] [--force] [--structs FILE] VMCORE COMMAND [...]\n"
+        usage="wchan [-k KERNEL] [--force] [--structs FILE] [--sysroot DIR] VMCORE COMMAND [...]\n"
         "       wchan " + "|".join(SHELL) + " ...",
         description="Ask a stuck FreeBSD kernel why.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -94,6 +94,9 @@ def core_options(to: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="go on with a kernel that does not match the dump"
     )
     to.add_argument("--structs", metavar="FILE", help="struct layouts that take precedence")
+    to.add_argument(
+        "--sysroot", metavar="DIR", help="holds that machine's files (boot/kernel/*.ko)"
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -224,6 +227,7 @@ def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
         args.kernel,
         force=args.force,
         structs=args.structs,
+        sysroot=args.sysroot,
         progress=progress.spooling,
     )
     kernel.progress = progress

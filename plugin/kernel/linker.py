@@ -11,7 +11,7 @@ amd64), 6.x to 15.x.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault, SymbolMissing
@@ -91,6 +91,13 @@ class ModuleTable:
             for symbol in found
             if symbol is not None
         ]
+
+    def every(self) -> Iterator[Tuple[Symbol, int]]:
+        """Every defined symbol as the table has it, with the index of its section."""
+        for index in range(self.table.count):
+            symbol = self.table.symbol(index)
+            if symbol is not None:
+                yield symbol, self.table.fields(index)[4]
 
     def _home(self, symbol: Symbol) -> int:
         address = symbol.address + self._bias

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Callable, Optional, Sequence
 
 from plugin.kernel.linker import ModuleSymbols
+from plugin.kernel.module_file import ModuleTypes
 from plugin.opening.find_kernel import open_dump
 from plugin.opening.identify import identify
 from plugin.opening.layouts import choose_layouts
@@ -18,6 +19,7 @@ def open_core(
     *,
     force: bool = False,
     structs: Optional[str] = None,
+    sysroot: Optional[str] = None,
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> Kernel:
     """Open a dump without a debugger.
@@ -25,9 +27,10 @@ def open_core(
     ``kernel`` names the kernel file; without it, it is looked for beside the dump,
     in /boot/kernel and where the dump's version string says.  KernelMismatch where
     it is another kernel's, unless ``force``; DumpError where the dump is none.
+    ``sysroot`` is a folder with the files of the machine that crashed, for its modules.
     """
     target, notes = open_dump(vmcore, kernel, force=force, progress=progress)
-    return open_target(target, structs=structs, force=force, notes=notes)
+    return open_target(target, structs=structs, force=force, notes=notes, sysroot=sysroot)
 
 
 def open_target(
@@ -36,6 +39,7 @@ def open_target(
     structs: Optional[str] = None,
     force: bool = False,
     notes: Sequence[str] = (),
+    sysroot: Optional[str] = None,
 ) -> Kernel:
     """A Kernel on any target: finds out which kernel it is and chooses its layouts."""
     identity = identify(target)
@@ -48,7 +52,11 @@ def open_target(
         variant=chosen.variant,
         page_size=identity.page_size,
         notes=[*notes, *identity.notes, *chosen.notes],
+        roots=[sysroot] if sysroot else [],
     )
     kernel = Kernel(target, chosen.layouts, facts)
     kernel.modules = ModuleSymbols(kernel)
+    # A module knows its own structs better than structs.yaml does, the kernel its own best.
+    yaml = [n for n, source in enumerate(kernel.layouts.sources) if source.name.startswith("yaml")]
+    kernel.layouts.sources.insert(max(yaml[0], 1) if yaml else 1, ModuleTypes(kernel))
     return kernel

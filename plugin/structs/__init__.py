@@ -55,6 +55,7 @@ class Layouts:
         self._structs: Dict[str, Optional[Layout]] = {}
         self._paths: Dict[Tuple[str, str], Member] = {}
         self._fields: Dict[Tuple[str, ...], Fields] = {}
+        self._others: Dict[str, List[str]] = {}
 
     @property
     def name(self) -> str:
@@ -88,6 +89,29 @@ class Layouts:
                 (found for found in self._variants(struct) if member in found), None
             )
         return known if self._structs[known] is not None else None
+
+    def _namesakes(self, struct: str) -> List[str]:
+        """Names, as ``having`` makes them, of other structs of that name.
+
+        A kernel's CTF may have a ``struct list`` of its own beside that of ZFS, which
+        structs.yaml knows.  Only what shares no member with the first is another struct
+        and no other version of it.
+        """
+        if struct not in self._others:
+            first = self.get(struct)
+            mine = set(first.members) if first is not None else set()
+            found = self._others[struct] = []
+            for source in self.sources if first is not None and "#" not in struct else ():
+                # to open the modules' files for each member that is missing is too much
+                if source.name == "modules":
+                    continue
+                every = getattr(source, "variants", None)
+                layouts = every(struct) if every else [source.struct(struct)]
+                for layout in layouts:
+                    if layout is not None and layout.members and not mine & set(layout.members):
+                        found.append(f"{struct}#{len(found)}")
+                        self._structs[found[-1]] = layout
+        return self._others[struct]
 
     def _variants(self, struct: str) -> Iterator[Layout]:
         for source in self.sources:
@@ -148,6 +172,9 @@ class Layouts:
                         decoder = self.tables.decoder(struct, path) or known.decoder
                         known = known._replace(name=path, decoder=decoder)
                         break
+            if known is None:
+                others = (self._find(name, path) for name in self._namesakes(struct))
+                known = next(filter(None, others), None)
             if known is None:
                 raise LayoutError(f"struct {struct} has no member {path!r} in this kernel")
             self._paths[key] = known

@@ -1,0 +1,234 @@
+"""Files of the kernel's modules on this machine: ``zfs.ko``, and the types in it.
+
+A file is used only where it is proven to be the one that was loaded: by its build id,
+or by the symbols that the kernel keeps of it.  One of another build is refused, and the
+evidence is kept.
+
+Mirrors sys/kern/kern_linker.c for where modules are looked for (``linker_path``).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from plugin.caching import LAYOUT, cached
+from plugin.errors import LayoutError, MemoryFault, WchanError
+from plugin.kernel.linker import LinkerFile, ModuleTable, module_table, modules
+from plugin.session import Kernel
+from plugin.structs.ctf import SECTION, Ctf
+from plugin.structs.dwarf import Dwarf, has_dwarf
+from plugin.structs.layout import Layout, LayoutSource
+from plugin.symbol import Symbol
+from plugin.vmcore.elf import ET_REL, SHN_LORESERVE, ElfFile, SymbolTable, notes
+
+_DEBUG_ROOT = "usr/lib/debug"
+_NOTE_SECTION = ".note.gnu.build-id"
+#: as struct Elf_progent keeps them: more sections than any module has
+_MOST_SECTIONS = 4096
+
+
+class ModuleFile(NamedTuple):
+    """What was found of one module on this machine.
+
+    ``elf`` is None where no file was, or none that is the one loaded; ``why`` says what
+    proves it; ``refused`` are (path, evidence) of files of another build.
+    """
+
+    elf: Optional[ElfFile]
+    why: str
+    refused: List[Tuple[str, str]]
+
+
+@cached(LAYOUT)
+def module_file(kernel: Kernel, file: LinkerFile) -> ModuleFile:
+    """The file that ``file`` was loaded from, beside the kernel or where the dump says."""
+    refused: List[Tuple[str, str]] = []
+    table = module_table(kernel, file)
+    for path in _candidates(kernel, file):
+        try:
+            elf = ElfFile(path)
+        except WchanError as error:
+            refused.append((path, str(error)))
+            continue
+        belongs, why = _belongs(kernel, file, table, elf)
+        if belongs:
+            return ModuleFile(elf, why, refused)
+        refused.append((path, why))
+        elf.close()
+    return ModuleFile(None, "", refused)
+
+
+def _candidates(kernel: Kernel, file: LinkerFile) -> Iterator[str]:
+    """Paths where the file may lie, likeliest first; the names come out of a dump."""
+    name = os.path.basename(file.filename)
+    if not name or name in (".", ".."):
+        return
+    roots = kernel.facts.roots
+    beside = [os.path.dirname(os.path.abspath(path)) for path in kernel.target.files]
+    places = [os.path.join(place, name) for place in dict.fromkeys(beside)]
+    installed = [file.pathname] if file.pathname.startswith("/") else []
+    installed += [os.path.join(place, name) for place in _linker_path(kernel)]
+    for root in (*roots, "/"):
+        for path in installed:
+            within = os.path.join(root, os.path.normpath(path).lstrip("/"))
+            places += [within, os.path.join(root, _DEBUG_ROOT, path.lstrip("/") + ".debug")]
+    places += [os.path.join(root, name) for root in roots]
+    # The debug file of a module has its symbols and the types besides.
+    every = [each for place in places for each in (place, place + ".debug")]
+    seen = set()
+    for path in every:
+        if path not in seen and os.path.isfile(path):
+            seen.add(path)
+            yield path
+
+
+def _linker_path(kernel: Kernel) -> List[str]:
+    """The folders of linker_path[], which sysctl kern.module_path sets: "/boot/kernel;...".
+
+    The kernel that runs here may be another, so that each file found has to prove itself.
+    """
+    found = next(iter(kernel.target.symbols("linker_path")), None)
+    text = kernel.try_cstring(found.address, limit=1024) if found is not None else ""
+    return [place for place in text.split(";") if place.startswith("/")][:16]
+
+
+def _belongs(
+    kernel: Kernel, file: LinkerFile, table: Optional[ModuleTable], elf: ElfFile
+) -> Tuple[bool, str]:
+    """Whether the file is the one that was loaded, and what says so."""
+    loaded = _build_id(kernel, file)
+    if loaded and elf.build_id:
+        same = loaded == elf.build_id
+        return same, f"build id {elf.build_id}" + ("" if same else f", loaded is {loaded}")
+    if table is None:
+        return False, "neither a build id nor symbols of what is loaded are there to compare"
+    if elf.arch != kernel.arch:
+        return False, f"it is a file for {elf.arch}"
+    return _alike(table, elf)
+
+
+def _alike(table: ModuleTable, elf: ElfFile) -> Tuple[bool, str]:
+    """Holds the symbols in memory against the file's: names, sizes, and how far they lie apart."""
+    if _same_table(table.table, elf.table):
+        return True, f"{table.table.count} symbols alike"
+    there: Dict[str, List[Symbol]] = {}
+    for symbol in elf.all_symbols():
+        there.setdefault(symbol.name, []).append(symbol)
+    compared = 0
+    far: Dict[int, Tuple[int, str]] = {}
+    relocatable = elf.etype == ET_REL
+    for symbol, home in table.every():
+        if not symbol.size or symbol.kind not in ("object", "function"):
+            continue
+        same = there.get(symbol.name)
+        if same is None:
+            return False, f"{symbol.name} is in memory and not in the file"
+        if all(other.size != symbol.size for other in same):
+            sizes = f"{symbol.size} bytes in memory, {same[0].size} in the file"
+            return False, f"{symbol.name} has {sizes}"
+        compared += 1
+        if len(same) > 1:
+            continue
+        # What was loaded together lies as far apart as in the file, section by section.
+        moved = symbol.address - same[0].address
+        known, first = far.setdefault(home if relocatable else 0, (moved, symbol.name))
+        if known != moved:
+            return False, f"{symbol.name} lies {moved - known:+#x} bytes from where {first} has it"
+    if not compared:
+        return False, "there are no symbols to compare"
+    return True, f"{compared} symbols alike"
+
+
+def _same_table(loaded: SymbolTable, own: SymbolTable) -> bool:
+    """True where the file's own table was loaded, each section's symbols moved by one distance.
+
+    Says of a table of ten thousand symbols in a moment what _alike says of each.
+    """
+    if (loaded.count, loaded.strings, loaded.names) != (own.count, own.strings, own.names):
+        return False
+    heads, values, sizes = loaded.columns()
+    own_heads, own_values, own_sizes = own.columns()
+    # The ends of linker sets are undefined in the file and filled in at load.
+    if sizes != own_sizes or any(
+        head != other for head, other in zip(heads, own_heads) if other >> 16
+    ):
+        return False
+    # Files, constants and what other files define have not been moved.
+    moves = {
+        (head >> 16, value - other)
+        for head, value, other in zip(own_heads, values, own_values)
+        if 0 < head >> 16 < SHN_LORESERVE
+    }
+    return len({section for section, _ in moves}) == len(moves)
+
+
+def _build_id(kernel: Kernel, file: LinkerFile) -> Optional[str]:
+    """The build id that was loaded with a relocatable module, None where it cannot be read."""
+    struct = kernel.layouts.having("elf_file", "progtab")
+    if struct is None or "Elf_progent" not in kernel.layouts or not file.linker.endswith("_obj"):
+        return None
+    fields = kernel.layouts.fields("Elf_progent", "addr", "size", "name")
+    stride = kernel.layouts.sizeof("Elf_progent")
+    try:
+        view = kernel.view(struct, file.address)
+        count = min(view.nprogtab, _MOST_SECTIONS)
+        raw = kernel.read(view.progtab, count * stride)
+        for at in range(0, count * stride, stride):
+            address, size, name = fields.unpack_from(raw, at)
+            if 0 < size <= 4096 and kernel.try_cstring(name, limit=32) == _NOTE_SECTION:
+                for owner, type_, descriptor in notes(kernel.read(address, size)):
+                    if owner == b"GNU" and type_ == 3 and any(descriptor):
+                        return descriptor.hex()
+    except (MemoryFault, LayoutError):
+        pass
+    return None
+
+
+@cached(LAYOUT)
+def module_types(kernel: Kernel, file: LinkerFile) -> Optional[LayoutSource]:
+    """The types in a module's file, None where it has none; what is unreadable is a finding."""
+    elf = module_file(kernel, file).elf
+    if elf is None:
+        return None
+    parents = [s for s in kernel.layouts.sources if isinstance(s, Ctf)]
+    try:
+        # A relocatable file's DWARF means nothing before it is relocated.
+        if has_dwarf(elf) and elf.etype != ET_REL:
+            return Dwarf(elf)
+        if any(section.name == SECTION for section in elf.sections):
+            return Ctf(elf, parents[0] if parents else None)
+    except LayoutError as error:
+        kernel.warnings.add(f"types of {file.filename}", None, str(error), partial=False)
+    return None
+
+
+class ModuleTypes:
+    """A LayoutSource over the types of every module whose file is at hand.
+
+    No file is looked for before a struct is asked for that the kernel's own types lack.
+    """
+
+    name = "modules"
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._asking = False
+
+    def struct(self, name: str) -> Optional[Layout]:
+        """The layout of ``struct name`` in the first module loaded that declares it."""
+        if self._asking:
+            # finding the modules needs layouts too
+            return None
+        self._asking = True
+        try:
+            for file in modules(self._kernel):
+                types = module_types(self._kernel, file)
+                found = types.struct(name) if types is not None else None
+                if found is not None:
+                    return found
+        except LayoutError as error:
+            self._kernel.warnings.add(f"struct {name}", None, str(error), partial=False)
+        finally:
+            self._asking = False
+        return None
