@@ -39,7 +39,7 @@ class RealDump(NamedTuple):
 
 
 def decompress(source: Path, target: Path) -> None:
-    """The content of a .zst file; holes for zeros: most of a dump's free pages take no room on the disk."""
+    """A .zst file's content, zeros as holes: most of a dump is free pages, which take no room."""
     zstandard = pytest.importorskip("zstandard", reason="zstandard is needed for the real dumps")
     target.parent.mkdir(parents=True, exist_ok=True)
     zeros = bytes(65536)
