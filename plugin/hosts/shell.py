@@ -60,7 +60,8 @@ class _Parser(Parser):
 def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="wchan",
-        usage="wchan [-k KERNEL] [--force] [--structs FILE] [--sysroot DIR] VMCORE COMMAND [...]\n"
+        usage="wchan [-k KERNEL] [--force] [--structs FILE] [--sysroot DIR]\n"
+        "             VMCORE COMMAND [...]\n"
         "       wchan " + "|".join(SHELL) + " ...",
         description="Ask a stuck FreeBSD kernel why.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
