@@ -25,6 +25,7 @@ ASKED: Dict[str, Tuple[Tuple[str, ...], ...]] = {
     "structs": (("list",), ("show", "bio")),
     "vmpage": ((), ("--scan",)),
     "vmstate": ((),),
+    "zfs": ((),),
     "why-stuck": ((), ("--all",)),
 }
 

@@ -16,12 +16,16 @@ from plugin.judge.geom_io import OutstandingBio
 from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.bio import bio_origin
 from plugin.kernel.linker import linker_files
+from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.stack import frames, stack_words
 from plugin.kernel.zfs import arc
+from plugin.kernel.zfs.common import peek, try_peek
+from plugin.kernel.zfs.dbuf import dbuf_at
 from plugin.kernel.zfs.spa import Spa, spa_of, spas
 from plugin.kernel.zfs.txg import DmuTx, Txg, dmu_tx_at, tc_count, txg_of
 from plugin.kernel.zfs.vdev import Vdev, VdevQueue, vdev_at, vdev_queue, vdev_tree
+from plugin.kernel.zfs.zil import commit_waiter_at, lwb_at, zilog_name
 from plugin.kernel.zfs.zio import QS_ACTIVE, QS_QUEUED, Bookmark, Zio, children, parents, try_zio
 from plugin.kernel.zfs.zio import age as zio_age
 from plugin.session import Kernel
@@ -478,3 +482,116 @@ def _trouble(kernel: Kernel, spa: Spa) -> Trouble:
     since = max(known) if known else spa.sync_age
     summary = f"ZFS pool {spa.name} is suspended after {why}{mode}: zpool clear resumes it"
     return Trouble(spa, summary, evidence, since)
+
+
+# Who waits inside ZFS
+
+
+class Waiter(NamedTuple):
+    """A thread that sleeps inside ZFS: for what, and of which pool (None: not told)."""
+
+    thread: Thread
+    what: str
+    spa: Optional[int]
+
+
+@cached(MEMORY)
+def waiters(kernel: Kernel) -> List[Waiter]:
+    """The threads that sleep in ZFS's functions or on its condition variables, oldest first."""
+    found = []
+    known = {spa.address: spa for spa in spas(kernel)}
+    for thread in threads_inside(kernel):
+        if thread.state != "sleeping" or _is_idle(thread):
+            continue
+        what, spa = _waits_for(kernel, thread)
+        if spa is None and len(known) == 1:
+            spa = next(iter(known))
+        found.append(Waiter(thread, what, spa))
+    return sorted(found, key=lambda each: -(each.thread.age or 0.0))
+
+
+#: what ZFS's own service threads sleep on while there is nothing to do
+_IDLE = (
+    *(
+        "-",
+        "zevent_cv",
+        "tx->tx_quiesce_more_cv",
+        "tx->tx_sync_more_cv",
+        "t->zthr_cv",
+        "dbuf_evict_cv",
+    ),
+    *("l2arc_feed_thr_cv", "arc_reclaim_thr_cv", "spa->spa_async_cv", "mmp->mmp_thread_cv"),
+)
+
+
+def _is_idle(thread: Thread) -> bool:
+    return thread.wmesg in _IDLE or not thread.wchan
+
+
+def _waits_for(kernel: Kernel, thread: Thread) -> Tuple[str, Optional[int]]:
+    layouts, wmesg, wchan = kernel.layouts, thread.wmesg or "", thread.wchan or 0
+    try:
+        if wmesg.startswith("zio->io_cv") and layouts.has("zio", "io_cv"):
+            return _zio_words(kernel, wchan - layouts.offsetof("zio", "io_cv"))
+        if wmesg.startswith("db->db_changed"):
+            dbuf = dbuf_at(kernel, wchan - layouts.offsetof("dmu_buf_impl", "db_changed"))
+            objset = peek(kernel, "dmu_buf_impl", dbuf.address, "db_objset")
+            return f"{dbuf.label} ({dbuf.state})", try_peek(kernel, "objset", objset, "os_spa")
+        if wmesg.startswith("zcw->zcw_cv"):
+            waiter = commit_waiter_at(
+                kernel, wchan - layouts.offsetof("zil_commit_waiter", "zcw_cv")
+            )
+            if not waiter.lwb:
+                return "the log, no block yet", None
+            lwb = lwb_at(kernel, waiter.lwb)
+            name = zilog_name(kernel, lwb.zilog)
+            spa = try_peek(kernel, "zilog", lwb.zilog, "zl_spa")
+            return f"log block {lwb.address:#x} of {name} ({lwb.state})", spa
+        for member in ("tx_sync_done_cv", "tx_quiesce_done_cv"):
+            if member in wmesg:
+                tx = wchan - layouts.offsetof("tx_state", member)
+                pool = tx - layouts.offsetof("dsl_pool", "dp_tx")
+                word = "synced" if "sync" in member else "opened"
+                return f"a txg to be {word}", try_peek(kernel, "dsl_pool", pool, "dp_spa")
+    except (MemoryFault, LayoutError):
+        pass
+    return f'"{wmesg}"', None
+
+
+def _zio_words(kernel: Kernel, address: int) -> Tuple[str, Optional[int]]:
+    index = zios(kernel)
+    zio = index.at(address)
+    if zio is None:
+        return f"zio {address:#x}, which cannot be read", None
+    below = index.bottom(address)
+    at = sum(1 for each in below if each in index.active)
+    return f"zio {address:#x}: {len(below)} below it, {at} at a device", zio.spa
+
+
+# Whether there is any ZFS
+
+
+class Presence(NamedTuple):
+    """``loaded``: this kernel has ZFS; ``readable``: its structures can be walked."""
+
+    loaded: bool
+    readable: bool
+    why: str
+
+
+@cached(MEMORY)
+def presence(kernel: Kernel) -> Presence:
+    """Whether the kernel has ZFS and wchan can read it, and by what that is known."""
+    known = all(name in kernel.layouts for name in ("spa", "zio", "vdev", "avl_tree"))
+    if spas(kernel):
+        return Presence(True, known, "pools were found")
+    mounted = any(mount.fstype == "zfs" for mount in mounts(kernel))
+    if _module(kernel) is None and kernel.symbol("spa_namespace_avl") is None and not mounted:
+        return Presence(False, known, "no zfs.ko is loaded, none is built in and none is mounted")
+    if not known:
+        return Presence(True, False, "no layouts of its structures are known for this kernel")
+    if kernel.symbol("spa_namespace_avl") is None:
+        return Presence(
+            True, False, "no symbol spa_namespace_avl, and no ZFS mount leads to a pool"
+        )
+    return Presence(True, True, "spa_namespace_avl is empty")

@@ -7,13 +7,39 @@ An element is a node's address less ``list_offset``; an empty list's head points
 
 from __future__ import annotations
 
+import struct
 from typing import Iterator
 
+from plugin.caching import LAYOUT, cached
 from plugin.errors import MemoryFault
 from plugin.kernel.queue import LIMIT
 from plugin.session import Kernel
 
 _POLL = 1024
+
+
+@cached(LAYOUT)
+def _head(kernel: Kernel) -> int:
+    """Bytes of a list_t before its node.
+
+    By the size of a member that is one: the kernel's own types have another ``struct list``,
+    which hides this one where they are read from the kernel file.
+    """
+    layouts = kernel.layouts
+    for member in ("io_child_list", "io_parent_list"):
+        if layouts.has("zio", member):
+            return layouts.resolve("zio", member).size - 2 * kernel.pointer_size
+    return layouts.offsetof("list", "list_head")
+
+
+def ring_of(kernel: Kernel, head: int) -> int:
+    """The address of the node in the ``list_t`` at ``head`` that the ring goes through."""
+    return head + _head(kernel)
+
+
+def list_offset(kernel: Kernel, head: int) -> int:
+    """Where in its elements the node lies; MemoryFault where the head cannot be read."""
+    return kernel.pointer(ring_of(kernel, head) - kernel.pointer_size)
 
 
 def list_t_foreach(
@@ -25,14 +51,12 @@ def list_t_foreach(
     end the walk with a finding.  A wrong ``list_prev`` alone does not.
     """
     what = what or f"list_t at {head:#x}"
-    layouts = kernel.layouts
-    ring = head + layouts.offsetof("list", "list_head")
-    links = layouts.fields("list_node", "list_next", "list_prev")
+    word = kernel.pointer_size
+    ring = ring_of(kernel, head)
+    links = struct.Struct("<QQ" if word == 8 else "<II")
     try:
-        offset = layouts.fields("list", "list_offset").unpack(
-            kernel.read(head, layouts.sizeof("list"))
-        )[0]
-        at, last = links.unpack(kernel.read(ring, links.span))
+        offset = list_offset(kernel, head)
+        at, last = links.unpack(kernel.read(ring, links.size))
     except MemoryFault as fault:
         kernel.warnings.add(what, fault.address, f"list head: {fault.reason}")
         return
@@ -45,7 +69,7 @@ def list_t_foreach(
             return
         seen.add(at)
         try:
-            following, previous = links.unpack(kernel.read(at, links.span))
+            following, previous = links.unpack(kernel.read(at, links.size))
         except MemoryFault as fault:
             kernel.warnings.add(
                 what,

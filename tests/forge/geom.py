@@ -37,6 +37,7 @@ _CLASSES: Dict[str, Tuple[str, str, str]] = {
     "MIRROR": ("g_mirror_class", "g_mirror_start", "g_mirror_done"),
     "STRIPE": ("g_stripe_class", "g_stripe_start", "g_stripe_done"),
     "MD": ("g_md_class", "g_md_start", ""),
+    "ZFS::VDEV": ("zfs_vdev_class", "", ""),
     "ELI": ("g_eli_class", "g_eli_start", "g_eli_write_done"),
 }
 _SLICERS = ("MBR", "BSD", "PART", "LABEL")

@@ -13,7 +13,7 @@ from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.avl import avl_foreach
 from plugin.kernel.geom import Provider, mesh
-from plugin.kernel.list import list_t_foreach
+from plugin.kernel.list import list_t_foreach, ring_of
 from plugin.kernel.zfs.common import enum_name, peek, text_of, try_peek
 from plugin.session import Kernel
 
@@ -49,7 +49,7 @@ class Vdev(NamedTuple):
         """The device's name as zpool status prints it, or the type and number of a group."""
         if self.path:
             return self.path[5:] if self.path.startswith("/dev/") else self.path
-        return self.type if self.type == "root" else f"{self.type or 'vdev'}-{self.id}"
+        return f"{self.type or 'vdev'}-{self.id}" if self.parent else "root"
 
 
 @cached(MEMORY)
@@ -193,6 +193,6 @@ def _class(kernel: Kernel, at: int, what: str) -> Iterator[int]:
     if kernel.is_kernel_address(kernel.pointer(compar)):
         return avl_foreach(kernel, at, what=what, bound=_MOST_ZIOS)
     head = at + layouts.offsetof("vdev_queue_class", "vqc_list")
-    if not any(kernel.read(head, layouts.sizeof("list"))):
+    if not kernel.pointer(ring_of(kernel, head)):
         return iter(())
     return list_t_foreach(kernel, head, what=what, bound=_MOST_ZIOS)

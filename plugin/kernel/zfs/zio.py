@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.list import list_t_foreach
+from plugin.kernel.list import list_offset, list_t_foreach
 from plugin.kernel.zfs.common import age_of, enum_name
 from plugin.session import Kernel
 from plugin.structs import Fields
@@ -151,8 +151,7 @@ def is_zio(kernel: Kernel, zio: Zio) -> bool:
             ("io_parent_list", "zl_parent_node"),
         ):
             head = zio.address + kernel.layouts.offsetof("zio", member)
-            at = head + kernel.layouts.offsetof("list", "list_offset")
-            if kernel.pointer(at) != kernel.layouts.offsetof("zio_link", link):
+            if list_offset(kernel, head) != kernel.layouts.offsetof("zio_link", link):
                 return False
     except (MemoryFault, LayoutError):
         return False

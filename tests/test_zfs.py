@@ -1,0 +1,352 @@
+"""ZFS: from whoever waits to the request at the device, the thread or the pool behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+from test_why_stuck import Answer, check_contract, explain
+
+from plugin.hosts.runner import run_command
+from plugin.opening import open_core
+from tests.forge.machine import Machine, shipped_layouts
+from tests.forge.zfs import Pool, Vdev
+
+#: the illumos era, OpenZFS 2.0, 2.2, 2.4; an INVARIANTS kernel's refcounts are 112 bytes
+KERNELS = [
+    (903000, "amd64", ()),
+    (1004000, "amd64", ()),
+    (1201000, "amd64", ()),
+    (1300139, "amd64", ()),
+    (1402000, "amd64", ()),
+    (1402000, "amd64", ("INVARIANTS", "WITNESS")),
+    (1402000, "arm64", ()),
+    (1402000, "i386", ()),
+    (1500068, "amd64", ()),
+]
+_IDS = [f"{rel}-{arch}{'-debug' if variant else ''}" for rel, arch, variant in KERNELS]
+every_kernel = pytest.mark.parametrize("osreldate, arch, variant", KERNELS, ids=_IDS)
+
+
+class Ground:
+    """A machine with one pool on one disk, da0."""
+
+    def __init__(
+        self, osreldate: int = 1402000, arch: str = "amd64", variant: Any = (), **how: Any
+    ) -> None:
+        if "zio" not in shipped_layouts(osreldate, arch, frozenset(variant)):
+            pytest.skip("structs.yaml has no struct zio")
+        self.m = Machine(osreldate, arch, variant)
+        self.disk = self.m.geom.disk("da", 0, mediasize=1 << 34)
+        self.pool = Pool(self.m, "tank", **how)
+        self.vdev: Vdev = self.pool.disk(self.disk)
+
+    def thread(self, comm: str, *calls: str) -> Any:
+        return self.m.procs.process(comm).thread(calls=calls or ("zfs_read", "kern_read"))
+
+    def leaf(self, kind: str = "READ", **how: Any) -> Any:
+        return self.pool.zio(kind, self.vdev, size=131072, offset=1 << 20, **how)
+
+    def report(self, folder: Path, *words: str) -> Dict[str, Any]:
+        vmcore, kernel = self.m.write(folder)
+        opened = open_core(str(vmcore), str(kernel))
+        printed: List[str] = []
+        run_command("zfs", [*words, "--json"], lambda: opened, printed.append, printed.append)
+        pool: Dict[str, Any]
+        (pool,) = json.loads("".join(printed))["data"]["pools"]
+        return pool
+
+
+def kinds(answer: Answer, tid: int) -> List[str]:
+    return [answer.nodes[id]["kind"] for id in answer.chain_of(tid)["path"]]
+
+
+def only_cause(answer: Answer) -> Dict[str, Any]:
+    check_contract(answer)
+    cause: Dict[str, Any]
+    (cause,) = answer.causes
+    return cause
+
+
+# I/O
+
+
+@every_kernel
+def test_a_reader_waits_for_its_zio_and_that_for_the_disk_that_has_the_bio(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    reader = g.thread("reader")
+    g.pool.tree(g.leaf().at_device(110)).waited_by(reader, 110)
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], cause["certainty"]) == ("device", "proven")
+    assert cause["summary"] == "da0 has not returned 1 read"
+    assert kinds(answer, reader.tid) == ["thread", "zio", "zio", "bio", "provider"]
+
+
+@every_kernel
+def test_a_reader_of_a_block_being_read_waits_for_the_zio_of_that_block(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    g.pool.zio("READ").about(54, 17, 26).over(g.leaf().about(54, 17, 26).at_device())
+    other = g.leaf().about(54, 18, 0).at_device()
+    reader = g.thread("reader")
+    dbuf = g.pool.dbuf(17, 26)
+    g.pool.sleeps(reader, dbuf.at("db_changed"), "db->db_changed")
+    answer = explain(g.m, tmp_path)
+    assert only_cause(answer)["kind"] == "device"
+    assert kinds(answer, reader.tid) == ["thread", "dbuf", "zio", "zio", "bio", "provider"]
+    assert answer.labels(reader.tid)[1] == "dbuf object 17 block 26 of tank"
+    assert f"{int(other):#x}" not in " ".join(answer.labels(reader.tid))
+
+
+@every_kernel
+def test_a_zio_in_the_vdevs_queue_waits_for_those_that_the_disk_has(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    for priority in (0, 3):
+        g.leaf("WRITE", priority=priority).queued()
+    g.leaf("WRITE").at_device()
+    waiting = g.leaf("READ", priority=2).queued()
+    reader = g.thread("reader")
+    g.pool.tree(waiting).waited_by(reader)
+    answer = explain(g.m, tmp_path)
+    assert only_cause(answer)["summary"] == "da0 has not returned 1 write"
+    path = kinds(answer, reader.tid)
+    assert path == ["thread", "zio", "zio", "queue", "zio", "bio", "provider"]
+
+
+def test_a_zio_that_is_nowhere_is_said_to_be_with_its_stage(tmp_path: Path) -> None:
+    g = Ground()
+    reader = g.thread("reader")
+    g.pool.tree(g.pool.zio("READ", g.vdev, size=512)).waited_by(reader)
+    answer = explain(g.m, tmp_path)
+    assert "nowhere to be found" in answer.text
+    assert "no request under way" not in answer.text
+
+
+def test_a_pool_without_any_symbol_of_zfs_is_found_by_its_mount(tmp_path: Path) -> None:
+    g = Ground(symbols=False)
+    g.pool.mounted("/tank")
+    reader = g.thread("reader")
+    g.pool.tree(g.leaf().at_device()).waited_by(reader)
+    assert only_cause(explain(g.m, tmp_path))["kind"] == "device"
+
+
+# Transaction groups
+
+
+@every_kernel
+def test_a_sync_waits_for_the_sync_thread_its_zio_and_the_disk(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    threads = g.pool.threads()
+    g.pool.idle(threads["quiesce"], "quiesce")
+    g.pool.tree(g.leaf("WRITE").at_device()).waited_by(threads["sync"])
+    user = g.thread("sync", "txg_wait_synced", "zfs_sync")
+    g.pool.synced_by(user)
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], cause["certainty"]) == ("device", "proven")
+    assert answer.labels(user.tid)[1] == "txg 103 of pool tank"
+    assert kinds(answer, user.tid)[1:4] == ["txg", "thread", "zio"]
+
+
+@every_kernel
+def test_a_txg_held_open_waits_for_the_thread_that_holds_the_transaction(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    pool = g.pool
+    new = g.m.has("tx_state", "tx_quiescing_txg")
+    pool.txgs(open=105, quiescing=104 if new else 0, synced=103)
+    threads = pool.threads()
+    pool.idle(threads["sync"], "sync")
+    pool.quiesces(threads["quiesce"], 104)
+    holder = g.thread("holder", "example_wait", "zfs_write", "zfs_freebsd_write")
+    pool.transaction(holder, "zfs_write", 104)
+    bystander = g.thread("bystander", "example_wait", "zfs_write", "zfs_freebsd_write")
+    pool.holds(bystander, "zfs_write", pool.dsl_pool)
+    lock = g.m.locks.sx("elsewhere")
+    owner = g.thread("owner", "example", "sys_example")
+    lock.owned_by(owner)
+    lock.slept_on_by(holder)
+    owner.runs_on(0)
+    bystander.sleeps(g.m.take(8), "nanslp", seconds=1, timeout=2.0)
+    user = g.thread("sync", "txg_wait_synced", "zfs_sync")
+    pool.synced_by(user)
+    answer = explain(g.m, tmp_path)
+    cause = answer.cause_of(user.tid)
+    assert cause is not None and cause["kind"] == "running"
+    assert {holder.tid, threads["quiesce"].tid, user.tid} <= set(cause["tids"])
+    assert f"{holder.tid} holder" in answer.labels(user.tid)
+
+
+def test_writers_throttled_by_dirty_data_wait_for_the_sync_thread(tmp_path: Path) -> None:
+    g = Ground()
+    threads = g.pool.threads()
+    g.pool.idle(threads["quiesce"], "quiesce")
+    g.pool.tree(g.leaf("WRITE").at_device()).waited_by(threads["sync"])
+    g.pool.dsl_pool["dp_dirty_total"] = 4 << 30
+    writers = [g.thread("writer", "dmu_tx_wait", "zfs_write") for _ in range(3)]
+    cv = g.pool.dsl_pool.at("dp_spaceavail_cv")
+    for writer in writers:
+        g.pool.sleeps(writer, cv, "dp->dp_spaceavail_cv")
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device"
+    assert {writer.tid for writer in writers} <= set(cause["tids"])
+    assert answer.labels(writers[0].tid)[1] == "dirty data of pool tank"
+
+
+# The log, dmu_sync
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1300139, 1402000, 1500068])
+def test_fsync_waits_for_the_block_of_the_log_and_its_writes(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    lwb = g.pool.log_block(g.pool.tree(g.leaf("WRITE").at_device()))
+    user = g.thread("fsync", "zil_commit", "zfs_fsync")
+    g.pool.commits(user, lwb)
+    answer = explain(g.m, tmp_path)
+    assert only_cause(answer)["kind"] == "device"
+    assert kinds(answer, user.tid)[:3] == ["thread", "lwb", "zio"]
+    assert answer.labels(user.tid)[1].endswith("of tank")
+
+
+def test_a_buffer_that_dmu_sync_writes_waits_for_that_write(tmp_path: Path) -> None:
+    g = Ground()
+    g.pool.zio("WRITE").about(54, 17, 26).over(g.leaf("WRITE").at_device())
+    dbuf = g.pool.dbuf(17, 26, "CACHED")
+    g.pool.in_dmu_sync(dbuf, 103)
+    worker = g.m.procs.kthread("dp_sync_taskq", "zfskern", ("dbuf_sync_leaf",))
+    g.pool.sleeps(worker, dbuf.at("db_changed"), "db->db_changed")
+    answer = explain(g.m, tmp_path)
+    assert only_cause(answer)["kind"] == "device"
+    assert kinds(answer, worker.tid) == ["thread", "dbuf", "zio", "zio", "bio", "provider"]
+
+
+# Locks
+
+
+@every_kernel
+def test_a_range_of_a_file_is_held_by_the_thread_that_has_it_on_its_stack(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    locked = g.pool.locked_range(0, 4096, object=7)
+    holder = g.thread("holder", "zfs_write", "zfs_freebsd_write")
+    g.pool.holds(holder, "zfs_write", locked)
+    g.pool.tree(g.leaf("READ").at_device()).waited_by(holder)
+    user = g.thread("second", "zfs_write", "zfs_freebsd_write")
+    g.pool.waits_for_range(user, locked)
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device" and user.tid in cause["tids"]
+    assert answer.labels(user.tid)[1] == "range of object 7"
+    assert answer.labels(user.tid)[2] == f"{holder.tid} holder"
+
+
+@every_kernel
+def test_a_config_lock_is_held_by_the_writer_it_records(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    lock = g.pool.config_lock(4)
+    holder = g.thread("holder", "vdev_open", "spa_example")
+    lock["scl_writer"] = holder
+    g.pool.tree(g.leaf().at_device()).waited_by(holder)
+    user = g.thread("user", "spa_config_enter", "zio_vdev_io_start")
+    g.pool.sleeps(user, lock.at("scl_cv"), "scl->scl_cv")
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], cause["certainty"]) == ("device", "proven")
+    assert answer.labels(user.tid)[1] == "SCL_ZIO of pool tank"
+
+
+@pytest.mark.parametrize("variant", [(), ("INVARIANTS", "WITNESS")])
+def test_the_config_lock_of_a_pool_is_held_by_the_writer_it_records(
+    variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(variant=variant)
+    lock = g.pool.dsl_pool.sub("dp_config_rwlock")
+    holder = g.thread("holder", "dsl_sync_task_common")
+    lock["rr_writer"] = holder
+    g.pool.tree(g.leaf().at_device()).waited_by(holder)
+    user = g.thread("user", "rrw_enter_read", "dsl_pool_hold")
+    g.pool.sleeps(user, lock.at("rr_cv"), "rrl->rr_cv")
+    answer = explain(g.m, tmp_path)
+    assert only_cause(answer)["certainty"] == "proven"
+    assert answer.labels(user.tid)[1] == "dp_config_rwlock of pool tank"
+
+
+# Pools that do not go on
+
+
+@every_kernel
+def test_what_waits_for_a_suspended_pool_ends_there_and_is_told_what_resumes_it(
+    osreldate: int, arch: str, variant: Any, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch, variant)
+    failed = g.pool.zio("WRITE", size=4096)
+    reader = g.thread("reader")
+    failed.waited_by(reader)
+    g.pool.suspend(failed)
+    sleeper = g.thread("sleeper", "zio_wait", "zfs_example")
+    g.pool.sleeps(sleeper, g.pool.spa.at("spa_suspend_cv"), "spa->spa_suspend_cv")
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "external"
+    assert "pool tank is suspended after I/O failures of da0" in cause["summary"]
+    assert "zpool clear resumes it" in cause["summary"]
+    assert set(cause["tids"]) == {reader.tid, sleeper.tid}
+
+
+# The command
+
+
+def test_zfs_shows_each_request_once_as_zio_and_as_bio(tmp_path: Path) -> None:
+    g = Ground()
+    threads = g.pool.threads()
+    g.pool.idle(threads["quiesce"], "quiesce")
+    g.pool.tree(g.leaf("WRITE").at_device(100)).waited_by(threads["sync"], 100)
+    for _ in range(2):
+        g.leaf().at_device(50)
+    g.leaf("WRITE", priority=3).queued(20)
+    pool = g.report(tmp_path, "tank")
+    assert pool["suspended"] is None and pool["failmode"] == "wait"
+    assert (pool["txg"]["open"], pool["txg"]["syncing"]) == (104, 103)
+    assert pool["txg"]["sync_thread"] == threads["sync"].tid
+    active = [zio for zio in pool["zios"] if zio["active"]]
+    assert len(active) == len({zio["bio"] for zio in active}) == 3 and None not in active
+    assert [round(zio["age"]) for zio in pool["zios"]] == [100, 50, 50, 20]
+    (leaf,) = [vdev for vdev in pool["vdevs"] if vdev["leaf"]]
+    assert (leaf["provider"], leaf["active"]) == ("da0", 3)
+    assert leaf["queued"] == {"ASYNC_WRITE": 1}
+
+
+def test_a_tree_of_pools_with_a_wild_pointer_is_partial_and_loops_nowhere(tmp_path: Path) -> None:
+    g = Ground()
+    reader = g.thread("reader")
+    root = g.pool.tree(g.leaf().at_device()).waited_by(reader)
+    head = root.obj.at("io_child_list") + g.m.locate("list", "list_head").offset
+    g.m.at_the_end(lambda: g.m.write_pointer(head, 0xFFFFF80000000000 | 0x123458))
+    vmcore, kernel = g.m.write(tmp_path)
+    answer = Answer(open_core(str(vmcore), str(kernel)), partial=True)
+    assert "io_child_list" in answer.text
+
+
+def test_a_machine_without_zfs_is_said_to_have_none(tmp_path: Path) -> None:
+    vmcore, kernel = Machine(1402000, "amd64").write(tmp_path)
+    opened = open_core(str(vmcore), str(kernel))
+    printed: List[str] = []
+    assert run_command("zfs", [], lambda: opened, printed.append, printed.append) == 0
+    assert "This kernel has no ZFS" in "".join(printed)
