@@ -259,6 +259,7 @@ TABLES: Tuple[TableRule, ...] = (
     TableRule("zio_suspend_reason", "enum", "spa.spa_suspended", r"ZIO_SUSPEND_\w+"),
     TableRule("pool_state", "enum", "spa.spa_state", r"POOL_STATE_\w+"),
     TableRule("vdev_state", "enum", "vdev.vdev_state vdev.vdev_prevstate", r"VDEV_STATE_\w+"),
+    TableRule("vdev_aux", "enum", "vdev_stat.vs_aux", r"VDEV_AUX_\w+"),
     TableRule(
         "db_state",
         "enum",

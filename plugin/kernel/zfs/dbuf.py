@@ -54,7 +54,7 @@ def dbuf_at(kernel: Kernel, address: int) -> Dbuf:
     number = try_peek(kernel, "dsl_dataset", dataset, "ds_object", 0) if dataset else 0
     return Dbuf(
         address,
-        enum_name(kernel, "dbuf_states", "DB_", member("db_state")),
+        enum_name(kernel, "db_state", "DB_", member("db_state")),
         Bookmark(number, member("db.db_object"), member("db_level"), member("db_blkid")),
         dataset_name(kernel, dataset) if dataset else "the pool's own objects",
         _syncing(kernel, address),

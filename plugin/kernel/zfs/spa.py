@@ -76,7 +76,7 @@ def _reason(kernel: Kernel, value: int) -> str:
     # A boolean before 13.0, where only failed I/O suspended a pool.
     if kernel.layouts.resolve("spa", "spa_suspended").size == 1:
         return "I/O"
-    return enum_name(kernel, "zio_suspend", "ZIO_SUSPEND_", value)
+    return enum_name(kernel, "zio_suspend_reason", "ZIO_SUSPEND_", value)
 
 
 def is_spa(kernel: Kernel, address: int) -> bool:
