@@ -1,0 +1,99 @@
+"""Open files, pipes, local sockets, advisory locks: what ties processes to each other.
+
+Mirrors sys/sys/filedesc.h, kern/sys_pipe.c, kern/uipc_usrreq.c and kern/kern_lockf.c, 9.x to
+15.x.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from tests.forge.builder import Obj
+from tests.forge.machine import Machine
+from tests.forge.procs import Process, Thread
+
+_F_RDLCK, _F_WRLCK = 1, 3
+
+
+class Files:
+    """The tables of open files of a machine's processes."""
+
+    #: descriptors there is room for in each
+    ROOM = 16
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        #: by process: where its table begins, how far apart descriptors lie, how many are used
+        self._tables: Dict[int, List[int]] = {}
+
+    def open(self, process: Process, data: Any) -> Obj:
+        """A struct file of the process's whose f_data is ``data``."""
+        made = self.machine.new("file", f_data=data, f_count=1)
+        return self.share(process, made)
+
+    def share(self, process: Process, file: Obj) -> Obj:
+        """The same struct file in another process's table, as fork(2) leaves it."""
+        known = self._tables.get(process.obj.address)
+        if known is None:
+            known = self._tables[process.obj.address] = self._table(process)
+        base, stride, used = known
+        self.machine.write_pointer(base + used * stride, file)
+        known[2] += 1
+        return file
+
+    def _table(self, process: Process) -> List[int]:
+        m = self.machine
+        table = m.new("filedesc")
+        process.obj["p_fd"] = table
+        if table.has("fd_files"):
+            stride = m.sizeof("filedescent")
+            first = m.locate("fdescenttbl", "fdt_ofiles").offset
+            held = m.take(first + stride * self.ROOM)
+            m.write_int(held + m.locate("fdescenttbl", "fdt_nfiles").offset, self.ROOM)
+            table["fd_files"] = held
+            return [held + first, stride, 0]
+        whole = m.layouts.resolve("filedesc", "fd_ofiles").points_to == "filedescent"
+        stride = m.sizeof("filedescent") if whole else m.pointer_size
+        base = m.take(stride * self.ROOM)
+        table.set(fd_ofiles=base, fd_nfiles=self.ROOM)
+        return [base, stride, 0]
+
+
+def pipe(machine: Machine) -> Tuple[Obj, Obj]:
+    """The two ends of a pipe, each the other's peer."""
+    one, other = machine.new("pipe"), machine.new("pipe")
+    one["pipe_peer"], other["pipe_peer"] = other, one
+    return one, other
+
+
+def socketpair(machine: Machine) -> Tuple[Obj, Obj]:
+    """Two connected local sockets."""
+    m = machine
+    sockets = m.new("socket"), m.new("socket")
+    pcbs = m.new("unpcb"), m.new("unpcb")
+    for number in (0, 1):
+        sockets[number]["so_pcb"] = pcbs[number]
+        pcbs[number].set(unp_socket=sockets[number], unp_conn=pcbs[1 - number])
+    return sockets
+
+
+def receive_channel(socket: Obj) -> int:
+    """What sbwait() on a socket's receive buffer sleeps on."""
+    return socket.at("so_rcv.sb_acc" if socket.has("so_rcv.sb_acc") else "so_rcv.sb_cc")
+
+
+def file_lock(
+    machine: Machine, vnode: Any, waiter: Thread, *, pid: int = -1, file: Any = 0, sysid: int = 0
+) -> Obj:
+    """A write lock in the way of ``waiter``'s, which sleeps on its own entry for it."""
+    m = machine
+    owner = m.new("lock_owner", lo_pid=pid & 0xFFFFFFFF, lo_id=file, lo_sysid=sysid)
+    holds = m.new("lockf_entry", lf_type=_F_WRLCK, lf_owner=owner, lf_vnode=vnode)
+    own = m.new("lock_owner", lo_pid=waiter.process.pid)
+    waits = m.new("lockf_entry", lf_type=_F_RDLCK, lf_owner=own, lf_vnode=vnode)
+    edge = m.new("lockf_edge", le_from=waits, le_to=holds)
+    m.list(waits.at("lf_outedges"), "le_outlink", [edge])
+    m.list(holds.at("lf_inedges"), "le_inlink", [edge])
+    waiter.call("lf_advlockasync", "kern_fcntl")
+    waiter.sleeps(waits, "lockf", seconds=200, interruptible=True)
+    return holds
