@@ -9,7 +9,7 @@ import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
 from tests.forge.bufs import BIO_READ
-from tests.forge.files import Files, file_lock, pipe, receive_channel, socketpair
+from tests.forge.files import Files, connection, file_lock, pipe, receive_channel, socketpair
 from tests.forge.machine import Machine
 
 VERSIONS = [(903000, "amd64"), (1201000, "amd64"), (1402000, "arm64"), (1500068, "amd64")]
@@ -111,6 +111,57 @@ def test_a_client_of_a_local_socket_is_as_stuck_as_its_server(
     d.files.open(server.process, peer)
     client.sleeps(receive_channel(own), "sbwait", seconds=100, interruptible=True)
     d.device(tmp_path, client.tid, server.tid)
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_a_client_of_a_tcp_socket_of_this_machine_is_as_stuck_as_its_server(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    d = Disk(osreldate, arch)
+    client, server = thread(d.m, "psql"), thread(d.m, "postgres")
+    d.reads(server)
+    own, peer = connection(d.m, 5432)
+    d.files.open(client.process, own)
+    d.files.open(server.process, peer)
+    client.sleeps(receive_channel(own), "sbwait", seconds=100, interruptible=True)
+    answer = d.device(tmp_path, client.tid, server.tid)
+    assert "192.0.2.1:40000 - 192.0.2.1:5432" in answer.labels(client.tid)[1]
+
+
+def test_a_client_of_another_machine_is_benign_and_its_peer_is_named(tmp_path: Path) -> None:
+    d = Disk()
+    client = thread(d.m, "ssh")
+    own, _ = connection(d.m, 22)
+    d.files.open(client.process, own)
+    client.sleeps(receive_channel(own), "sbwait", seconds=100, interruptible=True)
+    answer = explain(d.m, tmp_path)
+    assert answer.data["threads"]["stuck"] == 0
+    assert "192.0.2.1:22" in answer.run(str(client.tid))
+
+
+def test_a_writer_of_15_sleeps_on_its_peers_buffer(tmp_path: Path) -> None:
+    d = Disk(1500068)
+    writer, server = thread(d.m, "logger"), thread(d.m, "syslogd")
+    d.reads(server)
+    own, peer = socketpair(d.m)
+    d.files.open(writer.process, own)
+    d.files.open(server.process, peer)
+    writer.sleeps(receive_channel(peer), "sbwait", seconds=100, interruptible=True)
+    d.device(tmp_path, writer.tid, server.tid)
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1402000])
+def test_a_reader_of_a_fifo_is_as_stuck_as_who_else_has_it_open(
+    osreldate: int, tmp_path: Path
+) -> None:
+    d = Disk(osreldate)
+    reader, writer = thread(d.m, "reader"), thread(d.m, "writer")
+    d.reads(writer)
+    read_end, _ = pipe(d.m)
+    for user in (reader, writer):
+        d.files.open(user.process, read_end)
+    reader.sleeps(read_end, "piperd", seconds=100, interruptible=True)
+    d.device(tmp_path, reader.tid, writer.tid)
 
 
 def test_two_processes_that_only_wait_for_each_other_are_not_stuck(tmp_path: Path) -> None:

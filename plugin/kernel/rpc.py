@@ -13,6 +13,7 @@ from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault, WchanError
 from plugin.kernel.mount import Mount, mounts
 from plugin.kernel.queue import tailq_foreach
+from plugin.kernel.socket import endpoints
 from plugin.session import Kernel
 
 NFS = ("nfs", "newnfs", "oldnfs")
@@ -240,18 +241,6 @@ def server_of_lock(kernel: Kernel, address: int) -> Optional[Tuple[int, int]]:
 
 
 def is_own(kernel: Kernel, socket: int) -> bool:
-    """True where both ends of a struct socket * have one address: the peer is this machine.
-
-    The two ports, the foreign and the local address follow each other in struct in_endpoints
-    (netinet/in_pcb.h), which is the last part of inp_inc's first 40 bytes in every version.
-    """
-    layouts = kernel.layouts
-    if not socket or not layouts.has("inpcb", "inp_inc"):
-        return False
-    try:
-        pcb = kernel.pointer(socket + layouts.offsetof("socket", "so_pcb"))
-        raw = kernel.read(pcb + layouts.offsetof("inpcb", "inp_inc"), 40) if pcb else b""
-    except (MemoryFault, LayoutError):
-        return False
-    foreign, local = raw[8:24], raw[24:40]
-    return foreign == local and any(foreign)
+    """True where both ends of a struct socket * have one address: the peer is this machine."""
+    ends = endpoints(kernel, socket) if socket else None
+    return ends is not None and ends.local == ends.foreign

@@ -6,6 +6,7 @@ Mirrors sys/sys/filedesc.h, kern/sys_pipe.c, kern/uipc_usrreq.c and kern/kern_lo
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any, Dict, List, Tuple
 
 from tests.forge.builder import Obj
@@ -13,6 +14,7 @@ from tests.forge.machine import Machine
 from tests.forge.procs import Process, Thread
 
 _F_RDLCK, _F_WRLCK = 1, 3
+_DTYPE_SOCKET = 2
 
 
 class Files:
@@ -29,6 +31,8 @@ class Files:
     def open(self, process: Process, data: Any) -> Obj:
         """A struct file of the process's whose f_data is ``data``."""
         made = self.machine.new("file", f_data=data, f_count=1)
+        if getattr(data, "struct", "") == "socket":
+            made["f_type"] = _DTYPE_SOCKET
         return self.share(process, made)
 
     def share(self, process: Process, file: Obj) -> Obj:
@@ -74,6 +78,21 @@ def socketpair(machine: Machine) -> Tuple[Obj, Obj]:
     for number in (0, 1):
         sockets[number]["so_pcb"] = pcbs[number]
         pcbs[number].set(unp_socket=sockets[number], unp_conn=pcbs[1 - number])
+    return sockets
+
+
+def connection(machine: Machine, port: int = 2049) -> Tuple[Obj, Obj]:
+    """Two internet sockets of this machine, connected to each other over its own address."""
+    m = machine
+    sockets = m.new("socket"), m.new("socket")
+    address = bytes(12) + ipaddress.IPv4Address("192.0.2.1").packed
+    ports = (40000).to_bytes(2, "big"), port.to_bytes(2, "big")
+    for number, socket in enumerate(sockets):
+        pcb = m.new("inpcb", inp_socket=socket)
+        socket["so_pcb"] = pcb
+        # struct in_endpoints: foreign and local port, foreign and local address.
+        ends = ports[1 - number] + ports[number] + address * 2
+        m.space.write(pcb.at("inp_inc") + 4, ends)
     return sockets
 
 

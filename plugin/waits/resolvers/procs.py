@@ -12,6 +12,7 @@ from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.file import by_data
 from plugin.kernel.proc import Thread, processes, threads
+from plugin.kernel.socket import Endpoints, endpoints, inet_peer, unix_peer
 from plugin.kernel.umtx import blocked_on
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
@@ -136,7 +137,7 @@ def children(case: Case) -> Optional[Verdict]:
 
 @resolver("pipe")
 def pipe(case: Case) -> Optional[Verdict]:
-    """The process that has the other end of a pipe open."""
+    """The process that has the other end of a pipe open; of a FIFO whoever else has it open."""
     layouts = case.kernel.layouts
     if "pipe" not in layouts:
         return None
@@ -144,13 +145,16 @@ def pipe(case: Case) -> Optional[Verdict]:
         peer = case.kernel.pointer(case.address + layouts.offsetof("pipe", "pipe_peer"))
     except (MemoryFault, LayoutError):
         return None
-    return _peers_of(case, peer, f"pipe {case.address:#x}", f"has the other end {peer:#x} open")
+    what = f"pipe {case.address:#x}"
+    # Both ends of a FIFO are one struct file's f_data: the pipe itself.
+    data = peer if by_data(case.kernel).get(peer) else case.address
+    return _peers_of(case, data, what, f"has the other end {data:#x} open")
 
 
 @resolver("socket")
 def socket(case: Case) -> Optional[Verdict]:
-    """A local socket's peer; what comes over a network comes from outside."""
-    layouts = case.kernel.layouts
+    """A socket's peer: the process that has it open, where it is on this machine."""
+    kernel, layouts = case.kernel, case.kernel.layouts
     if "socket" not in layouts or "unpcb" not in layouts:
         return None
     for path in ("so_rcv.sb_acc", "so_snd.sb_acc", "so_rcv.sb_cc", "so_snd.sb_cc", "so_timeo"):
@@ -158,36 +162,42 @@ def socket(case: Case) -> Optional[Verdict]:
             continue
         address = case.channel.container("socket", path)
         try:
-            peer = _unix_peer(case.kernel, address)
+            peer = unix_peer(kernel, address)
         except MemoryFault:
             continue
         if peer:
+            if _has_open(case, peer) and not _has_open(case, address):
+                # From 15.0 on a writer sleeps on the buffer of the socket it writes to.
+                address, peer = peer, address
             what = f"local socket {address:#x}"
             return _peers_of(case, peer, what, f"has its peer {peer:#x} open")
+        ends = endpoints(kernel, address)
+        if ends is not None:
+            return _internet(case, ends)
     return None
 
 
-def _unix_peer(kernel: Kernel, socket: int) -> int:
-    """The socket that a connected local socket talks to; 0 where it is none."""
-    pcb = kernel.pointer(socket + kernel.layouts.offsetof("socket", "so_pcb"))
-    if not pcb:
-        return 0
-    own = kernel.pointer(pcb + kernel.layouts.offsetof("unpcb", "unp_socket"))
-    if own != socket:
-        return 0
-    connected = kernel.pointer(pcb + kernel.layouts.offsetof("unpcb", "unp_conn"))
-    if not connected:
-        return 0
-    return kernel.pointer(connected + kernel.layouts.offsetof("unpcb", "unp_socket"))
+def _has_open(case: Case, data: int) -> bool:
+    return any(each.proc == case.thread.proc for each in by_data(case.kernel).get(data, ()))
+
+
+def _internet(case: Case, ends: Endpoints) -> Verdict:
+    peer = inet_peer(case.kernel, ends)
+    if peer:
+        return _peers_of(case, peer, f"socket {ends}", f"has its peer {peer:#x} open")
+    node = case.waits_for(
+        case.channel_node(f'"{case.thread.wmesg}" on socket {ends}'), Certainty.PROVEN, case.said()
+    )
+    node.end = node.end or End(CauseKind.EXTERNAL, f"waits for {ends.peer}", case.said())
+    return Verdict(Status.BENIGN, f"waits for {ends.peer}", case.row)
 
 
 def _peers_of(case: Case, data: int, what: str, evidence: str) -> Verdict:
-    builder = case.builder
     node = case.waits_for(
         case.channel_node(f'"{case.thread.wmesg}" on {what}'), Certainty.PROVEN, case.said()
     )
     procs = {each.proc for each in by_data(case.kernel).get(data, ())} - {case.thread.proc}
-    threads = [thread for proc in procs for thread in threads_by_proc(builder.kernel).get(proc, [])]
+    threads = [thread for proc in procs for thread in threads_by_proc(case.kernel).get(proc, [])]
     if not threads:
         node.end = node.end or End(
             CauseKind.EXTERNAL, f"{what}: no other process has its other end open", case.said()
