@@ -221,7 +221,7 @@ def _is_cv(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[boo
     if sleep is not None and sleep.type is not None:
         return sleep.type == "condvar"
     try:
-        same = sleep is not None and kernel.pointer(address) == sleep.wmesg
+        same = sleep is not None and sleep.wmesg != 0 and kernel.pointer(address) == sleep.wmesg
     except MemoryFault:
         return None
     return True if same else None

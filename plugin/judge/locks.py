@@ -121,7 +121,9 @@ def _sleep_lock(kernel: Kernel, thread: Thread, sleep: Sleep) -> Optional[Lock]:
     found = lock_object(kernel, address)
     if found is None:
         return None
-    if found.klass == locks.LOCKMGR or (found.klass == locks.SX and found.name == thread.wmesg):
+    if found.klass == locks.LOCKMGR or (
+        found.klass == locks.SX and found.name and found.name == thread.wmesg
+    ):
         return locks.decode(kernel, found)
     return None
 
@@ -132,6 +134,8 @@ def _old_sleep_lock(kernel: Kernel, address: int, sleep: Sleep) -> Optional[Lock
     Neither says so by itself: the lock's own name or wait message must be the
     very string the thread sleeps with.
     """
+    if not sleep.wmesg:
+        return None
     layouts = kernel.layouts
     for member in ("sx_shrd_cv", "sx_excl_cv"):
         found = lock_object(kernel, address - layouts.offsetof("sx", member))

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel import census
 from plugin.kernel.lock_object import LockObject, lock_object
 from plugin.kernel.queue import list_foreach, tailq_foreach
 from plugin.session import Kernel
@@ -20,7 +21,8 @@ PRS_NEW, PRS_NORMAL, PRS_ZOMBIE = range(3)
 
 
 class Proc(NamedTuple):
-    """One process; ``state`` is p_state, ``flag`` p_flag, ``parent`` p_pptr."""
+    """One process; ``state`` is p_state, ``flag`` p_flag, ``parent`` p_pptr,
+    ``numthreads`` what it counts of its own threads."""
 
     address: int
     pid: int
@@ -28,6 +30,7 @@ class Proc(NamedTuple):
     state: int
     flag: int
     parent: int
+    numthreads: int
 
 
 class Thread(NamedTuple):
@@ -77,62 +80,90 @@ class Thread(NamedTuple):
         return self.state in ("sleeping", "locked")
 
 
-def processes(kernel: Kernel) -> Iterator[Proc]:
+_PROC = ("p_pid", "p_comm", "p_state", "p_flag", "p_pptr", "p_numthreads")
+#: p_flag, the same in every version (sys/sys/proc.h)
+_P_WEXIT = 0x2000
+#: processes that nprocs may be ahead of what exists: fork1() counts before it makes one
+_IN_THE_MAKING = 16
+
+
+@cached(MEMORY)
+def processes(kernel: Kernel) -> List[Proc]:
     """Every process: allproc, then zombies (zombproc to 12.x, the pid hash from 13.0).
 
-    In 13.0 and later a zombie is on no list of its own, only in pidhashtbl
-    (sys/kern/kern_exit.c).
+    In 13.0 and later a zombie is on no list of its own, only in pidhashtbl, and so is a
+    process on its way out (sys/kern/kern_exit.c).  Where the lists are damaged, or nprocs
+    says that there are more, those of the pid hash and of the process tree are added; what
+    only they know of is a finding.
     """
-    paths = ["p_pid", "p_comm", "p_state", "p_flag", "p_pptr"]
-    seen = set()
-    for head in ("allproc", "zombproc"):
-        symbol = kernel.symbol(head)
-        if symbol is None:
-            if head == "allproc":
-                kernel.address_of(head)
+    found: Dict[int, Proc] = {}
+    with kernel.noting() as trouble:
+        for head in ("allproc", "zombproc"):
+            symbol = kernel.symbol(head)
+            if symbol is None:
+                if head == "allproc":
+                    kernel.address_of(head)
+                continue
+            for address, values in list_foreach(
+                kernel, symbol.address, "proc", "p_list", _PROC, what=head
+            ):
+                if address not in found:
+                    found[address] = _proc(address, values)
+    try:
+        number = kernel.global_value("nprocs") if kernel.has_symbol("nprocs") else None
+    except MemoryFault as fault:
+        kernel.warnings.add("nprocs", fault.address, fault.reason)
+        number = None
+    if not trouble.partial and number == len(found):
+        return list(found.values())
+    lost = _second_way(kernel, found)
+    if lost:
+        pids = ", ".join(str(proc.pid) for proc in lost[:8])
+        more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
+        kernel.warnings.add(
+            "allproc",
+            lost[0].address,
+            f"is cut short: pid {pids}{more} found by the pid hash or the process tree alone",
+        )
+    if number is not None and number != len(found):
+        kernel.warnings.add(
+            "nprocs",
+            kernel.address_of("nprocs"),
+            f"is {number}, {len(found)} processes found",
+            partial=not 0 < number - len(found) <= _IN_THE_MAKING,
+        )
+    return list(found.values())
+
+
+def _second_way(kernel: Kernel, found: Dict[int, Proc]) -> List[Proc]:
+    """Adds what pid hash and process tree know to ``found``; returns what a list should have."""
+    fields = kernel.layouts.fields("proc", *_PROC)
+    without_list = not kernel.has_symbol("zombproc")
+    lost: List[Proc] = []
+    for address in [*census.pid_hash(kernel), *census.tree(kernel, list(found))]:
+        if address in found:
             continue
-        for address, values in list_foreach(
-            kernel, symbol.address, "proc", "p_list", paths, what=head
-        ):
-            seen.add(address)
-            yield _proc(address, values)
-    if not kernel.has_symbol("zombproc") and kernel.has_symbol("pidhashtbl"):
-        for address in _pid_hash(kernel):
-            if address not in seen:
-                try:
-                    values = kernel.layouts.fields("proc", *paths).unpack(
-                        kernel.read(address, kernel.layouts.fields("proc", *paths).span)
-                    )
-                except MemoryFault as fault:
-                    kernel.warnings.add("pid hash", fault.address, fault.reason)
-                    continue
-                if values[2] == PRS_ZOMBIE:
-                    yield _proc(address, values)
+        try:
+            proc = _proc(address, fields.unpack(kernel.read(address, fields.span)))
+        except MemoryFault as fault:
+            kernel.warnings.add("process", fault.address, f"proc {address:#x}: {fault.reason}")
+            continue
+        if proc.state > PRS_ZOMBIE or not (proc.pid or proc.parent or proc.numthreads):
+            kernel.warnings.add("process", address, "is no struct proc any more")
+            continue
+        found[address] = proc
+        if not (without_list and (proc.state == PRS_ZOMBIE or proc.flag & _P_WEXIT)):
+            lost.append(proc)
+    return lost
 
 
 def _proc(address: int, values: Tuple[Any, ...]) -> Proc:
-    pid, comm, state, flag, parent = values
-    return Proc(address, pid, _name(comm), state, flag, parent)
+    pid, comm, state, flag, parent, numthreads = values
+    return Proc(address, pid, _name(comm), state, flag, parent, numthreads)
 
 
 def _name(raw: Any) -> str:
     return bytes(raw).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-
-
-def _pid_hash(kernel: Kernel) -> Iterator[int]:
-    try:
-        table = kernel.global_value("pidhashtbl")
-        mask = kernel.global_value("pidhash")
-        heads = kernel.read(table, (mask + 1) * kernel.pointer_size) if mask < 1 << 20 else b""
-    except MemoryFault as fault:
-        kernel.warnings.add("pid hash", fault.address, fault.reason)
-        return
-    for at in range(0, len(heads), kernel.pointer_size):
-        if any(heads[at : at + kernel.pointer_size]):
-            for address, _ in list_foreach(
-                kernel, table + at, "proc", "p_hash", what="pid hash chain"
-            ):
-                yield address
 
 
 @cached(MEMORY)
@@ -179,6 +210,7 @@ _THREAD = (
     "td_pcb",
     "td_kstack",
     "td_kstack_pages",
+    "td_proc",
 )
 
 
@@ -217,20 +249,12 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
             ("IWAIT", 16),
         )
     }
-    strings: Dict[int, str] = {}
+    strings: Dict[int, Optional[str]] = {}
     seen: Set[int] = set()
     locks: Dict[int, Optional[LockObject]] = {}
     lockobj_offset = _lockobj_offset(kernel)
-    p_threads = layouts.offsetof("proc", "p_threads")
     for proc in processes(kernel):
-        for address, values in tailq_foreach(
-            kernel,
-            proc.address + p_threads,
-            "thread",
-            "td_plist",
-            paths,
-            what=f"threads of pid {proc.pid}",
-        ):
+        for address, values in _of_proc(kernel, proc, paths):
             (
                 tid,
                 td_state,
@@ -246,14 +270,15 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                 pcb,
                 kstack,
                 pages,
-            ) = values[:14]
+                _,
+            ) = values[:15]
             if address in seen:
                 kernel.warnings.add(
                     f"threads of pid {proc.pid}", address, "is on another process's list already"
                 )
-                break
+                continue
             seen.add(address)
-            extra = dict(zip(optional, values[14:]))
+            extra = dict(zip(optional, values[15:]))
             state = _state(proc, td_state, inhibitors, tdi)
             wmesg: Optional[str] = None
             channel: Optional[int] = None
@@ -266,13 +291,20 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                     if lock_address not in locks:
                         locks[lock_address] = lock_object(kernel, lock_address)
                     lock = locks[lock_address]
-                name = _string(kernel, lockname, strings)
+                name = _string(kernel, lockname, strings) or ""
                 if lock is None:
+                    kernel.warnings.add(f"thread {tid}", lock_address, "the lock it waits for")
                     lock = LockObject(lock_address, name, "unknown", 0)
                 wmesg, channel = "*" + (name or lock.name), blocked or None
                 since = extra.get("td_blktick")
             elif inhibitors & tdi["SLEEPING"] or (wchan and state == "swapped"):
                 wmesg, channel = _string(kernel, wmesg_at, strings), wchan or None
+                if not wmesg:
+                    # None: unknown is no message, and is equal to none.
+                    wmesg = None
+                    kernel.warnings.add(
+                        f"thread {tid}", wmesg_at or address, "its wait message cannot be read"
+                    )
                 since = extra.get("td_slptick")
             if since and now:
                 age = ((now.ticks - since) & 0xFFFFFFFF) / now.hz
@@ -303,6 +335,46 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
             )
 
 
+def _of_proc(kernel: Kernel, proc: Proc, paths: List[str]) -> Iterator[Tuple[int, Tuple[Any, ...]]]:
+    """The threads on p_threads, then those that only tidhashtbl has, where it is not whole."""
+    head = proc.address + kernel.layouts.offsetof("proc", "p_threads")
+    what = f"threads of pid {proc.pid}"
+    owner = paths.index("td_proc")
+    found: Set[int] = set()
+    with kernel.noting() as trouble:
+        walked = list(tailq_foreach(kernel, head, "thread", "td_plist", paths, what=what))
+        for address, values in walked:
+            if values[owner] != proc.address:
+                kernel.warnings.add(
+                    what, address, f"is no thread of it: td_proc is {values[owner]:#x}"
+                )
+    for address, values in walked:
+        if values[owner] == proc.address:
+            found.add(address)
+            yield address, values
+    if not trouble.partial and (len(found) == proc.numthreads or proc.state == PRS_NEW):
+        return
+    fields = kernel.layouts.fields("thread", *paths)
+    lost = []
+    for address in census.tid_hash(kernel).get(proc.address, ()):
+        if address not in found:
+            try:
+                values = fields.unpack(kernel.read(address, fields.span))
+            except MemoryFault as fault:
+                kernel.warnings.add(what, fault.address, f"thread {address:#x}: {fault.reason}")
+                continue
+            found.add(address)
+            lost.append(address)
+            yield address, values
+    if lost:
+        number = f"{len(lost)} more" if len(lost) > 1 else "one more"
+        kernel.warnings.add(what, lost[0], f"the list is cut short: tidhashtbl has {number}")
+    if len(found) != proc.numthreads:
+        kernel.warnings.add(
+            what, proc.address, f"p_numthreads is {proc.numthreads}, {len(found)} found"
+        )
+
+
 def _state(proc: Proc, td_state: int, inhibitors: int, tdi: Dict[str, int]) -> str:
     if proc.state == PRS_ZOMBIE:
         return "zombie"
@@ -323,9 +395,13 @@ def _state(proc: Proc, td_state: int, inhibitors: int, tdi: Dict[str, int]) -> s
     return "inactive"
 
 
-def _string(kernel: Kernel, address: int, known: Dict[int, str]) -> str:
+def _string(kernel: Kernel, address: int, known: Dict[int, Optional[str]]) -> Optional[str]:
+    """The text at ``address``, None where there is none to be read."""
     if address not in known:
-        known[address] = kernel.try_cstring(address, limit=64)
+        try:
+            known[address] = kernel.cstring(address, 64) if address else None
+        except MemoryFault:
+            known[address] = None
     return known[address]
 
 

@@ -1,0 +1,173 @@
+"""Damage is seen: what a broken list hid is found by a second way, and never without a word."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Set
+
+import pytest
+from answers import opened
+
+from plugin.catalogue import shipped
+from plugin.kernel.proc import Thread, processes, threads
+from plugin.opening import open_core
+from plugin.session import Kernel
+from plugin.waits.analysis import Analysis, analyse
+from tests.damage import PAGE, damaged
+from tests.forge.machine import Machine
+from tests.forge.scenarios import deadlocks
+from tests.forge.scenarios.storage_deadlock import storage_deadlock
+
+SEEDS = range(20)
+FORGED: Dict[str, Callable[[], Machine]] = {
+    "a deadlock of sx locks, 14.2": lambda: deadlocks.abba("sx", "sx"),
+    "a deadlock, 9.3": lambda: deadlocks.abba("sx", "sx", osreldate=903000),
+    "a deadlock, 15.0": lambda: deadlocks.abba("sx", "sx", osreldate=1500068),
+    "the storage deadlock, 7.0": storage_deadlock,
+}
+
+
+@pytest.fixture(scope="module", params=sorted(FORGED))
+def forged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    vmcore, kernel = FORGED[request.param]().write(tmp_path_factory.mktemp("forged"))
+    return open_core(str(vmcore), str(kernel))
+
+
+def pointer(kernel: Kernel, value: int = 0) -> bytes:
+    return value.to_bytes(kernel.pointer_size, "little")
+
+
+def plain(every: List[Thread]) -> Dict[int, Thread]:
+    return {thread.address: thread for thread in every}
+
+
+def links(kernel: Kernel) -> List[int]:
+    """Where allproc and the p_list of each process on it keep their forward pointers."""
+    offset = kernel.layouts.offsetof("proc", "p_list.le_next")
+    living = [proc.address for proc in processes(kernel) if proc.state != 2]
+    return [kernel.address_of("allproc"), *(address + offset for address in living)]
+
+
+def cut_lists(kernel: Kernel) -> Iterator[Kernel]:
+    places = [at for at in links(kernel) if kernel.pointer(at)]
+    for seed in SEEDS:
+        at = (
+            places[seed % len(places)] if seed < len(places) else random.Random(seed).choice(places)
+        )
+        yield damaged(kernel, words={at: pointer(kernel)})
+
+
+def check_cut_lists(kernel: Kernel) -> None:
+    kernel.start_command()
+    before = plain(threads(kernel))
+    assert not kernel.warnings.partial, list(kernel.warnings)
+    for broken in cut_lists(kernel):
+        assert plain(threads(broken)) == before
+        assert broken.warnings.partial
+        assert any("cut short" in finding.detail for finding in broken.warnings)
+
+
+def check_zeroed_pages(kernel: Kernel) -> None:
+    kernel.start_command()
+    before = plain(threads(kernel))
+    size = kernel.layouts.sizeof("thread")
+    pages = sorted({address // PAGE * PAGE for address in before})
+    for seed in SEEDS:
+        page = random.Random(seed).choice(pages)
+        broken = damaged(kernel, zeroed=[page])
+        after = plain(threads(broken))
+        assert broken.warnings.partial, hex(page)
+        for address, thread in before.items():
+            untouched = address + size <= page or address >= page + PAGE
+            beside = {page // PAGE} & pages_of(kernel, thread)
+            if untouched and not beside and recoverable(kernel, thread):
+                assert after.get(address) == thread, (hex(page), thread)
+
+
+def pages_of(kernel: Kernel, thread: Thread) -> Set[int]:
+    """Pages that a thread's line is read from beside its own: its process, its name."""
+    size = kernel.layouts.sizeof("proc")
+    found = {thread.proc // PAGE, (thread.proc + size - 1) // PAGE}
+    if thread.lock is not None:
+        found |= {thread.lock.address // PAGE, (thread.lock.address + 63) // PAGE}
+    found.add((thread.blocked or thread.address) // PAGE)
+    return found
+
+
+def recoverable(kernel: Kernel, thread: Thread) -> bool:
+    """Before 9.0 there is no second way to a thread behind a damaged one of its process."""
+    return kernel.has_symbol("tidhashtbl")
+
+
+def check_lost_pages(kernel: Kernel) -> None:
+    """1 % of all pages removed: a report that calls itself whole is the undamaged one."""
+    kernel.start_command()
+    catalogue = shipped()
+    before = verdict(analyse(kernel, catalogue))
+    everyone = plain(threads(kernel))
+    for seed in SEEDS:
+        broken = damaged(kernel, lost=0.01, seed=seed)
+        found = analyse(broken, catalogue)
+        if not broken.warnings.partial:
+            assert verdict(found) == before, seed
+            assert plain(threads(broken)) == everyone, seed
+
+
+def verdict(found: Analysis) -> List[Any]:
+    return sorted((str(cause.kind), cause.summary) for cause in found.causes)
+
+
+def test_a_zero_word_in_allproc_hides_no_process(forged: Kernel) -> None:
+    check_cut_lists(forged)
+
+
+def test_a_zeroed_page_of_threads_is_said_and_the_others_are_as_before(forged: Kernel) -> None:
+    check_zeroed_pages(forged)
+
+
+def test_with_pages_missing_a_report_that_calls_itself_whole_is_whole(forged: Kernel) -> None:
+    check_lost_pages(forged)
+
+
+def test_real_machines_with_a_zero_word_in_allproc_are_reported_as_before(real_dump: Any) -> None:
+    check_cut_lists(opened(real_dump))
+
+
+def test_real_machines_with_a_zeroed_page_of_threads_say_so(real_dump: Any) -> None:
+    check_zeroed_pages(opened(real_dump))
+
+
+def test_real_machines_with_pages_missing_never_call_a_changed_report_whole(
+    real_dump: Any,
+) -> None:
+    check_lost_pages(opened(real_dump))
+
+
+def test_a_thread_without_a_wait_message_is_unknown_not_blank(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    sleeper = next(thread for thread in threads(kernel) if thread.state == "sleeping")
+    at = sleeper.address + kernel.layouts.offsetof("thread", "td_wmesg")
+    broken = damaged(kernel, words={at: pointer(kernel)})
+    after = plain(threads(broken))[sleeper.address]
+    assert after.wmesg is None
+    assert broken.warnings.partial
+    assert any("wait message" in finding.detail for finding in broken.warnings)
+
+
+def test_fewer_processes_than_nprocs_with_whole_lists_is_said_but_nothing_is_missing(
+    tmp_path: Path,
+) -> None:
+    """fork1() counts a process before it makes it, and may sleep in between."""
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    number = len(processes(kernel))
+    at = kernel.address_of("nprocs")
+    one_more = damaged(kernel, words={at: (number + 1).to_bytes(4, "little")})
+    assert len(processes(one_more)) == number
+    assert not one_more.warnings.partial
+    assert [finding.what for finding in one_more.warnings] == ["nprocs"]
+    one_less = damaged(kernel, words={at: (number - 1).to_bytes(4, "little")})
+    assert len(processes(one_less)) == number
+    assert one_less.warnings.partial
