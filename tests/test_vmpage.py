@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from plugin.errors import UsageError
 from plugin.judge import pages as vm_pager
-from plugin.judge.pages import check_array, page_panic
+from plugin.judge.pages import check_array
+from plugin.judge.panics import page_panic
 from plugin.kernel.buf import b_pages, buf_at
 from plugin.kernel.vm_object import object_at, page_addresses
 from plugin.kernel.vm_page import page_at, verdict

@@ -1,4 +1,4 @@
-"""The page array handed to a pager, against its contract; and a panic about a page.
+"""The page array handed to a pager, against its contract.
 
 Mirrors VOP_GETPAGES(9) and vm_pager_assert_in() (sys/vm/vm_pager.c), and for the
 array's place struct vop_getpages_args (made from sys/kern/vnode_if.src) and
@@ -7,13 +7,11 @@ struct sf_io (sys/kern/kern_sendfile.c), 6.x to 15.x.
 
 from __future__ import annotations
 
-import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.proc import Thread, thread_by_tid, threads
-from plugin.kernel.stack import backtrace, registers
+from plugin.kernel.proc import Thread
+from plugin.kernel.stack import registers
 from plugin.kernel.vm_object import label, try_object_at
 from plugin.kernel.vm_page import (
     EXCLUSIVE,
@@ -317,141 +315,7 @@ def _as_sendfile(kernel: Kernel, found: FoundArray) -> FoundArray:
     return found
 
 
-# A panic about a page
-
-
-class PagePanic(NamedTuple):
-    """A panic whose message names a page: the page, the thread, and its page array."""
-
-    message: str
-    #: the function that asserted, as the message names it
-    function: str
-    page: Page
-    thread: Optional[Thread]
-    frames: Tuple[str, ...]
-    found: Optional[FoundArray]
-    array: Optional[PageArray]
-    #: one sentence for the user
-    verdict: str
-
-
-_HEX = re.compile(r"(?:0x)?([0-9a-fA-F]{6,16})\b")
-#: not the callers of the assertion, but what stands between it and the panic
-_PANIC_FRAMES = frozenset(("panic", "vpanic", "kassert_panic", "kdb_enter", "doadump", "dumpsys"))
-_EXPECTED = (
-    ("xbusied", "exclusively busied"),
-    ("sbusied", "busied shared"),
-    ("unbusied", "not busied"),
-    ("busied", "busied"),
-)
-
-
-@cached(MEMORY)
-def page_panic(kernel: Kernel) -> Optional[PagePanic]:
-    """What a panic about a page is about; None for a kernel that panicked otherwise or not."""
-    message = kernel.panicstr
-    if not message:
-        return None
-    page = None
-    for match in _HEX.finditer(message):
-        address = int(match.group(1), 16)
-        if is_vm_page(kernel, address):
-            page = try_page_at(kernel, address)
-            break
-    if page is None:
-        return None
-    function = message.split(":", 1)[0].strip() if ":" in message else ""
-    thread = panicking_thread(kernel)
-    frames = tuple(backtrace(kernel, thread)) if thread else ()
-    found = find_array(kernel, thread, page.address) if thread else None
-    array = check_array(kernel, found.address, found.npages) if found else None
-    verdict = _panic_verdict(kernel, function, page, frames, found, array)
-    return PagePanic(message, function, page, thread, frames, found, array, verdict)
-
-
-def panicking_thread(kernel: Kernel) -> Optional[Thread]:
-    """The thread that panicked: the one that dumped, else the one whose stack shows it."""
-    try:
-        tid = kernel.global_value("dumptid", 0)
-        known = thread_by_tid(kernel, tid) if tid else None
-        if known is not None:
-            return known
-        debugged = kernel.global_value("kdb_thread", 0)
-    except MemoryFault:
-        debugged = 0
-    running = [thread for thread in threads(kernel) if thread.state == "running"]
-    for thread in running:
-        if debugged and thread.address == debugged:
-            return thread
-    return next(
-        (thread for thread in running if _PANIC_FRAMES & set(backtrace(kernel, thread))),
-        None,
-    )
-
-
-def _asserter(frames: Tuple[str, ...], function: str) -> str:
-    """The function in which the assertion stands, as the stack shows it."""
-    for at, frame in enumerate(frames):
-        if frame in ("panic", "vpanic", "kassert_panic"):
-            rest = [f for f in frames[at:] if f not in _PANIC_FRAMES]
-            return rest[0] if rest else function
-    return ""
-
-
-def _panic_verdict(
-    kernel: Kernel,
-    function: str,
-    page: Page,
-    frames: Tuple[str, ...],
-    found: Optional[FoundArray],
-    array: Optional[PageArray],
-) -> str:
-    where = _asserter(frames, function)
-    expected = next((text for name, text in _EXPECTED if name in function), "")
-    if page.is_bogus:
-        of = f" that {where} asserts to be {expected}" if where and expected else " of the panic"
-        sentence = f"The page{of}, {page.address:#x}, is bogus_page itself, "
-        sentence += f"{busy_words(kernel, page)}: "
-        contract = ", whose contract is that every page is exclusively busied."
-        who = "sendfile_swapin() put it" if _is_sendfile(frames, found) else "it stands"
-        if array is not None and array.bogus:
-            return (
-                f"{sentence}{who} at {_indexes(array.bogus)} of the {len(array.entries)} pages at "
-                f"{array.address:#x} handed to VOP_GETPAGES{contract}"
-            )
-        if _is_sendfile(frames, found):
-            return f"{sentence}{who} in the page array handed to VOP_GETPAGES{contract}"
-        return sentence + "it stands in for valid pages in a page array, and nobody busies it."
-    owner = try_object_at(kernel, page.object)
-    of = f", index {page.pindex:#x} of {label(kernel, owner)}" if owner else ""
-    sentence = f"Page {page.address:#x}{of} is {busy_words(kernel, page)}"
-    if page.busy.owner is not None:
-        sentence += f" by thread {page.busy.owner}"
-    if expected:
-        sentence += f", {where or function} asserts that it is {expected}"
-    if array is not None:
-        at = [entry.place for entry in array.entries if entry.address == page.address]
-        sentence += (
-            f"; it stands at {_indexes(at)} of the {len(array.entries)} pages at "
-            f"{array.address:#x}, {_rest(array)}"
-        )
-    return sentence + "."
-
-
-def _rest(array: PageArray) -> str:
-    broken = len(array.broken)
-    if not broken:
-        return "which keep the contract of VOP_GETPAGES"
-    return f"of which {broken} break{'s' if broken == 1 else ''} the contract of VOP_GETPAGES"
-
-
-def _is_sendfile(frames: Tuple[str, ...], found: Optional[FoundArray]) -> bool:
-    if found is not None and found.caller == "sendfile":
-        return True
-    return any("sendfile" in frame for frame in frames)
-
-
-def _indexes(indexes: List[int]) -> str:
+def indexes(indexes: List[int]) -> str:
     """ "index 3", "indexes 1, 2 and 4", "indexes 1 to 5 and 9"."""
     runs: List[List[int]] = []
     for index in indexes:
@@ -477,13 +341,13 @@ def array_verdict(kernel: Kernel, array: PageArray) -> str:
     if not array.broken:
         return sentence + "all keep the contract of VOP_GETPAGES."
     if array.bogus:
-        sentence += f"bogus_page stands at {_indexes(array.bogus)}"
+        sentence += f"bogus_page stands at {indexes(array.bogus)}"
         if len(array.broken) == len(array.bogus):
             return sentence + "; the others keep the contract of VOP_GETPAGES."
         sentence += "; "
     others = [entry.place for entry in array.broken if not (entry.page and entry.page.is_bogus)]
     states = {entry.page.busy.state for entry in array.entries if entry.page is not None}
-    sentence += f"{_indexes(others)} break{'s' if len(others) == 1 else ''} the contract"
+    sentence += f"{indexes(others)} break{'s' if len(others) == 1 else ''} the contract"
     if states <= {UNBUSIED, FREED, SHARED}:
         sentence += ", none is exclusively busied"
     return sentence + "."

@@ -9,8 +9,8 @@ from plugin.judge.pages import (
     PageArray,
     array_verdict,
     check_array,
-    page_panic,
 )
+from plugin.judge.panics import page_panic
 from plugin.kernel.pbuf import holders
 from plugin.kernel.swap_pager import device_of_block, swap_block
 from plugin.kernel.uma import zone_of_page
