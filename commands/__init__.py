@@ -23,12 +23,14 @@ class Needs(NamedTuple):
 
     ``symbols``: variables of the kernel, one of several where they stand as "a|b".
     ``structs``: structs whose layout must be known.
+    ``layouts``: False where it has an answer though no struct's layout is known.
     ``text``: True where a capture (a DDB log, procstat) can stand in for memory.
     """
 
     symbols: Tuple[str, ...] = ()
     structs: Tuple[str, ...] = ()
     text: bool = False
+    layouts: bool = True
 
     def missing(self, kernel: Kernel) -> List[str]:
         """What this kernel lacks, in words; [] where the command can run."""

@@ -13,7 +13,7 @@ from plugin.session import Kernel
 
 HELP = "the kernel message buffer and the panic string"
 EXAMPLE = "kmsgbuf --limit 50"
-NEEDS = Needs(symbols=("msgbufp",), text=True)
+NEEDS = Needs(symbols=("msgbufp",), text=True, layouts=False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = "struct layouts: list, show; from the shell also generate, add, check, diff, import"
 EXAMPLE = "structs show bio\nstructs list"
-NEEDS = Needs()
+NEEDS = Needs(layouts=False)
 
 
 # In a session

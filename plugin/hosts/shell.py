@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -30,7 +31,8 @@ from plugin.words import did_you_mean
 if TYPE_CHECKING:
     from plugin.session import Kernel
 
-_LAUNCH = "plugin.hosts.launch"
+#: options before the dump that take a value
+_WITH_VALUE = ("-k", "--kernel", "--structs", "--sysroot")
 #: Subcommands of the shell alone: module, function (argv -> exit status), what it does.
 SHELL: Dict[str, Tuple[str, str, str]] = {
     "lldb": (
@@ -61,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="wchan",
         usage="wchan [-k KERNEL] [--force] [--structs FILE] [--sysroot DIR]\n"
-        "             VMCORE COMMAND [...]\n"
+        "             VMCORE [COMMAND ...]\n"
         "       wchan " + "|".join(SHELL) + " ...",
         description="Ask a stuck FreeBSD kernel why.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -152,8 +154,8 @@ def _main(words: List[str]) -> int:
         run: Callable[[List[str]], int] = getattr(importlib.import_module(module), function)
         return run(words[1:])
     if not words:
-        sys.stdout.write(parser().format_help())
-        return EXIT_FAILED
+        return _offer()
+    words = _with_command(words)
     if words[0] in commands.NAMES and not os.path.exists(words[0]):
         raise UsageError(f"wchan: the dump comes first: wchan VMCORE {words[0]} ...")
     files = _leading_files(words)
@@ -201,6 +203,42 @@ def _main(words: List[str]) -> int:
         )
 
 
+def _offer() -> int:
+    """Nothing was asked: the help, and the dump that may be meant."""
+    from plugin.opening.dumps import CRASH, dumps_in
+
+    sys.stdout.write(parser().format_help())
+    newest = next(iter(dumps_in(os.curdir) or dumps_in(CRASH)), None)
+    if newest is not None:
+        sys.stdout.write(f"\nthe newest dump here: wchan {shlex.quote(os.path.normpath(newest))}\n")
+    return EXIT_FAILED
+
+
+def _with_command(words: List[str]) -> List[str]:
+    """A dump alone asks why the machine is stuck; a folder means its newest dump."""
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        at += 2 if words[at] in _WITH_VALUE else 1
+    if at >= len(words):
+        return words
+    words = list(words)
+    if os.path.isdir(words[at]):
+        from plugin.opening.dumps import newest_dump
+
+        words[at] = newest_dump(words[at])
+        _complain(f"wchan: {words[at]} is the newest dump there")
+    end = at + 1
+    while end < len(words) and words[end] not in commands.NAMES and os.path.isfile(words[end]):
+        end += 1
+    if end == len(words) or (words[end].startswith("-") and not _help(words[end:])):
+        words.insert(end, "why-stuck")
+    return words
+
+
+def _help(words: Sequence[str]) -> bool:
+    return words[0] in ("-h", "--help", "--version") or any(w in commands.NAMES for w in words)
+
+
 def _leading_files(words: Sequence[str]) -> List[str]:
     """The files before the command: one dump, or the texts that tell of one machine."""
     for number, word in enumerate(words):
@@ -230,6 +268,7 @@ def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
         structs=args.structs,
         sysroot=args.sysroot,
         progress=progress.spooling,
+        bare=not commands.load(args.command).NEEDS.layouts,
     )
     kernel.progress = progress
     return kernel

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Callable, Optional, Sequence
 
+from plugin.errors import LayoutError
 from plugin.kernel.linker import ModuleSymbols
 from plugin.kernel.module_file import ModuleTypes
 from plugin.opening.find_kernel import open_dump
 from plugin.opening.identify import identify
-from plugin.opening.layouts import choose_layouts
+from plugin.opening.layouts import choose_layouts, without_layouts
 from plugin.session import Kernel, KernelFacts
 from plugin.targets import Target
 
@@ -21,16 +22,20 @@ def open_core(
     structs: Optional[str] = None,
     sysroot: Optional[str] = None,
     progress: Optional[Callable[[int, int], None]] = None,
+    bare: bool = False,
 ) -> Kernel:
     """Open a dump without a debugger.
 
     ``kernel`` names the kernel file; without it, it is looked for beside the dump,
     in /boot/kernel and where the dump's version string says.  KernelMismatch where
     it is another kernel's, unless ``force``; DumpError where the dump is none.
-    ``sysroot`` is a folder with the files of the machine that crashed, for its modules.
+    ``sysroot`` is a folder with the files of the machine that crashed, for its modules;
+    ``bare`` goes on where no layouts fit, for what needs none.
     """
     target, notes = open_dump(vmcore, kernel, force=force, progress=progress)
-    return open_target(target, structs=structs, force=force, notes=notes, sysroot=sysroot)
+    return open_target(
+        target, structs=structs, force=force, notes=notes, sysroot=sysroot, bare=bare
+    )
 
 
 def open_target(
@@ -40,10 +45,19 @@ def open_target(
     force: bool = False,
     notes: Sequence[str] = (),
     sysroot: Optional[str] = None,
+    bare: bool = False,
 ) -> Kernel:
-    """A Kernel on any target: finds out which kernel it is and chooses its layouts."""
+    """A Kernel on any target: finds out which kernel it is and chooses its layouts.
+
+    LayoutError where none fit, but with ``bare`` a Kernel without layouts that says so.
+    """
     identity = identify(target)
-    chosen = choose_layouts(target, identity.osreldate, override=structs, force=force)
+    try:
+        chosen = choose_layouts(target, identity.osreldate, override=structs, force=force)
+    except LayoutError as error:
+        if not bare:
+            raise
+        chosen = without_layouts(str(error))
     facts = KernelFacts(
         release=identity.release,
         osreldate=identity.osreldate,

@@ -12,8 +12,9 @@ import re
 from typing import Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.arch import BY_NAME, architecture
-from plugin.errors import KernelMismatch, MemoryFault
+from plugin.errors import KernelMismatch, MemoryFault, WchanError
 from plugin.targets import Target
+from plugin.targets.msgbuf import MSG_MAGIC, ring
 
 _BANNER = re.compile(r"FreeBSD (\d+)\.(\d+)-([A-Z]+[-\w]*)(?: ([^\n]*))?")
 
@@ -69,24 +70,13 @@ def _int_at(target: Target, name: str) -> int:
 
 
 def message_buffer(target: Target) -> str:
-    """The raw text of the message buffer, "" where it cannot be found.
-
-    struct msgbuf began with msg_ptr, msg_magic, msg_size in every version
-    (sys/sys/msgbuf.h), which is all that is used here.
-    """
-    size = architecture(target.arch).pointer_size
+    """The raw text of the message buffer, "" where it cannot be found."""
     try:
-        address = _first(target, "msgbufp")
-        header = int.from_bytes(target.read(address or 0, size), "little")
-        fields = target.read(header, size + 8)
-        if int.from_bytes(fields[size : size + 4], "little") != 0x063062:
-            raise MemoryFault(header, "no message buffer there")
-        length = int.from_bytes(fields[size + 4 : size + 8], "little")
-        start = int.from_bytes(fields[:size], "little")
-        return target.read(start, min(length, 1 << 20)).decode("utf-8", "backslashreplace")
-    except MemoryFault:
+        data = ring(target).data
+    except WchanError:
         # A minidump begins with a copy that takes no symbol to find.
-        return target.message_buffer.decode("utf-8", "backslashreplace")
+        data = target.message_buffer
+    return data.decode("utf-8", "backslashreplace")
 
 
 def version_of_core(target: Target) -> str:
@@ -170,7 +160,7 @@ def contradictions(target: Target) -> List[str]:
         try:
             header = int.from_bytes(target.read(address, size), "little")
             magic = int.from_bytes(target.read(header + size, 4), "little")
-            if magic == 0x063062:
+            if magic == MSG_MAGIC:
                 return [f for f in found if "version" not in f]
             found.append(f"msgbufp leads to {header:#x}, where there is no message buffer")
         except MemoryFault as fault:
@@ -192,6 +182,9 @@ def require_match(
     if core and file_version and _norm(core) == _norm(file_version):
         return
     reasons = contradictions(target)
+    if reasons and _agrees(target, file_version, banners):
+        # Noise in the middle of a dump contradicts everything that lies there.
+        return
     if core and file_version and not reasons:
         reasons = ["the version strings differ"]
     if not reasons:
@@ -202,6 +195,26 @@ def require_match(
         f"the kernel is {_quoted(file_version)}, the dump's is {_quoted(core)} "
         f"({reasons[0]}); name the right one with -k, or --force to go on"
     )
+
+
+def _agrees(target: Target, file_version: str, banners: Iterable[str]) -> bool:
+    """True where memory that is whole is this kernel's, whatever the rest of it looks like.
+
+    Two ways that no other kernel goes: a version string outside the kernel's data is the
+    file's, or the first process points back to ``allproc`` (p_list is the first member of
+    struct proc in every version) and msgbufp leads to a message buffer.
+    """
+    told = _norm(file_version)
+    if told and any(_norm(banner) and told.startswith(_norm(banner)) for banner in banners):
+        return True
+    size = architecture(target.arch).pointer_size
+    head = _first(target, "allproc")
+    try:
+        first = int.from_bytes(target.read(head or 0, size), "little")
+        back = int.from_bytes(target.read(first + size, size), "little")
+        return head is not None and back == head and bool(ring(target).data)
+    except WchanError:
+        return False
 
 
 def _norm(version: str) -> str:

@@ -81,9 +81,14 @@ def _from_yaml(target: Target, osreldate: int, override: Optional[str], force: b
         told = _by_figures(target, options, override)
         if told is not None:
             return told
-    first = _attempt(
-        target, choose_yaml(osreldate, target.arch, options, override, None, force), options
-    )
+    try:
+        chosen = choose_yaml(osreldate, target.arch, options, override, None, force)
+    except LayoutError:
+        newer = _newer(target, osreldate, options, override)
+        if newer is None:
+            raise
+        return newer
+    first = _attempt(target, chosen, options)
     if not first.wrong:
         return _selection(first, [] if first.choice.exact else [first.choice.how])
     attempts = [first]
@@ -95,18 +100,36 @@ def _from_yaml(target: Target, osreldate: int, override: Optional[str], force: b
     return _mended(attempts, osreldate, force)
 
 
-def _by_figures(
-    target: Target, options: FrozenSet[str], override: Optional[str]
+def _newer(
+    target: Target, osreldate: int, options: FrozenSet[str], override: Optional[str]
 ) -> Optional[Selection]:
-    """The newest kernel that fits one that does not say its version; None if none does."""
+    """For a kernel newer than the table the newest layouts that it does not contradict.
+
+    None for any other, and where its own figures contradict all of them or it has none.
+    """
+    known = [row for row in StructsFile(override).rows if row.arch == target.arch]
+    if not known or osreldate <= max(row.last for row in known):
+        return None
+    if not any(target.symbols(name) for name in _WITNESSES):
+        return None
+    why = f"FreeBSD {osreldate // 100000} ({osreldate}) is newer than the table, "
+    return _by_figures(target, options, override, why + "its own figures contradict none of them")
+
+
+def _by_figures(
+    target: Target,
+    options: FrozenSet[str],
+    override: Optional[str],
+    why: str = "the dump does not say which FreeBSD made it, its offsets are those of that kernel",
+) -> Optional[Selection]:
+    """The newest kernel whose layouts this one's figures do not contradict; None if none."""
     newest_first = reversed(StructsFile(override).rows)
     for row in sorted(newest_first, key=lambda row: row.variant != RELEASE):
         if row.arch == target.arch and not row.vendor:
             choice = choose_yaml(row.first, target.arch, options, override, row.name, True)
             attempt = _attempt(target, choice, row.options & _OPTIONS)
             if not attempt.wrong:
-                how = f"layouts of {row.name}: the dump does not say which FreeBSD made it, "
-                return _selection(attempt, [how + "its offsets are those of that kernel"])
+                return _selection(attempt, [f"layouts of {row.name}: {why}"])
     return None
 
 
@@ -237,3 +260,9 @@ def _grown(wrong: List[Contradiction], attempt: _Attempt, osreldate: int) -> boo
         # arrays tell that a size is wrong, not what it should be
         and all("the array" not in w.evidence for w in wrong)
     )
+
+
+def without_layouts(why: str) -> Selection:
+    """No struct at all, for what needs none; ``why`` is said in every report."""
+    none = KernelData("none", {}, {}, {}, {}, {}, {})
+    return Selection(Layouts([none], none), frozenset(), [f"no struct can be read: {why}"])

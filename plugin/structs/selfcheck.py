@@ -154,10 +154,11 @@ def _offsets(reader: Reader, layouts: Layouts) -> Iterator[Contradiction]:
             prefix = "proc" if struct == "proc" else "thread"
             for symbol in reader.symbols(f"{prefix}_off_{member}")[:1]:
                 value = _int(reader, symbol)
-                if value is not None:
+                # A dump may hold read-only pages as zeros, all of them or some; and of
+                # p_list alone 0 could be meant, which is the first member everywhere.
+                if value:
                     said[member] = (value, symbol.name)
-        # a dump may hold read-only pages as zeroes; no two members share an offset
-        if not any(value for value, _ in said.values()) or struct not in layouts:
+        if struct not in layouts:
             continue
         for member, (value, name) in said.items():
             offset = layouts.offsetof(struct, member) if layouts.has(struct, member) else -1
