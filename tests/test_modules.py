@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import List
+from typing import Callable, List, Optional, Tuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plugin.kernel import linker, module_file, stack
 from plugin.kernel.proc import threads
 from plugin.opening import open_core
 from plugin.session import Kernel
+from plugin.vmcore.elf import SymbolTable
 from tests.conftest import SHARED, RealDump, decompress
+from tests.forge.machine import Machine
+from tests.forge.modules import Module
 from tests.hosts import wchan
+
+_OSRELDATES = {
+    "15.0": 1500068,
+    "14.2": 1402000,
+    "13.0": 1300139,
+    "9.3": 903000,
+    "7.0": 700014,
+}
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +148,107 @@ def test_modules_lists_each_file_and_where_its_names_and_types_come_from(
     assert status == 0
     assert "3 modules beside the kernel:" in out
     assert "fusefs.ko is not used:" in " ".join(out.split())
+
+
+# Forged machines: no file of a module, both linkers
+
+
+def _forged(
+    kernel: str, folder: Path, damage: Optional[Callable[[Machine, Module], None]] = None
+) -> Kernel:
+    """A thread asleep in example.ko, and a static variable there."""
+    version, arch = kernel.split()
+    machine = Machine(_OSRELDATES[version], arch)
+    module = machine.modules.load("example.ko", "example_")
+    machine.modules.load("other.ko", "other_")
+    machine.variable("example_head", 0x1234, static=True)
+    machine.variable("other_head", 0x5678)
+    thread = machine.procs.process("user").thread(calls=["example_wait", "example_ioctl"])
+    thread.sleeps(machine.take(8), "example")
+    if damage is not None:
+        machine.at_the_end(lambda: damage(machine, module))
+    vmcore, file = machine.write(folder)
+    return open_core(str(vmcore), str(file))
+
+
+@pytest.mark.parametrize(
+    "kernel", ["14.2 amd64", "15.0 amd64", "13.0 arm64", "14.2 i386", "9.3 amd64", "7.0 i386"]
+)
+def test_both_linkers_symbol_tables_are_read_in_every_version(kernel: str, tmp_path: Path) -> None:
+    opened = _forged(kernel, tmp_path)
+    assert [f.filename for f in linker.modules(opened)] == ["example.ko", "other.ko"]
+    assert not opened.target.symbols("example_head")
+    assert opened.global_value("example_head") == 0x1234
+    assert opened.global_value("other_head") == 0x5678
+    found = opened.symbol("example_head")
+    assert found is not None and found.local
+    thread = next(t for t in threads(opened) if t.wmesg == "example")
+    names = stack.backtrace(opened, thread)
+    assert [n for n in names if n.startswith("example")] == ["example_wait", "example_ioctl"]
+    assert not list(opened.warnings)
+
+
+def _huge(machine: Machine, module: Module) -> None:
+    assert module.obj is not None
+    module.obj["ddbsymcnt"] = 1 << 40
+
+
+def _unterminated(machine: Machine, module: Module) -> None:
+    assert module.obj is not None
+    machine.space.write(module.strtab + module.obj["ddbstrcnt"] - 1, b"x")
+
+
+def _elsewhere(machine: Machine, module: Module) -> None:
+    assert module.obj is not None
+    module.obj["ddbstrtab"] = machine.arenas["stacks"].end + (1 << 30)
+
+
+def _noise(machine: Machine, module: Module) -> None:
+    machine.space.write(module.symtab, b"\xa5" * 96)
+
+
+@pytest.mark.parametrize("damage", [_huge, _unterminated, _elsewhere, _noise])
+def test_a_damaged_symbol_table_costs_one_finding_and_no_other_module(
+    damage: Callable[[Machine, Module], None], tmp_path: Path
+) -> None:
+    kernel = _forged("14.2 amd64", tmp_path, damage)
+    assert kernel.symbol("example_head") is None
+    assert kernel.symbol("example_wait") is None
+    assert kernel.global_value("other_head") == 0x5678
+    found = [f for f in kernel.warnings if "example.ko" in f.what]
+    assert len(found) == 1
+    module = linker.modules(kernel)[0]
+    assert linker.name_of(kernel, module.base + 16) == "example.ko+0x10"
+
+
+def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
+    def loop(machine: Machine, module: Module) -> None:
+        last = machine.modules.files[-1]
+        last["link.tqe_next"] = machine.modules.files[1]
+
+    kernel = _forged("14.2 amd64", tmp_path, loop)
+    assert kernel.global_value("other_head") == 0x5678
+    assert [f.what for f in kernel.warnings if "loop" in f.detail] == ["linker_files"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=8),
+    st.lists(st.tuples(st.integers(0, 199), st.integers(0, 255)), max_size=8),
+)
+def test_whatever_a_symbol_table_holds_it_raises_nothing(
+    zfs_kernel: Kernel, symbols: List[Tuple[int, int]], strings: List[Tuple[int, int]]
+) -> None:
+    """Indexes, sizes and names that lead anywhere: an answer or none, and an end."""
+    table = linker.module_tables(zfs_kernel)[1].table
+    damaged, names = bytearray(table.symbols), bytearray(table.strings)
+    for at, value in symbols:
+        damaged[at * 7 % len(damaged)] = value
+    for at, value in strings:
+        names[at * 7 % len(names)] = value
+    made = SymbolTable(table.form, bytes(damaged), bytes(names))
+    module = linker.ModuleTable(linker.modules(zfs_kernel)[1], made, 0, (), ())
+    for _ in range(6):
+        module.symbols("null_mount")
+    for address in range(module.file.base, module.file.base + module.file.size, 0x400):
+        module.symbolize(address)

@@ -19,6 +19,7 @@ from typing import (
     Mapping,
     NamedTuple,
     Optional,
+    Protocol,
     Sequence,
     Set,
     SupportsIndex,
@@ -128,6 +129,15 @@ class Function(NamedTuple):
     site: int
 
 
+class Claimant(Protocol):
+    """A module: symbols it claims lie in its own arenas and in its own symbol table."""
+
+    arenas: Dict[str, Arena]
+    symbols: List[Symbol]
+
+    def claims(self, name: str) -> bool: ...
+
+
 class Builder:
     """Places things in memory and keeps the symbol table.
 
@@ -164,6 +174,8 @@ class Builder:
             "wide": Arena(self.map.stacks + 0x40000000, self.map.stacks + 0x400000000),
         }
         self.symbols: Dict[str, Symbol] = {}
+        #: loaded modules, each of which places and names what it claims by its name
+        self.claimants: List[Claimant] = []
         self._globals: Mapping[str, str] = getattr(layouts.tables, "globals", {})
         self._strings: Dict[str, int] = {}
         self._functions: Dict[str, Function] = {}
@@ -366,7 +378,7 @@ class Builder:
         if struct:
             size = self.sizeof(struct)
         address = (
-            self.arenas[arena].take(size * count, align or (16 if size > 8 else max(size, 1)))
+            self._arena(name, arena).take(size * count, align or (16 if size > 8 else max(size, 1)))
             if at is None
             else at
         )
@@ -403,6 +415,17 @@ class Builder:
         if symbol.name in self.symbols:
             raise UsageError(f"the kernel defines {symbol.name} already")
         self.symbols[symbol.name] = symbol
+        claimant = self._claimant(symbol.name)
+        if claimant is not None:
+            claimant.symbols.append(symbol)
+
+    def _claimant(self, name: str) -> Optional[Claimant]:
+        return next((each for each in self.claimants if each.claims(name)), None)
+
+    def _arena(self, name: str, arena: str) -> Arena:
+        """Where a symbol of that name is placed: in the module that claims it."""
+        claimant = self._claimant(name)
+        return (claimant.arenas if claimant is not None else self.arenas)[arena]
 
     def lookup(self, name: str) -> Optional[Obj]:
         """The variable of that name, None where it is not defined (yet)."""
@@ -440,7 +463,7 @@ class Builder:
         if known is not None:
             return known
         if at is None:
-            at = self.arenas["text"].take(size, 16)
+            at = self._arena(name, "text").take(size, 16)
         else:
             self.arenas["text"].reserve(at, size)
         nop = _NOP[self.arch]
@@ -542,4 +565,5 @@ class Builder:
                 start, end = pages[0][0], pages[-1][0] + PAGE_SIZE
                 pieces.append(elf.Piece(section, start, end, pages))
         entry = pieces[0].start
-        elf.write(path, self.arch, pieces, list(self.symbols.values()), entry)
+        own = [symbol for name, symbol in self.symbols.items() if self._claimant(name) is None]
+        elf.write(path, self.arch, pieces, own, entry)

@@ -27,6 +27,7 @@ from tests.forge.builder import Builder, Obj
 from tests.forge.geom import Geom
 from tests.forge.locks import Locks
 from tests.forge.memory import PAGE_SIZE
+from tests.forge.modules import Modules
 from tests.forge.procs import Procs, Thread
 from tests.forge.services import Services
 from tests.forge.uma import Uma
@@ -121,6 +122,7 @@ class Machine(Builder):
         self.geom = Geom(self)
         self.bufs = Bufs(self, nbuf)
         self.vfs = Vfs(self)
+        self.modules = Modules(self)
         self.services = Services(self)
 
     # Shorthands
@@ -264,6 +266,7 @@ class Machine(Builder):
         self.geom.finish()
         self.bufs.finish()
         self.vfs.finish()
+        self.modules.finish()
         self.vm.finish()
         self.locks.finish()
         self.uma.finish()
