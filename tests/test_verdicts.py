@@ -13,6 +13,7 @@ from plugin.opening import open_core
 from tests.forge.bufs import BIO_READ
 from tests.forge.machine import Machine
 from tests.forge.procs import SLEEPQ_CONDVAR
+from tests.forge.scenarios import rmslocks
 
 
 @pytest.fixture
@@ -479,3 +480,49 @@ def test_a_zone_at_its_limit_with_room_again_is_a_lost_wakeup(tmp_path: Path) ->
     zone.alloc()
     zone.waited_by(thread(m, "waiter"), seconds=20)
     assert only_cause(explain(m, tmp_path))["kind"] == "lost-wakeup"
+
+
+# Sleepable read-mostly locks
+
+
+@pytest.mark.parametrize(
+    "osreldate, arch",
+    [(1300139, "amd64"), (1402000, "amd64"), (1402000, "arm64"), (1402000, "i386")],
+)
+@pytest.mark.parametrize("name, prefix", [("zfs teardown", "zfs"), ("example rms", "example")])
+def test_a_reader_that_asks_again_behind_a_writer_is_a_deadlock_through_one_lock(
+    osreldate: int, arch: str, name: str, prefix: str, tmp_path: Path
+) -> None:
+    m = rmslocks.reader_asks_again(
+        name, osreldate=osreldate, arch=arch, prefix=prefix, behind=("nfsd", "nfsd2")
+    )
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "deadlock"
+    assert len(cause["tids"]) == 4
+    inside = {id for id in cause["cycle"] if id.startswith("thread:")}
+    assert inside == {f"thread:{m.cast[each].tid}" for each in ("rsync", "mountd")}
+    assert answer.verdict.startswith("Probably a deadlock") and f'"{name}"' in answer.verdict
+    assert "2 threads in it, 2 more behind it." in answer.verdict
+
+
+def test_readers_and_writers_wait_for_the_writer_that_has_the_lock(tmp_path: Path) -> None:
+    m = rmslocks.writer_works()
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], cause["certainty"], len(cause["tids"])) == ("running", "proven", 2)
+    assert answer.nodes[cause["node"]]["tid"] == m.cast["writer"].tid
+
+
+def test_a_writer_waits_for_the_reader_that_its_stack_shows(tmp_path: Path) -> None:
+    m = rmslocks.lone_reader()
+    cause = only_cause(explain(m, tmp_path))
+    assert (cause["kind"], cause["certainty"]) == ("running", "guessed")
+
+
+def test_a_reader_without_a_trace_is_not_made_up(tmp_path: Path) -> None:
+    m = rmslocks.lone_reader(at_work=False)
+    answer = explain(m, tmp_path)
+    assert answer.data["residue"] == [m.cast["writer"].tid]
+    assert "is held by 1 reader; by whom is not recorded" in answer.text.replace("\n    ", "")
+    assert "No deadlock." not in answer.verdict

@@ -178,7 +178,7 @@ def _without_fresh(
     ages: List[float] = []
 
     def fresh(threads: List[Thread], kind: CauseKind, since: Optional[float]) -> bool:
-        oldest = _oldest(builder, threads) if kind not in _FOR_GOOD else None
+        oldest = _oldest(builder, threads, kind) if kind not in _FOR_GOOD else None
         if oldest is None or max(oldest, since or 0.0) >= FRESH:
             return False
         ages.append(oldest)
@@ -198,13 +198,19 @@ def _without_fresh(
     return kept, left, max(ages, default=None)
 
 
-def _oldest(builder: GraphBuilder, threads: List[Thread]) -> Optional[float]:
-    """The longest wait of ``threads``; None where one's is not kept or says nothing."""
+def _oldest(builder: GraphBuilder, threads: List[Thread], kind: CauseKind) -> Optional[float]:
+    """The longest wait of ``threads``; None where one's is not kept or says nothing.
+
+    A timeout starts it anew: where nobody is known to bring the end about, a short
+    wait with a timeout may be the thousandth.
+    """
+    blind = kind in (CauseKind.UNKNOWN, CauseKind.EXTERNAL)
     found = 0.0
     for thread in threads:
         verdict = builder.verdicts[thread.address]
         retries = verdict.row is not None and verdict.row.sleep_class is SleepClass.RETRY
-        if retries or not verdict.understood:
+        again = blind and verdict.row is not None and verdict.row.timed
+        if retries or again or not verdict.understood:
             return None
         age = thread.age
         if age is None and thread.state in ("running", "runnable"):

@@ -15,6 +15,7 @@ from plugin.waits.resolvers.common import generic, unknown
 from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
 from plugin.waits.resolvers.procs import single_threading
+from plugin.waits.resolvers.rmslocks import rms_wait, wait_for_rms
 
 #: what a state other than asleep, blocked or running means for a thread
 _STATES = {
@@ -66,6 +67,10 @@ def _explain_sleep(builder: Builder, thread: Thread, node: Node) -> Verdict:
     channel = builder.channel(thread)
     row, why = builder.row(thread)
     case = Case(builder, thread, node, channel, row)
+    rms = rms_wait(builder, thread)
+    if rms is not None:
+        # Its message is the lock's name, which a row may have too.
+        return wait_for_rms(case, rms)
     if row is None:
         return unknown(case)
     resolver = RESOLVERS.get(row.resolver) if row.resolver else None
