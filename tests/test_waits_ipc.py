@@ -9,8 +9,17 @@ import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
 from tests.forge.bufs import BIO_READ
-from tests.forge.files import Files, connection, file_lock, pipe, receive_channel, socketpair
+from tests.forge.files import (
+    Files,
+    connection,
+    device,
+    file_lock,
+    pipe,
+    receive_channel,
+    socketpair,
+)
 from tests.forge.machine import Machine
+from tests.forge.procs import SLEEPQ_CONDVAR
 
 VERSIONS = [(903000, "amd64"), (1201000, "amd64"), (1402000, "arm64"), (1500068, "amd64")]
 
@@ -214,3 +223,45 @@ def test_init_is_not_stuck_because_its_child_is(tmp_path: Path) -> None:
         waiting.sleeps(init, "wait", seconds=500, interruptible=True)
     d.reads(child)
     d.device(tmp_path, child.tid)
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1402000])
+def test_a_request_to_ggate_is_as_stuck_as_the_process_that_serves_it(
+    osreldate: int, tmp_path: Path
+) -> None:
+    d = Disk(osreldate)
+    m = d.m
+    server = thread(m, "ggatel")
+    d.reads(server)
+    d.files.open(server.process, device(m, "ggctl"))
+    geom = m.geom.geom("GATE", "ggate0")
+    provider = m.geom.new_provider(geom, "ggate0", 1 << 28, 512)
+    reader = thread(m, "dd")
+    bio = m.geom.request(m.geom.vfs(provider), BIO_READ, 0, 4096)
+    reader.call("biowait")
+    reader.sleeps(int(bio), "physrd", seconds=100)
+    d.device(tmp_path, server.tid, reader.tid)
+
+
+def test_a_request_to_a_character_device_in_userland_waits_for_its_process(
+    tmp_path: Path,
+) -> None:
+    d = Disk()
+    server, user = thread(d.m, "webcamd"), thread(d.m, "mplayer")
+    d.reads(server)
+    d.files.open(server.process, device(d.m, "cuse"))
+    user.sleeps(d.m.take(64), "cuse-client-cv", kind=SLEEPQ_CONDVAR, seconds=100)
+    d.device(tmp_path, server.tid, user.tid)
+
+
+def test_automountd_at_rest_is_not_what_its_clients_are(tmp_path: Path) -> None:
+    d = Disk()
+    daemon, worker, user = thread(d.m, "automountd"), thread(d.m, "automountd"), thread(d.m, "ls")
+    node = device(d.m, "autofs")
+    for each in (daemon, worker):
+        d.files.open(each.process, node)
+    cv = d.m.take(64)
+    daemon.sleeps(cv, "autofscv", kind=SLEEPQ_CONDVAR, seconds=900, interruptible=True)
+    d.reads(worker)
+    user.sleeps(cv, "autofscv", kind=SLEEPQ_CONDVAR, seconds=90)
+    d.device(tmp_path, worker.tid, user.tid)

@@ -10,6 +10,7 @@ from typing import List, NamedTuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.file import by_data
 from plugin.kernel.queue import tailq_foreach
 from plugin.session import Kernel
 
@@ -23,8 +24,8 @@ class Device(NamedTuple):
 
 
 @cached(MEMORY)
-def cdevs_in_use(kernel: Kernel) -> List[Device]:
-    """The devices that threads are inside of, by si_threadcount; [] where they cannot be read."""
+def cdevs(kernel: Kernel) -> List[Device]:
+    """Every device node, in the order in which they were made; [] where they cannot be read."""
     symbol = kernel.symbol("cdevp_list")
     if symbol is None or "cdev_priv" not in kernel.layouts:
         return []
@@ -39,10 +40,36 @@ def cdevs_in_use(kernel: Kernel) -> List[Device]:
             what="cdevp_list",
             bound=1 << 20,
         ):
-            if count:
-                device = address + kernel.layouts.offsetof("cdev_priv", "cdp_c")
-                view = kernel.view("cdev", device)
-                found.append(Device(device, view.text("si_name"), count))
+            device = address + kernel.layouts.offsetof("cdev_priv", "cdp_c")
+            found.append(Device(device, _name(kernel, device), count))
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add("cdevp_list", symbol.address, str(error), partial=False)
     return found
+
+
+def _name(kernel: Kernel, device: int) -> str:
+    """si_name: a pointer to room behind the struct to 8.x, an array since."""
+    view = kernel.view("cdev", device)
+    if kernel.layouts.resolve("cdev", "si_name").is_pointer:
+        return kernel.try_cstring(view.si_name)
+    return view.text("si_name")
+
+
+def cdevs_in_use(kernel: Kernel) -> List[Device]:
+    """The devices that threads are inside of, by si_threadcount."""
+    return [device for device in cdevs(kernel) if device.threads]
+
+
+def users(kernel: Kernel, name: str) -> List[int]:
+    """The struct proc * that have the device called ``name`` open.
+
+    devfs_open() makes the struct cdev * the f_data of a device's open file.
+    """
+    return list(
+        dict.fromkeys(
+            opened.proc
+            for device in cdevs(kernel)
+            if device.name == name
+            for opened in by_data(kernel).get(device.address, ())
+        )
+    )

@@ -63,6 +63,20 @@ class Files:
         return [base, stride, 0]
 
 
+def device(machine: Machine, name: str) -> Obj:
+    """The struct cdev of a device node, the only one on cdevp_list."""
+    m = machine
+    private = m.new("cdev_priv")
+    made = m.view("cdev", private.at("cdp_c"))
+    if m.layouts.resolve("cdev", "si_name").is_pointer:
+        made["si_name"] = m.string(name)
+    else:
+        m.space.write(made.at("si_name"), name.encode() + b"\0")
+    head = m.symbol("cdevp_list", size=2 * m.pointer_size, static=True)
+    m.tailq(head.address, "cdp_list", [private])
+    return made
+
+
 def pipe(machine: Machine) -> Tuple[Obj, Obj]:
     """The two ends of a pipe, each the other's peer."""
     one, other = machine.new("pipe"), machine.new("pipe")

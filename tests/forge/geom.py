@@ -39,6 +39,7 @@ _CLASSES: Dict[str, Tuple[str, str, str]] = {
     "MD": ("g_md_class", "g_md_start", ""),
     "ZFS::VDEV": ("zfs_vdev_class", "", ""),
     "ELI": ("g_eli_class", "g_eli_start", "g_eli_write_done"),
+    "GATE": ("g_gate_class", "g_gate_start", "g_gate_done"),
 }
 _SLICERS = ("MBR", "BSD", "PART", "LABEL")
 

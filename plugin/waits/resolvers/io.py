@@ -30,6 +30,7 @@ from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle
+from plugin.waits.resolvers.served import GATE, join_gate
 from plugin.words import count, seconds
 
 
@@ -287,6 +288,8 @@ def _join_workers(builder: Builder, node: Node, provider: Provider, evidence: st
     geom = provider.geom
     if geom is None:
         return False
+    if provider.class_name == GATE:
+        return join_gate(builder, node, geom.softc, evidence)
     found = workers(builder.kernel, geom)
     busy = [each for each in found if not builder.waits_for_work(each)]
     who = f"the thread of {provider.class_name} {geom.name}, told by its name"
