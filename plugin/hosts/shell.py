@@ -47,6 +47,7 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
         "serve the dump to a debugger (remote protocol)",
     ),
     "structs": ("plugin.hosts.structs", "main", "list, show, generate, check and compare layouts"),
+    "batch": ("plugin.hosts.batch", "main", "why-stuck over many cores and captures, grouped"),
     "known": ("plugin.hosts.known", "main", "diagnosed public bugs: list, show, search"),
     "demo": ("plugin.hosts.demo", "main", "explain an embedded storage deadlock"),
 }

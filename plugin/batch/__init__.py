@@ -1,0 +1,1 @@
+"""Many cores and captures: one isolated worker each, resumed, grouped, compared."""
