@@ -245,13 +245,6 @@ def test_a_shell_whose_only_child_is_stuck_is_stuck(m: Machine, tmp_path: Path) 
     assert cause is not None and answer.data["residue"] == [works.tid]
 
 
-def _pipe_between(m: Machine, reader: Any, writer: Any) -> Any:
-    """Two ends of a pipe: each process has one open."""
-    pair = [m.new("pipe"), m.new("pipe")]
-    pair[0]["pipe_peer"], pair[1]["pipe_peer"] = pair[1], pair[0]
-    return pair
-
-
 def test_two_idle_processes_that_wait_for_each_other_are_not_stuck(tmp_path: Path) -> None:
     m = Machine(1402000, "amd64")
     parent, child = m.procs.process("parent"), m.procs.process("child")

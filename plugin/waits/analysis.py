@@ -224,12 +224,12 @@ def _oldest(builder: GraphBuilder, threads: List[Thread], kind: CauseKind) -> Op
 def _not_understood(
     builder: GraphBuilder, causes: List[Cause], residue: List[Group]
 ) -> List[Thread]:
-    """Threads whose wait nobody can follow to its end, stuck or with a timeout."""
+    """Threads whose wait nobody can follow to its end: stuck, with a timeout, swapped out."""
     blind = {tid for cause in causes if cause.kind is CauseKind.UNKNOWN for tid in cause.tids}
     blind |= {thread.tid for group in residue for thread in group.threads}
     for thread in builder.threads:
         verdict = builder.verdicts.get(thread.address)
-        if verdict is not None and verdict.status is Status.TIMED and not verdict.understood:
+        if verdict is not None and not verdict.understood:
             blind.add(thread.tid)
     return [thread for thread in builder.threads if thread.tid in blind]
 

@@ -105,7 +105,7 @@ def _other_threads(analysis: Analysis) -> List[str]:
     stuck = {thread.tid for thread in analysis.stuck}
     timed = [thread for thread in analysis.not_understood if thread.tid not in stuck]
     if unknown or timed:
-        found.append(_not_understood([*unknown, *timed], len(timed)))
+        found.append(_not_understood([*unknown, *timed], _with_timeout(analysis, timed)))
     return found
 
 
@@ -121,6 +121,11 @@ def _runnable(analysis: Analysis, number: int) -> str:
         longest = longest.replace(", one of them", "")
     verb = "is runnable and waits" if number == 1 else "are runnable and wait"
     return f"{count(number, 'thread')} {verb} for a CPU{longest}."
+
+
+def _with_timeout(analysis: Analysis, threads: Sequence[Thread]) -> int:
+    verdicts = [analysis.verdicts.get(thread.address) for thread in threads]
+    return sum(each is not None and each.status is Status.TIMED for each in verdicts)
 
 
 def _not_understood(threads: Sequence[Thread], timed: int) -> str:

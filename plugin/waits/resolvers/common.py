@@ -49,7 +49,7 @@ def unknown(case: Case) -> Verdict:
     if case.thread.state == "swapped":
         node = case.waits_for(node, Certainty.PROVEN, case.said())
         node.end = End(CauseKind.EXTERNAL, "swapped out while it slept")
-        return Verdict(Status.OTHER, "swapped out")
+        return Verdict(Status.OTHER, "swapped out", understood=False)
     case.waits_for(node, Certainty.PROVEN, case.said())
     sleep = case.builder.sleeps.get(case.thread.address)
     evidence = "not in the catalogue of wait messages"
