@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Iterable, Optional
+
+#: what tells one thing from another of its kind: an address, a thread with its name
+_ONE_OF_MANY = re.compile(r"0x[0-9a-f]+|\b\d{5,} \S+")
 
 
 def address(value: Optional[int]) -> Optional[str]:
@@ -37,3 +41,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), 3, 0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def alike(text: str) -> str:
+    """``text`` without addresses and threads: the same for things that differ in those alone."""
+    return _ONE_OF_MANY.sub("#", text)

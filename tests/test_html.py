@@ -223,3 +223,17 @@ def test_a_hostile_page_runs_nothing_in_a_real_browser(browser: str, tmp_path: P
     dom, console = in_browser(browser, path, tmp_path / "profile")
     assert console == ""
     assert "<img" not in dom and dom.count("<script") == 1
+
+
+def test_what_is_alike_is_one_row_that_still_names_every_thread(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64", ram=256 << 20)
+    lock = m.locks.sx("crowded")
+    lock.owned_by(thread(m, "first"))
+    waiters = [thread(m, f"p{number}") for number in range(400)]
+    for waiter in waiters:
+        lock.slept_on_by(waiter)
+    path, page = page_of(explain(m, tmp_path), tmp_path)
+    text = " ".join(page.text)
+    assert all(f"{waiter.tid} {waiter.process.comm}" in text for waiter in waiters)
+    assert path.stat().st_size < 400 * 300
+    assert len([1 for tag, _ in page.elements if tag == "tr"]) < 120

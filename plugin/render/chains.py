@@ -10,7 +10,7 @@ from plugin.render.text import escape
 from plugin.waits import advice
 from plugin.waits.analysis import Analysis, Chain, Group, is_long, path_of
 from plugin.waits.graph import Edge, Graph, Node
-from plugin.words import count, seconds
+from plugin.words import alike, count, seconds
 
 #: what an edge is called in front of its target
 _VERBS = {
@@ -78,11 +78,12 @@ def maximal(analysis: Analysis, fold: bool = True) -> List[Shown]:
         node.id for chain in analysis.chains for node in chain.path[1:] if node.kind == "thread"
     }
     order = {cause.key: cause.rank for cause in analysis.causes}
+    kinds = {cause.key: f"{cause.kind} {alike(cause.summary)}" for cause in analysis.causes}
     groups: Dict[Tuple[Any, ...], List[Chain]] = {}
     for chain in analysis.chains:
         if all(f"thread:{tid}" in passed for tid in chain.tids):
             continue
-        groups.setdefault(_shape(chain) if fold else (id(chain),), []).append(chain)
+        groups.setdefault(_shape(chain, kinds) if fold else (id(chain),), []).append(chain)
     shown = [Shown(chains[0], chains[1:]) for chains in groups.values()]
     last = len(order) + 1
     return sorted(shown, key=lambda each: (_rank(order, each.chain, last), -len(each.tids)))
@@ -96,9 +97,16 @@ def _rank(order: Dict[str, int], chain: Chain, last: int) -> int:
     return found or last
 
 
-def _shape(chain: Chain) -> Tuple[Any, ...]:
-    """Cause, end and the kinds of things on the way; chains of one shape read alike."""
+def _shape(chain: Chain, causes: Dict[str, str]) -> Tuple[Any, ...]:
+    """Cause, end and the kinds of things on the way; chains of one shape read alike.
+
+    ``causes``: by key what a cause shares with those that differ in an address or a thread.
+    """
+    threads = [node.id for node in chain.path[1:] if node.kind == "thread"]
+    counted = next((causes[id] for id in (chain.cause, *threads[::-1]) if id in causes), None)
     kinds = tuple((node.kind, _words(node)) for node in chain.path[1:-1])
+    if counted is not None and chain.end.kind != "provider":
+        return (counted, chain.certainty, kinds)
     return (chain.cause, chain.end.id, chain.certainty, kinds)
 
 
@@ -108,8 +116,7 @@ def _words(node: Node) -> str:
         return ""
     if node.kind == "lock":
         state = node.facts[1] if len(node.facts) > 1 else ""
-        label = node.label if node.label.startswith("vnode lock") else node.id
-        return f"{label} {state}"
+        return f"{alike(node.label)} {state}"
     return node.id
 
 

@@ -10,15 +10,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from html import escape as html_escape
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Hashable,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
+from plugin.kernel.proc import Thread
 from plugin.render.dot import FILLS
 from plugin.render.picture import Box, Line, Picture, picture, step
 from plugin.render.text import escape
+from plugin.waits import advice
 from plugin.waits.analysis import LONG_ASLEEP, LONG_BLOCKED, Analysis, is_long
+from plugin.waits.graph import Node
 from plugin.waits.verdict import sentences
-from plugin.words import seconds
+from plugin.words import alike, seconds
+
+#: more rows than this that differ in an address, a thread or a number alone are one
+FOLD = 24
+#: addresses listed of what is folded
+_PAIRS = 200
+_NUMBERS = re.compile(r"\d+")
+_T = TypeVar("_T")
 
 _BOX_WIDTH, _LINE_HEIGHT, _PAD = 250, 15, 8
 _GAP_X, _GAP_Y = 70, 12
@@ -216,51 +238,98 @@ def _table(title: str, headers: Sequence[str], rows: Iterable[_Row]) -> str:
     )
 
 
+def _folded(items: Iterable[_T], shape: Callable[[_T], Hashable]) -> List[List[_T]]:
+    """Items of one shape together where they are many, in the order of the first of each.
+
+    Few stay single rows: what is folded is found by search, but not one by one.
+    """
+    groups: Dict[Hashable, List[_T]] = {}
+    for item in items:
+        groups.setdefault(shape(item), []).append(item)
+    found: List[List[_T]] = []
+    for members in groups.values():
+        found += [members] if len(members) > FOLD else [[member] for member in members]
+    return found
+
+
+def _listed(words: Sequence[str], limit: Optional[int] = None) -> str:
+    """Many words as one cell that opens on a click; of more than ``limit`` the rest as a count."""
+    if len(words) == 1:
+        return text(words[0])
+    shown = words if limit is None else words[:limit]
+    more = f", and {len(words) - len(shown)} more" if len(shown) < len(words) else ""
+    return f"<details><summary>{len(words)}</summary>{text(', '.join(shown))}{more}</details>"
+
+
 def _causes(analysis: Analysis) -> str:
-    rows = [
-        (
-            (
-                text(cause.rank),
-                _kind(cause.kind),
-                text(cause.summary),
-                text(len(cause.tids)),
-                text(seconds(cause.since)),
-                text(cause.certainty),
-                text(cause.evidence),
-            ),
-            False,
+    rows = []
+    for group in _folded(analysis.causes, lambda cause: (cause.kind, alike(cause.summary))):
+        cause = group[0]
+        ages = [each.since for each in group if each.since is not None]
+        more = f" and {len(group) - 1} like it" if len(group) > 1 else ""
+        cells = (
+            text(cause.rank),
+            _kind(cause.kind),
+            text(cause.summary + more),
+            text(sum(len(each.tids) for each in group)),
+            text(seconds(max(ages)) if ages else ""),
+            text(cause.certainty),
+            text(cause.evidence),
         )
-        for cause in analysis.causes
-    ]
+        rows.append((cells, False))
     headers = ["#>", "cause", "what", "threads>", "since>", "certainty", "evidence"]
     return _table("Causes", headers, rows)
 
 
+class _Line(NamedTuple):
+    """A row of the table of threads before it is folded."""
+
+    thread: Thread
+    status: str
+    rank: Optional[int]
+    why: str
+    cause: str
+
+
 def _threads(analysis: Analysis) -> str:
-    ranks = {tid: cause.rank for cause in analysis.causes for tid in cause.tids}
-    rows = []
+    causes = {tid: cause for cause in analysis.causes for tid in cause.tids}
+    lines = []
     for thread in analysis.threads:
         standing = analysis.verdicts.get(thread.address)
-        status = standing.status if standing is not None else thread.state
-        rank = ranks.get(thread.tid)
-        rows.append(
-            (
-                (
-                    text(thread.tid),
-                    text(thread.pid),
-                    text(thread.label),
-                    text(thread.state),
-                    text(thread.wmesg or ""),
-                    text(f"{thread.wchan:#x}" if thread.wchan else ""),
-                    text(seconds(thread.age)),
-                    text(status),
-                    text(rank if rank is not None else ""),
-                    text(standing.why if standing is not None else ""),
-                ),
-                status == "stuck" and is_long(thread),
+        cause = causes.get(thread.tid)
+        lines.append(
+            _Line(
+                thread,
+                str(standing.status) if standing is not None else thread.state,
+                cause.rank if cause is not None else None,
+                standing.why if standing is not None else "",
+                alike(cause.summary) if cause is not None else "",
             )
         )
-    rows.sort(key=lambda row: row[0][7] != "stuck")
+    lines.sort(key=lambda line: line.status != "stuck")
+    rows = []
+    for group in _folded(
+        lines, lambda each: (each.thread.state, each.thread.wmesg, each.status, each.cause)
+    ):
+        first = group[0].thread
+        ages = [line.thread.age for line in group if line.thread.age is not None]
+        ranks = sorted({line.rank for line in group if line.rank is not None})
+        single = len(group) == 1
+        who = [f"{each.thread.tid} {each.thread.label}" for each in group]
+        cells = (
+            text(first.tid if single else f"{len(group)}"),
+            text(first.pid if single else ""),
+            text(first.label) if single else _listed(who),
+            text(first.state),
+            text(first.wmesg or ""),
+            text(f"{first.wchan:#x}" if first.wchan and single else ""),
+            text(seconds(max(ages)) if ages else ""),
+            text(group[0].status),
+            text(ranks[0] if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}" if ranks else ""),
+            text(group[0].why),
+        )
+        long = group[0].status == "stuck" and any(is_long(line.thread) for line in group)
+        rows.append((cells, long))
     headers = ["tid>", "pid>", "name", "state", "wmesg", "wchan#", "age>", "taken for", "cause>"]
     note = f"marked: blocked for {LONG_BLOCKED:.0f} s, asleep for {LONG_ASLEEP:.0f} s or more"
     return _table(f"Threads ({note})", [*headers, "because"], rows)
@@ -273,8 +342,8 @@ def _residue(analysis: Analysis) -> str:
                 text(len(group.threads)),
                 text(group.wmesg),
                 text(group.where),
-                text(group.why),
-                text(", ".join(f"{t.tid} {t.label}" for t in group.threads)),
+                text("; ".join([group.why, *advice.of_group(analysis, group)])),
+                _listed([f"{t.tid} {t.label}" for t in group.threads], 50),
                 text(" <- ".join(group.stack)),
             ),
             False,
@@ -285,40 +354,58 @@ def _residue(analysis: Analysis) -> str:
     return _table("Residue: waits that are not understood", headers, rows)
 
 
+def _end_of(node: Node) -> str:
+    return f"{node.end.kind}: {node.end.summary}" if node.end is not None else ""
+
+
 def _nodes(analysis: Analysis) -> str:
-    rows = [
-        (
-            (
-                text(node.kind),
-                text(node.label),
-                text(f"{node.address:#x}" if node.address is not None else ""),
-                text(", ".join(node.facts)),
-                text(f"{node.end.kind}: {node.end.summary}" if node.end is not None else ""),
-            ),
-            False,
+    nodes = [node for node in analysis.graph.nodes.values() if node.kind != "thread"]
+    rows = []
+    for group in _folded(
+        nodes, lambda n: (n.kind, _shape(n.label), tuple(n.facts[:2]), _end_of(n))
+    ):
+        node = group[0]
+        at = [f"{each.address:#x}" for each in group if each.address is not None]
+        more = f" and {len(group) - 1} like it" if len(group) > 1 else ""
+        cells = (
+            text(node.kind),
+            text(node.label + more),
+            _listed(at, _PAIRS) if at else "",
+            text(", ".join(node.facts)),
+            text(_end_of(node)),
         )
-        for node in analysis.graph.nodes.values()
-        if node.kind != "thread"
-    ]
+        rows.append((cells, False))
     return _table("Things waited for", ["kind", "what", "address#", "state", "end"], rows)
 
 
 def _edges(analysis: Analysis) -> str:
     nodes = analysis.graph.nodes
-    rows = [
-        (
-            (
-                text(nodes[edge.source].label),
-                text(edge.kind),
-                text(nodes[edge.target].label),
-                text(edge.certainty),
-                text(edge.evidence),
-            ),
-            False,
+    rows = []
+    for group in _folded(
+        analysis.graph.edges,
+        lambda edge: (
+            edge.kind,
+            edge.certainty,
+            _shape(nodes[edge.source].label),
+            _shape(nodes[edge.target].label),
+        ),
+    ):
+        edge = group[0]
+        more = f" and {len(group) - 1} like it" if len(group) > 1 else ""
+        cells = (
+            text(nodes[edge.source].label + more),
+            text(edge.kind),
+            text(nodes[edge.target].label),
+            text(edge.certainty),
+            text(edge.evidence),
         )
-        for edge in analysis.graph.edges
-    ]
+        rows.append((cells, False))
     return _table("Edges and their evidence", ["from", "edge", "to", "certainty", "evidence"], rows)
+
+
+def _shape(label: str) -> str:
+    """A label without addresses, threads and numbers."""
+    return _NUMBERS.sub("#", alike(label))
 
 
 # The graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
@@ -17,15 +16,13 @@ from plugin.waits.kinds import Status
 from plugin.waits.known import Match
 from plugin.waits.panic import Panic, panic
 from plugin.waits.verdict import sentences
-from plugin.words import address, count, seconds
+from plugin.words import address, alike, count, seconds
 from plugin.written import write_file
 
 #: chains shown on the first screen
 SHOWN = 12
 #: known bugs shown below them
 KNOWN = 3
-#: what tells one cause from another of its kind: an address, a thread with its name
-_ONE_OF_MANY = re.compile(r"0x[0-9a-f]+|\b\d{5,} \S+")
 
 
 def _facts(analysis: Analysis) -> Tuple[Report, Optional[Panic]]:
@@ -83,7 +80,7 @@ def first_screen(
         report.pre("")
         report.table(
             ["#>", "cause", "what", "threads>", "since>"],
-            [_cause_row(alike) for alike in _alike(analysis.causes, everything)],
+            [_cause_row(group) for group in _alike(analysis.causes, everything)],
         )
         for line in _advice(analysis):
             report.text(line, indent=4)
@@ -151,16 +148,16 @@ def _alike(causes: Sequence[Cause], everything: bool) -> List[List[Cause]]:
     """Causes in the order of rank, those that differ in an address or a thread alone together."""
     groups: Dict[Tuple[str, str], List[Cause]] = {}
     for cause in causes:
-        shape = str(cause.rank) if everything else _ONE_OF_MANY.sub("#", cause.summary)
+        shape = str(cause.rank) if everything else alike(cause.summary)
         groups.setdefault((cause.kind, shape), []).append(cause)
     return list(groups.values())
 
 
-def _cause_row(alike: Sequence[Cause]) -> Tuple[object, ...]:
-    first = alike[0]
-    ages = [cause.since for cause in alike if cause.since is not None]
-    more = f" and {len(alike) - 1} like it" if len(alike) > 1 else ""
-    threads = sum(len(cause.tids) for cause in alike)
+def _cause_row(group: Sequence[Cause]) -> Tuple[object, ...]:
+    first = group[0]
+    ages = [cause.since for cause in group if cause.since is not None]
+    more = f" and {len(group) - 1} like it" if len(group) > 1 else ""
+    threads = sum(len(cause.tids) for cause in group)
     since = seconds(max(ages)) if ages else ""
     return (first.rank, first.kind, first.summary + more, threads, since)
 
