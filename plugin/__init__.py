@@ -10,9 +10,9 @@ from typing import Any, Dict
 
 
 def __lldb_init_module(debugger: Any, internal_dict: Dict[str, Any]) -> None:
-    from plugin.hosts.prepare import prepare
+    from plugin.hosts.prepare import prepare, too_old
 
-    problems = prepare()
+    problems = too_old(debugger) or prepare()
     if problems:
         print("\n".join(problems))
         return

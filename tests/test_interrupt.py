@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import List
+from typing import Iterator, List
 
 import pytest
 
 from plugin import interrupt
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Python's own handler, though the suite may run in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press_ctrl_c() -> None:

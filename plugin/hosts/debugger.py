@@ -8,6 +8,7 @@ says which file that is.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import stat
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from plugin.session import Kernel
     from plugin.targets import Target
 
+#: What only our own server knows, for the debugger that it started or told to be started.
+SECRET_VARIABLE = "WCHAN_SESSION"
 #: Set to "no": read memory through the debugger even where the dump's file is known.
 BYPASS_VARIABLE = "WCHAN_BYPASS"
 #: Set to "yes": go on with a kernel file that does not match the memory.
@@ -133,13 +136,19 @@ class Session:
         return kernel
 
     def _server_info(self) -> Dict[str, Any]:
+        secret = os.environ.get(SECRET_VARIABLE)
+        if not secret:
+            return {}
         try:
             reply = self._debugger.ask_server(SESSION_PACKET)
             info = json.loads(bytes.fromhex(reply)) if reply else {}
         except (WchanError, ValueError):
-            # A stub that is not ours may answer anything.
             return {}
-        return info if isinstance(info, dict) else {}
+        # A stub that is not ours may answer anything, but for this.
+        ours = isinstance(info, dict) and hmac.compare_digest(
+            str(info.get("secret")).encode(), secret.encode()
+        )
+        return info if ours else {}
 
     def _bypass(self, info: Dict[str, Any], notes: List[str]) -> Optional[KernelMemory]:
         """The dump's file, opened, where the server says which one it is."""

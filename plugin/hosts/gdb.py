@@ -257,12 +257,24 @@ def register() -> None:
     exiting = getattr(gdb.events, "gdb_exiting", None)
     if exiting is not None and not ours:
         exiting.connect(_Failures.at_exit)
+    if not _exists("add-kld"):
+        # kgdb knows FreeBSD's kernels; a plain gdb takes one for a program of FreeBSD's.
+        gdb.events.new_objfile.connect(_without_osabi)
+        _without_osabi()
     for name in commands.NAMES:
         if name not in ours and _exists(name):
             gdb.write(f"wchan: gdb has a command {name!r} already; not replaced\n", gdb.STDERR)
             continue
         _Command(name, session, shared.help_text(name))
         ours.add(name)
+
+
+def _without_osabi(_: Any = None) -> None:
+    """Keep gdb 13 from rejecting a remote kernel, which it takes for a 32-bit program."""
+    image = KernelImage.open(gdb.current_progspace().filename)
+    if image is not None and image.is_kernel and gdb.parameter("osabi") == "auto":
+        with suppress(gdb.error):
+            gdb.execute("set osabi none", to_string=True)
 
 
 def _registered() -> Set[str]:

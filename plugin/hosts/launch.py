@@ -10,22 +10,35 @@ import argparse
 import os
 import platform
 import re
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from plugin.arch import architecture
 from plugin.errors import EXIT_OK, WchanError
 from plugin.hosts.arguments import Parser
+from plugin.hosts.debugger import SECRET_VARIABLE
 from plugin.hosts.inferior import KernelInferior
-from plugin.hosts.prepare import ROOT
+from plugin.hosts.prepare import ROOT, installer
 from plugin.hosts.progress import Progress
 from plugin.hosts.rsp import Server
 from plugin.hosts.shell import core_options
+from plugin.hosts.signals import Left, leave, on_signals
 from plugin.opening import open_target
 from plugin.opening.find_kernel import open_dump
 from plugin.session import Kernel
@@ -63,7 +76,7 @@ def serve_main(argv: Sequence[str]) -> int:
     with _served(opened.inferior, args.port) as server:
         sys.stdout.write(_how_to_connect(server.address, opened) + "\n")
         sys.stdout.flush()
-        with suppress(KeyboardInterrupt, _Left):
+        with suppress(KeyboardInterrupt, Left):
             server.serve_forever()
     return EXIT_OK
 
@@ -71,13 +84,13 @@ def serve_main(argv: Sequence[str]) -> int:
 @contextmanager
 def _served(inferior: KernelInferior, port: Optional[int] = None) -> Iterator[Server]:
     """A server that is gone afterwards, socket and all, whatever signal ends this process."""
-    _on_signals(_leave)
+    on_signals(leave)
     server: Optional[Server] = None
     try:
         server = Server(inferior, port=port)
         yield server
     finally:
-        _on_signals(signal.SIG_IGN)
+        on_signals(signal.SIG_IGN)
         if server is not None:
             server.close()
 
@@ -86,14 +99,19 @@ def _how_to_connect(address: str, opened: _Opened) -> str:
     file = shlex.quote(opened.file)
     url = f"unix-connect://{address}" if address.startswith("/") else f"connect://{address}"
     plugin = ROOT / "plugin"
+    known = f"{SECRET_VARIABLE}={opened.secret}"
     lldb = (f'command script import "{plugin}"', f"process connect --plugin gdb-remote {url}")
     gdb = (f"target remote {address}", f"source {plugin / 'kernel-gdb.py'}")
     return "\n".join(
         (
             f"serving {opened.kernel.target.description} on {address}",
-            " ".join(("  lldb", file, *(f"-o {shlex.quote(line)}" for line in lldb))),
+            " ".join((f"  {known} lldb", file, *(f"-o {shlex.quote(line)}" for line in lldb))),
             " ".join(
-                ("  gdb -iex 'set osabi none'", file, *(f"-ex {shlex.quote(c)}" for c in gdb))
+                (
+                    f"  {known} gdb -iex 'set osabi none'",
+                    file,
+                    *(f"-ex {shlex.quote(c)}" for c in gdb),
+                )
             ),
         )
     )
@@ -104,6 +122,8 @@ class _Opened(NamedTuple):
     inferior: KernelInferior
     #: the kernel as a debugger can load it: a compressed one has been spooled
     file: str
+    #: by which the plugin in the debugger knows this server
+    secret: str
 
 
 def _open(args: argparse.Namespace) -> _Opened:
@@ -119,7 +139,9 @@ def _open(args: argparse.Namespace) -> _Opened:
         target, structs=args.structs, force=args.force, notes=notes, sysroot=args.sysroot
     )
     file = os.path.abspath(target.kernel.plain_path)
+    secret = secrets.token_hex(16)
     session: Dict[str, object] = {
+        "secret": secret,
         "vmcore": os.path.abspath(target.memory.file_path),
         "kernel": file,
         "structs": os.path.abspath(args.structs) if args.structs else None,
@@ -128,7 +150,7 @@ def _open(args: argparse.Namespace) -> _Opened:
         "truncated": target.truncated,
         "notes": notes,
     }
-    return _Opened(kernel, KernelInferior(kernel, session, _code(target.kernel)), file)
+    return _Opened(kernel, KernelInferior(kernel, session, _code(target.kernel)), file, secret)
 
 
 def _code(kernel: ElfFile) -> List[Tuple[int, int]]:
@@ -168,8 +190,8 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List
         with _served(opened.inferior) as server:
             server.start()
             own = arguments(server.address, opened.file)
-            return _run([program, *own, *rest])
-    except _Left as left:
+            return _run([program, *own, *rest], {SECRET_VARIABLE: opened.secret})
+    except Left as left:
         return 128 + left.number
 
 
@@ -199,7 +221,7 @@ def find_debugger(name: str, arch: str) -> str:
     if found:
         return max(found)[1]
     raise WchanError(
-        f"no {name} found: run {ROOT / 'install.sh'}, which installs one, "
+        f"no {name} found: run {installer()}, which installs one, "
         "or name yours with --debugger PATH"
     )
 
@@ -230,18 +252,18 @@ def _lldb_arguments(address: str, kernel: str) -> List[str]:
     return [kernel, "-o", f"command source -s 1 {commands}"]
 
 
-def _run(command: List[str]) -> int:
+def _run(command: List[str], environment: Mapping[str, str]) -> int:
     """Run the debugger to its end, handing it the terminal; its exit status."""
     # Ctrl-C is the debugger's.  A handler, unlike SIG_IGN, does not outlive exec.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     child: Optional[subprocess.Popen[bytes]] = None
     try:
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, env={**os.environ, **environment})
         status = child.wait()
         return status if status >= 0 else 128 - status
     except OSError as error:
         raise WchanError(f"cannot run {command[0]}: {error.strerror}") from None
-    except _Left:
+    except Left:
         if child is not None:
             _end(child)
         raise
@@ -257,22 +279,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         # gdb hears no signal while a command of its user's runs in a shell.
         child.kill()
         child.wait()
-
-
-class _Left(BaseException):
-    """Raised where a signal tells this process to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def _leave(number: int, _: object) -> None:
-    # What follows is cleaning up, which a second signal must not cut short.
-    _on_signals(signal.SIG_IGN)
-    raise _Left(number)
-
-
-def _on_signals(handler: Any) -> None:
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), handler)

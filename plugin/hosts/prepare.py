@@ -5,13 +5,32 @@ Of the standard library alone: what is missing must be told before it is missed.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, List, Optional
 
 ROOT = Path(__file__).resolve().parents[2]
+_OLDEST_LLDB = 14
 #: Directories that install.sh found the dependencies in, one a line.
 DEPS_FILE = ROOT / ".wchan-deps"
+
+
+def too_old(debugger: Any) -> List[str]:
+    """What to say in an lldb whose Python API wchan cannot work with; [] where it can.
+
+    lldb 11 aborts at commands of ours, and some distributions' 14 have no API at all.
+    """
+    try:
+        version = re.search(r"version (\d+)", debugger.GetVersionString())
+    except AttributeError:
+        return ["wchan: this lldb's Python module is incomplete; install its python3-lldb package"]
+    # Apple numbers its own otherwise, from 1300 on.
+    if version is not None and int(version.group(1)) < _OLDEST_LLDB:
+        return [
+            f"wchan: this is lldb {version.group(1)}; wchan works in lldb {_OLDEST_LLDB} and later"
+        ]
+    return []
 
 
 def prepare() -> List[str]:
@@ -40,9 +59,15 @@ def prepare() -> List[str]:
         version = ".".join(str(part) for part in sys.version_info[:2])
         return [
             f"wchan: this debugger's Python ({version}) has no {' and no '.join(missing)}; "
-            f"run {ROOT / 'install.sh'}, which puts them where wchan finds them"
+            f"run {installer()}, which puts them where wchan finds them"
         ]
     return []
+
+
+def installer() -> str:
+    """The installer to run, by its path where it is at hand; an installed wchan has it not."""
+    here = ROOT / "install.sh"
+    return str(here) if here.is_file() else "install.sh of wchan's sources"
 
 
 def _is_ours(file: Optional[str]) -> bool:

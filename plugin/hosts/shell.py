@@ -7,6 +7,7 @@ import importlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 from contextlib import ExitStack, suppress
@@ -25,6 +26,7 @@ from plugin import interrupt
 from plugin.errors import EXIT_FAILED, EXIT_OK, UsageError, WchanError
 from plugin.hosts.arguments import HelpShown, Parser, told
 from plugin.hosts.progress import Progress
+from plugin.hosts.signals import Left, leaving
 from plugin.version import VERSION
 from plugin.words import did_you_mean
 
@@ -108,9 +110,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
     try:
-        status = _main(words)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            # While modules are loaded Ctrl-C ends the process without a word (__main__.py).
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        with leaving():
+            status = _main(words)
         sys.stdout.flush()
         return status
+    except Left as left:
+        return 128 + left.number
     except HelpShown as shown:
         sys.stdout.write(shown.text)
         return EXIT_OK

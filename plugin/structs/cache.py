@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 import tempfile
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
-from plugin.cachedir import cache_path
+from plugin.cachedir import cache_path, ours
 from plugin.structs.layout import Layout, Member
 
 #: raised when what the cache holds changes its shape
@@ -36,8 +37,11 @@ def cache_key(*parts: object) -> str:
 
 def cache_read(key: str) -> Optional[Dict[str, Any]]:
     """What cache_write kept under ``key``, None where there is nothing whole."""
+    path = Path(_file(key))
+    if not ours(path) or not ours(path.parent):
+        return None
     try:
-        with open(_file(key), "rb") as stream:
+        with open(path, "rb") as stream:
             raw = stream.read(_MAX_BYTES)
         digest, _, body = raw.partition(b"\n")
         if hashlib.sha256(body).hexdigest().encode() != digest:

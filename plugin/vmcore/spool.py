@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional, Union
 
-from plugin.cachedir import cache_path, writable
+from plugin.cachedir import cache_path, ours, writable
 from plugin.errors import DumpError
 from plugin.vmcore.file import open_input
 
@@ -100,7 +100,7 @@ def plain_file(
         name = f"{source}-{content}"
         for truncated in (False, True):
             ready = folder / (name + _suffix(truncated))
-            if ready.is_file():
+            if ready.is_file() and ours(ready):
                 return Plain(str(ready), truncated, kind)
         _sweep(folder, source, name)
         return _spool(file, kind, status.st_size, folder, name, progress, path)
