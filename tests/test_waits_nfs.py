@@ -8,6 +8,7 @@ from typing import Any, Dict
 import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
+from tests.forge.bufs import BIO_WRITE
 from tests.forge.machine import Machine
 from tests.forge.nfs import NfsMount
 
@@ -112,3 +113,55 @@ def test_a_loopback_mount_whose_nfsd_all_rest_has_no_cycle(tmp_path: Path) -> No
     mount.request(thread(m, "ls"))
     cause = the_cause(explain(m, tmp_path))
     assert cause["kind"] == "external"
+
+
+def test_who_waits_for_an_nfs_write_waits_for_the_server_with_everybody_else(
+    tmp_path: Path,
+) -> None:
+    """fsync(2) in bo_wwait, its write at an nfsiod; a reader in biord; a lock on the vnode."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    vnode = m.vfs.vnode(mount.mount)
+    iod = m.procs.kthread("nfsiod 0", "nfsiod", ("nfssvc_iod",))
+    written = m.bufs.buf(vnode, 0, cmd=BIO_WRITE)
+    vnode.bufobj["bo_numoutput"] = 1
+    iod.call("ncl_doio")
+    m.write_pointer(iod.local("ncl_doio", 32), written.obj)
+    mount.request(iod)
+    fsync, reader, looker = (thread(m, name) for name in ("fsync", "cat", "ls"))
+    vnode.lock.owned_by(fsync)
+    fsync.sleeps(vnode.bufobj.at("bo_numoutput"), "bo_wwait", seconds=110)
+    read = m.bufs.buf(vnode, 1, owner=reader)
+    read.waited_by(reader, "biord", seconds=100)
+    vnode.lock.slept_on_by(looker)
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert sorted(cause["tids"]) == sorted(t.tid for t in (iod, fsync, reader, looker))
+    assert "filer" in cause["summary"]
+
+
+def test_a_forced_unmount_and_all_who_use_the_mount_are_one_cause(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    vnode = m.vfs.vnode(mount.mount)
+    holder, umount, second, sender = (thread(m, n) for n in ("ls", "umount", "umount", "cp"))
+    vnode.lock.owned_by(holder)
+    mount.request(holder)
+    vnode.lock.slept_on_by(umount)
+    second.sleeps(mount.obj, "nfsfdism", seconds=100)
+    sender.sleeps(mount.obj.at("nm_sockreq.nr_lock"), "nfsndlck", seconds=0.4, timeout=1.0)
+    cause = the_cause(explain(m, tmp_path))
+    assert len(cause["tids"]) == 4 and "filer" in cause["summary"]
+
+
+def test_an_nfsnode_that_another_thread_works_on_leads_to_its_server(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    vnode = m.vfs.vnode(mount.mount)
+    node = m.new("nfsnode", n_vnode=vnode)
+    vnode.obj["v_data"] = node
+    mount.request(thread(m, "ls"))
+    waiter = thread(m, "find")
+    waiter.sleeps(node.at("n_flag"), "nfsdirlk", seconds=60)
+    cause = the_cause(explain(m, tmp_path))
+    assert len(cause["tids"]) == 2 and "filer" in cause["summary"]

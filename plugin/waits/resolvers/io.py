@@ -30,6 +30,7 @@ from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle
+from plugin.waits.resolvers.nfs import join_carriers, mount_node
 from plugin.waits.resolvers.served import GATE, join_gate
 from plugin.words import count, seconds
 
@@ -58,9 +59,23 @@ def buf_node(builder: Builder, address: int) -> Node:
             Certainty.PROVEN,
             f"bio {request.bio.address:#x} has the buf in bio_caller2",
         )
-    if not requests and not _join_cluster(builder, node, address):
+    if (
+        not requests
+        and not _join_cluster(builder, node, address)
+        and not _remote(builder, node, buf)
+    ):
         node.end = _bufless(builder.kernel, buf, node)
     return node
+
+
+def _remote(builder: Builder, node: Node, buf: Optional[Buf]) -> bool:
+    """A buffer of NFS: no bio ever stands for it."""
+    vnode = vnode_at(builder.kernel, buf.vp) if buf is not None and buf.vp else None
+    return (
+        buf is not None
+        and vnode is not None
+        and join_carriers(builder, node, buf.address, vnode.mount)
+    )
 
 
 def _join_cluster(builder: Builder, node: Node, address: int) -> bool:
@@ -90,7 +105,7 @@ def _bufless(kernel: Kernel, buf: Optional[Buf], node: Node) -> End:
     if buf is None:
         return End(CauseKind.UNKNOWN, f"{node.label} cannot be read")
     vnode = vnode_at(kernel, buf.vp) if buf.vp else None
-    if vnode is not None and vnode.fstype in ("nfs", "newnfs", "oldnfs", "smbfs", "fusefs", "p9fs"):
+    if vnode is not None and vnode.fstype in ("smbfs", "fusefs", "p9fs"):
         return End(
             CauseKind.EXTERNAL,
             f"{vnode.fstype} server of {vnode.on or 'a mount'} has not answered",
@@ -433,10 +448,12 @@ def bufobj_output(case: Case) -> Optional[Verdict]:
     if owner:
         node.label = f"writes of {owner}"
     node.facts = [f"bo_numoutput {left}"]
+    vnode = vnode_at(kernel, address - kernel.layouts.offsetof("vnode", "v_bufobj"))
+    remote = owner != "" and vnode is not None and mount_node(builder, vnode.mount) is not None
     writing = [
         found
         for found in _bufs_of_bufobj(kernel).get(address, [])
-        if found.iocmd == "BIO_WRITE" and geom_io.buf_io(kernel, found.address)
+        if found.iocmd == "BIO_WRITE" and (remote or geom_io.buf_io(kernel, found.address))
     ]
     for found in writing:
         builder.join(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Iterable, List, Optional
 
+from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import kernel_stack_holds
-from plugin.kernel.mount import Mount, mounts
+from plugin.kernel.mount import Mount, mount_at, mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.rpc import (
     NFS,
@@ -18,6 +19,7 @@ from plugin.kernel.rpc import (
     server_of_lock,
     servers,
 )
+from plugin.kernel.vnode import vnode_at
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
@@ -271,3 +273,90 @@ def nfs_aio(case: Case) -> Optional[Verdict]:
     node = case.waits_for(queue, Certainty.PROVEN, case.said())
     builder.served_by(node, iods, "nfsiods take buffers from nm_bufq")
     return Verdict(Status.STUCK, "waits for an nfsiod", case.row)
+
+
+# What hangs on a server without a request of its own
+
+
+def mount_node(builder: Builder, mount: int) -> Optional[Node]:
+    """The node of the server that the struct mount at ``mount`` is of; None if it is no NFS."""
+    for server in servers(builder.kernel):
+        if server.mount.address == mount:
+            return server_node(builder, server)
+    found = mount_at(builder.kernel, mount) if mount else None
+    return _unread_server(builder, found) if found is not None and found.fstype in NFS else None
+
+
+def join_carriers(builder: Builder, node: Node, thing: int, mount: int) -> bool:
+    """A buffer or nfsnode of a mount: the thread that works on it, else the mount's server.
+
+    NFS starts no bio: a write is at an nfsiod, or in the process that asked for it.
+    """
+    server = mount_node(builder, mount)
+    if server is None:
+        return False
+    carriers = [
+        thread
+        for thread in builder.threads
+        if thread.wmesg in RPC_MESSAGES and kernel_stack_holds(builder.kernel, thread, thing)
+    ]
+    for thread in carriers[:_MAX_HOLDERS]:
+        builder.join(
+            node,
+            builder.thread(thread),
+            EdgeKind.SERVED_BY,
+            Certainty.GUESSED,
+            f"its kernel stack holds {thing:#x}, and its request is under way",
+        )
+    if not carriers:
+        said = "its mount is NFS: what it waits for comes from the server"
+        builder.join(node, server, EdgeKind.SERVED_BY, Certainty.CATALOGUED, said)
+    return True
+
+
+@resolver("nfs_node")
+def nfs_node(case: Case) -> Optional[Verdict]:
+    """nfsdirlk, nfscrt, nfslkup: an nfsnode that another thread works on."""
+    layouts = case.kernel.layouts
+    if "nfsnode" not in layouts:
+        return None
+    for address in (case.address - layouts.offsetof("nfsnode", "n_flag"), case.address):
+        try:
+            vnode = case.kernel.pointer(address + layouts.offsetof("nfsnode", "n_vnode"))
+            back = case.kernel.pointer(vnode + layouts.offsetof("vnode", "v_data"))
+        except (MemoryFault, LayoutError):
+            continue
+        found = vnode_at(case.kernel, vnode) if back == address else None
+        if found is None:
+            continue
+        node = case.waits_for(
+            case.channel_node(f'"{case.thread.wmesg}" on {found.label}'),
+            Certainty.PROVEN,
+            case.said(),
+        )
+        if not case.builder.graph.successors(node.id):
+            join_carriers(case.builder, node, address, found.mount)
+        return Verdict(Status.STUCK, f"waits for another thread inside {found.label}", case.row)
+    return None
+
+
+@resolver("nfs_mount")
+def nfs_mount(case: Case) -> Optional[Verdict]:
+    """nfsndlck, nfsfdism: what lies in a mount's own struct nfsmount."""
+    size = case.kernel.layouts.sizeof("nfsmount") if "nfsmount" in case.kernel.layouts else 0
+    for server in servers(case.kernel):
+        if server.nfsmount <= case.address < server.nfsmount + size:
+            node = case.waits_for(
+                case.channel_node(f'"{case.thread.wmesg}" of {server.mount.on}'),
+                Certainty.PROVEN,
+                case.said(),
+            )
+            case.builder.join(
+                node,
+                server_node(case.builder, server),
+                EdgeKind.SERVED_BY,
+                Certainty.CATALOGUED,
+                "whoever has it talks to the mount's server",
+            )
+            return Verdict(Status.STUCK, f"waits inside the mount {server.mount.on}", case.row)
+    return None
