@@ -310,6 +310,50 @@ def test_what_waits_for_a_suspended_pool_ends_there_and_is_told_what_resumes_it(
     assert set(cause["tids"]) == {reader.tid, sleeper.tid}
 
 
+def test_a_suspended_pool_with_threads_spinning_in_it_is_the_first_cause(tmp_path: Path) -> None:
+    g = Ground()
+    g.pool.suspend(g.pool.zio("WRITE", size=4096))
+    lock = g.m.locks.sx("zilog->zl_issuer_lock")
+    for cpu in range(2):
+        spinner = g.thread("spinner", "lock_delay", "_sx_xlock_hard", "zil_commit", "zfs_fsync")
+        g.pool.holds(spinner, "zil_commit", g.pool.spa)
+        spinner.runs_on(cpu)
+        g.m.cast[f"spinner {cpu}"] = spinner
+    lock.owned_by(g.m.cast["spinner 0"])
+    waiting = [g.thread("looper", "zil_commit", "zfs_fsync") for _ in range(3)]
+    for each in waiting:
+        g.pool.holds(each, "zil_commit", g.pool.dsl_pool)
+        each.runnable()
+    elsewhere = g.thread("elsewhere", "example_loop", "sys_example")
+    elsewhere.runnable()
+    answer = explain(g.m, tmp_path)
+    check_contract(answer)
+    first = answer.causes[0]
+    assert first["summary"].startswith("ZFS pool tank is suspended")
+    assert {each.tid for each in waiting} | {g.m.cast["spinner 1"].tid} <= set(first["tids"])
+    assert elsewhere.tid not in first["tids"]
+    assert "ZFS pool tank is suspended" in answer.verdict.split(". ")[0]
+
+
+def test_a_suspended_pool_is_a_cause_though_nobody_waits_for_it(tmp_path: Path) -> None:
+    g = Ground()
+    g.pool.suspend(g.pool.zio("WRITE", size=4096))
+    answer = explain(g.m, tmp_path)
+    assert [cause["tids"] for cause in answer.causes] == [[]]
+    assert "No thread is stuck" not in answer.verdict
+    assert "pool tank is suspended after I/O failures of da0" in answer.verdict
+
+
+def test_provider_does_not_call_the_disk_of_a_suspended_pool_innocent(tmp_path: Path) -> None:
+    g = Ground()
+    g.pool.suspend(g.pool.zio("WRITE", size=4096))
+    vmcore, kernel = g.m.write(tmp_path)
+    opened = open_core(str(vmcore), str(kernel))
+    printed: List[str] = []
+    run_command("provider", ["da0"], lambda: opened, printed.append, printed.append)
+    assert "pool tank is suspended" in " ".join("".join(printed).split())
+
+
 # The command
 
 

@@ -15,6 +15,7 @@ from plugin.judge import geom_io
 from plugin.judge.geom_io import OutstandingBio
 from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.bio import bio_origin
+from plugin.kernel.geom import Provider
 from plugin.kernel.linker import linker_files
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread, threads
@@ -24,7 +25,14 @@ from plugin.kernel.zfs.common import peek, try_peek
 from plugin.kernel.zfs.dbuf import dbuf_at
 from plugin.kernel.zfs.spa import Spa, spa_of, spas
 from plugin.kernel.zfs.txg import DmuTx, Txg, dmu_tx_at, tc_count, txg_of
-from plugin.kernel.zfs.vdev import Vdev, VdevQueue, vdev_at, vdev_queue, vdev_tree
+from plugin.kernel.zfs.vdev import (
+    Vdev,
+    VdevQueue,
+    provider_of,
+    vdev_at,
+    vdev_queue,
+    vdev_tree,
+)
 from plugin.kernel.zfs.zil import commit_waiter_at, lwb_at, zilog_name
 from plugin.kernel.zfs.zio import QS_ACTIVE, QS_QUEUED, Bookmark, Zio, children, parents, try_zio
 from plugin.kernel.zfs.zio import age as zio_age
@@ -434,6 +442,34 @@ def range_holders(kernel: Kernel, locked: int, waiting: Iterable[int]) -> List[T
     ]
 
 
+def pool_of_stack(kernel: Kernel, thread: Thread) -> Optional[Tuple[Spa, str]]:
+    """The pool that a thread inside ZFS is at work for, and by what that is told.
+
+    "" where only one pool exists; None for a thread that is not inside ZFS, and where
+    nothing on its stack tells which of several pools it is.
+    """
+    if not _inside(kernel, thread):
+        return None
+    found = spas(kernel)
+    own: Dict[int, Tuple[Spa, str]] = {}
+    for spa in found:
+        own[spa.address] = spa, "the spa"
+        own[spa.dsl_pool] = spa, "the dsl_pool"
+    words = [word for word in sorted(stack_words(kernel, thread)) if word]
+    for word in words:
+        if word in own:
+            spa, what = own[word]
+            return spa, f"{what} {word:#x} of pool {spa.name} is on its stack"
+    for word in words:
+        if not kernel.is_kernel_address(word) or word % kernel.pointer_size:
+            continue
+        for struct, member in (("zilog", "zl_spa"), ("objset", "os_spa"), ("zio", "io_spa")):
+            at = try_peek(kernel, struct, word, member, 0)
+            if at in own:
+                return own[at][0], f"{struct} {word:#x} of pool {own[at][0].name} is on its stack"
+    return (found[0], "") if len(found) == 1 else None
+
+
 # Pools that do not go on
 
 
@@ -450,6 +486,22 @@ class Trouble(NamedTuple):
 def suspended(kernel: Kernel) -> List[Trouble]:
     """Every suspended pool, with the vdevs that failed and the I/O that waits."""
     return [_trouble(kernel, spa) for spa in spas(kernel) if spa.suspended]
+
+
+def suspended_on(kernel: Kernel, provider: Provider) -> Optional[Trouble]:
+    """The suspended pool that has a vdev on ``provider`` or on what is made of it, else None."""
+    for trouble in suspended(kernel):
+        for vdev in vdevs_of(kernel, trouble.spa.address):
+            below = provider_of(kernel, vdev) if vdev.leaf else None
+            seen: Set[int] = set()
+            while below is not None and below.address not in seen:
+                if below.address == provider.address:
+                    return trouble
+                seen.add(below.address)
+                geom = below.geom
+                consumer = geom.consumers[0] if geom is not None and geom.consumers else None
+                below = consumer.provider if consumer is not None else None
+    return None
 
 
 def _trouble(kernel: Kernel, spa: Spa) -> Trouble:

@@ -16,6 +16,7 @@ from plugin.judge.geom_io import (
 )
 from plugin.judge.geom_workers import Health, health, workers
 from plugin.judge.locks import Contended
+from plugin.judge.zfs import suspended_on
 from plugin.kernel.bio import g_bioqs
 from plugin.kernel.disk import config as disk_config
 from plugin.kernel.disk import disk_of
@@ -46,7 +47,7 @@ def providers(kernel: Kernel, named: Optional[Sequence[Provider]]) -> Report:
         for provider in named:
             _one(kernel, report, provider, books[provider.address])
         return report
-    _verdicts(report, books)
+    _verdicts(kernel, report, books)
     queued = sum(len(q.bios) for q in g_bioqs(kernel) if q.name == "g_bio_run_down")
     _health(report, health(kernel), queued)
     every = mesh(kernel).providers.values()
@@ -149,7 +150,7 @@ def _notes(books: Dict[int, Account]) -> Dict[int, str]:
     return found
 
 
-def _verdicts(report: Report, books: Dict[int, Account]) -> None:
+def _verdicts(kernel: Kernel, report: Report, books: Dict[int, Account]) -> None:
     devices = [a for a in books.values() if a.provider.is_device]
     owing = sorted((a for a in devices if a.verdict == "owes"), key=lambda a: -(a.oldest or 0))
     if owing:
@@ -160,9 +161,12 @@ def _verdicts(report: Report, books: Dict[int, Account]) -> None:
         )
         report.text(f"{count(len(owing), 'device')} {_owe(len(owing))} I/O: {names}.")
     for account in devices:
+        trouble = suspended_on(kernel, account.provider)
+        if trouble is not None:
+            report.text(f"{account.provider.name}: {trouble.summary}.")
         if account.verdict == "unclear":
             report.text(f"{account.provider.name}: {account.reason}.")
-        elif account.verdict == "clear" and account.in_flight:
+        elif account.verdict == "clear" and account.in_flight and trouble is None:
             report.text(f"{account.provider.name} owes nothing: {account.reason}.")
     for account in books.values():
         if account.lost and not account.provider.is_device:
@@ -314,6 +318,9 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
         f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
         f"{account.at_device} at the device. {_in_words(account)}: {account.reason}."
     )
+    trouble = suspended_on(kernel, provider)
+    if trouble is not None:
+        report.text(f"{trouble.summary} ({trouble.evidence}).")
     for thread in workers(kernel, geom) if geom else []:
         report.text(f"Served by {thread.tid} {thread.label}, {doing(thread)}.")
     held = held_by_driver(kernel, provider)
@@ -356,6 +363,7 @@ def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any
     if disk is not None and disk.devstat is not None:
         stat = disk.devstat
     geom = provider.geom
+    trouble = suspended_on(kernel, provider)
     return {
         "name": provider.name,
         "address": address(provider.address),
@@ -385,6 +393,7 @@ def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any
         "oldest": account.oldest,
         "verdict": account.verdict,
         "reason": account.reason,
+        "suspended_pool": trouble.spa.name if trouble is not None else None,
         "nstart": provider.nstart,
         "nend": provider.nend,
         "devstat": stat

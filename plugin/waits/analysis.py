@@ -178,7 +178,8 @@ def _without_fresh(
     ages: List[float] = []
 
     def fresh(threads: List[Thread], kind: CauseKind, since: Optional[float]) -> bool:
-        oldest = _oldest(builder, threads, kind) if kind not in _FOR_GOOD else None
+        known = bool(threads) and kind not in _FOR_GOOD
+        oldest = _oldest(builder, threads, kind) if known else None
         if oldest is None or max(oldest, since or 0.0) >= FRESH:
             return False
         ages.append(oldest)
@@ -336,6 +337,9 @@ def _causes(
         else:
             behind.setdefault(_cause_key(graph, solution, id, kind), []).append(thread)
     found = []
+    for id, node in graph.nodes.items():
+        if node.end is not None and node.end.alone and not graph.successors(id):
+            behind.setdefault(id, [])
     for key, threads in behind.items():
         found.append(_cause(builder, graph, solution, key, threads))
     found.sort(key=lambda c: (-len(c.tids), CAUSES.index(c.kind), -(c.since or 0.0)))
@@ -370,7 +374,7 @@ def _cause(
     cycle = solution.cycles.get(key)
     ages = [thread.age for thread in threads if thread.age is not None]
     since = max(ages) if ages else None
-    surest = min((way.certainty for way in ways), key=CERTAINTIES.index)
+    surest = min((way.certainty for way in ways), key=CERTAINTIES.index, default=Certainty.PROVEN)
     tids = [thread.tid for thread in threads]
     if cycle is not None:
         return _cycle_cause(graph, key, cycle, tids, since)

@@ -10,7 +10,7 @@ from plugin.waits import resolvers
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Status
-from plugin.waits.registry import RESOLVERS
+from plugin.waits.registry import AT_WORK, RESOLVERS, STANDING
 from plugin.waits.resolvers.common import generic, unknown
 from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
@@ -30,7 +30,10 @@ _STATES = {
 def builder(kernel: Kernel, catalogue: Catalogue) -> Builder:
     """A builder that explains threads by every resolver there is."""
     assert resolvers.MODULES
-    return Builder(kernel, catalogue, explain)
+    made = Builder(kernel, catalogue, explain)
+    for add in STANDING:
+        add(made)
+    return made
 
 
 def explain(builder: Builder, thread: Thread) -> Verdict:
@@ -47,10 +50,12 @@ def explain(builder: Builder, thread: Thread) -> Verdict:
 
 def _explain_state(builder: Builder, thread: Thread, node: Node) -> Verdict:
     who = node.label
-    if thread.state == "running":
-        return on_a_cpu(builder, thread, node)
-    if thread.state == "runnable":
-        return without_a_cpu(builder, thread, node)
+    if thread.state in ("running", "runnable"):
+        runs = thread.state == "running"
+        verdict = (on_a_cpu if runs else without_a_cpu)(builder, thread, node)
+        for look in AT_WORK:
+            verdict = look(builder, thread, node, verdict) or verdict
+        return verdict
     if thread.state == "locked":
         node.end = End(CauseKind.UNKNOWN, f"{who} is blocked on a lock that cannot be read")
         return Verdict(Status.STUCK, "blocked on a lock that cannot be read")

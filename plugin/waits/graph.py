@@ -45,7 +45,8 @@ class End(NamedTuple):
     """Why a node is where a chain ends: the kind of cause it is, and the words for it.
 
     ``since``: seconds for which it has been so, None where nothing tells.  Ends of
-    one ``group`` are one cause: many requests to one server, one device, one pool.
+    one ``group`` are one cause: many requests to one server, one device, one pool.  An end
+    that stands ``alone`` is a cause though no thread is known to wait for it.
     """
 
     kind: CauseKind
@@ -53,6 +54,7 @@ class End(NamedTuple):
     evidence: str = ""
     since: Optional[float] = None
     group: str = ""
+    alone: bool = False
 
 
 class Edge(NamedTuple):

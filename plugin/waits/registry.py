@@ -10,13 +10,33 @@ registers itself where it is defined; ``plugin.waits.resolvers`` finds the modul
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, List, Optional
 
-from plugin.waits.builder import Case, Verdict
+from plugin.kernel.proc import Thread
+from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.graph import Node
 
 Resolver = Callable[[Case], Optional[Verdict]]
+Standing = Callable[[Builder], None]
+AtWork = Callable[[Builder, Thread, Node, Verdict], Optional[Verdict]]
 
 RESOLVERS: Dict[str, Resolver] = {}
+#: what adds causes that are there though no thread sleeps for them
+STANDING: List[Standing] = []
+#: what knows more of a running or runnable thread than that it is one
+AT_WORK: List[AtWork] = []
+
+
+def standing(function: Standing) -> Standing:
+    """The function below is asked once for each graph, before any thread is explained."""
+    STANDING.append(function)
+    return function
+
+
+def at_work(function: AtWork) -> AtWork:
+    """The function below is asked of each running or runnable thread; None: nothing to add."""
+    AT_WORK.append(function)
+    return function
 
 
 def resolver(*names: str) -> Callable[[Resolver], Resolver]:

@@ -51,6 +51,9 @@ def sentences(analysis: Analysis) -> List[str]:
     if len(deadlocks) > 3:
         found.append(f"{count(len(deadlocks) - 3, 'more deadlock')}: see the causes.")
     for cause in causes:
+        if cause.node.kind is NodeKind.ZPOOL:
+            found.append(_told(cause, "", f": {_behind(cause.tids)} it" if cause.tids else ""))
+    for cause in causes:
         if cause.kind is CauseKind.PACING:
             found += _pacing(analysis, cause)
         elif cause.kind is CauseKind.LOST_WAKEUP:
@@ -153,6 +156,8 @@ def _limits(analysis: Analysis, deadlock: bool) -> List[str]:
             return [f"Nothing else looks stuck{', but ' + missing if partial else ''}."]
         if partial:
             return [f"Of what could be read no thread looks stuck, but {missing}."]
+        if analysis.causes:
+            return ["No thread waits for it yet."]
         return [] if analysis.statuses.get(Status.WAITING) else ["No thread is stuck."]
     if deadlock:
         return [f"There may be more: {missing}."] if partial else []
@@ -292,6 +297,8 @@ def _memory_behind(analysis: Analysis, tids: Sequence[int]) -> Tuple[List[str], 
 def _rest(causes: Sequence[Cause]) -> List[str]:
     found = []
     for cause in causes:
+        if cause.node.kind is NodeKind.ZPOOL:
+            continue
         if cause.kind in (CauseKind.RUNNING, CauseKind.RUNNABLE, CauseKind.EXTERNAL):
             others = [tid for tid in cause.tids if tid != cause.node.tid]
             found.append(_told(cause, "", f": {_behind(others)} it" if others else ""))

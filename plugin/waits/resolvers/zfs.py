@@ -24,7 +24,7 @@ from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
-from plugin.waits.registry import resolver
+from plugin.waits.registry import at_work, resolver, standing
 from plugin.waits.resolvers.io import bio_node, provider_node
 from plugin.waits.resolvers.stacks import guess_holders, runs, sleepers_on
 from plugin.words import count, seconds
@@ -50,7 +50,13 @@ def pool_node(builder: Builder, spa: Spa) -> Node:
     if node.end is None:
         for trouble in judge.suspended(builder.kernel):
             if trouble.spa.address == spa.address:
-                node.end = End(CauseKind.EXTERNAL, trouble.summary, trouble.evidence, trouble.since)
+                node.end = End(
+                    CauseKind.EXTERNAL,
+                    trouble.summary,
+                    trouble.evidence,
+                    trouble.since,
+                    alone=True,
+                )
     return node
 
 
@@ -60,6 +66,31 @@ def _join_suspended(builder: Builder, node: Node, spa: Optional[Spa], why: str) 
         return False
     builder.join(node, pool_node(builder, spa), EdgeKind.NEEDS, Certainty.PROVEN, why)
     return True
+
+
+@standing
+def suspended_pools(builder: Builder) -> None:
+    """A suspended pool is a cause, whoever sleeps, spins or has given up on it."""
+    for trouble in judge.suspended(builder.kernel):
+        pool_node(builder, trouble.spa)
+
+
+@at_work
+def at_work_in_suspended(
+    builder: Builder, thread: Thread, node: Node, verdict: Verdict
+) -> Optional[Verdict]:
+    """A thread that spins or loops inside ZFS, whose pool does not go on."""
+    if verdict.status is Status.IDLE or not judge.suspended(builder.kernel):
+        return None
+    found = judge.pool_of_stack(builder.kernel, thread)
+    if found is None or not found[0].suspended:
+        return None
+    spa, evidence = found
+    sure = Certainty.CATALOGUED if evidence else Certainty.GUESSED
+    why = evidence or "it is inside ZFS, and there is no other pool"
+    builder.join(node, pool_node(builder, spa), EdgeKind.NEEDS, sure, why)
+    node.end = None
+    return Verdict(Status.STUCK, f"{verdict.why} inside suspended pool {spa.name}")
 
 
 @resolver("zfs_suspended")
