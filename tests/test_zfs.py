@@ -11,6 +11,7 @@ from test_why_stuck import Answer, check_contract, explain
 
 from plugin.hosts.runner import run_command
 from plugin.opening import open_core
+from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine, shipped_layouts
 from tests.forge.zfs import Pool, Vdev
 
@@ -30,15 +31,27 @@ _IDS = [f"{rel}-{arch}{'-debug' if variant else ''}" for rel, arch, variant in K
 every_kernel = pytest.mark.parametrize("osreldate, arch, variant", KERNELS, ids=_IDS)
 
 
+#: how the names begin that a zfs.ko has, where ZFS is none of the kernel's own
+_IN_ZFS = ("zfs_", "zio_", "zil_", "dmu_", "dbuf_", "txg_", "spa_", "vdev_geom_", "avl_", "rrw_")
+
+
 class Ground:
     """A machine with one pool on one disk, da0."""
 
     def __init__(
-        self, osreldate: int = 1402000, arch: str = "amd64", variant: Any = (), **how: Any
+        self,
+        osreldate: int = 1402000,
+        arch: str = "amd64",
+        variant: Any = (),
+        *,
+        module: bool = False,
+        **how: Any,
     ) -> None:
         if "zio" not in shipped_layouts(osreldate, arch, frozenset(variant)):
             pytest.skip("structs.yaml has no struct zio")
         self.m = Machine(osreldate, arch, variant)
+        if module:
+            self.m.modules.load("zfs.ko", *_IN_ZFS)
         self.disk = self.m.geom.disk("da", 0, mediasize=1 << 34)
         self.pool = Pool(self.m, "tank", **how)
         self.vdev: Vdev = self.pool.disk(self.disk)
@@ -352,6 +365,86 @@ def test_provider_does_not_call_the_disk_of_a_suspended_pool_innocent(tmp_path: 
     printed: List[str] = []
     run_command("provider", ["da0"], lambda: opened, printed.append, printed.append)
     assert "pool tank is suspended" in " ".join("".join(printed).split())
+
+
+# Modules
+
+
+def _reader(g: Ground) -> Any:
+    reader = g.thread("reader")
+    g.pool.tree(g.leaf().at_device()).waited_by(reader)
+    return reader
+
+
+def _txg_holder(g: Ground) -> Any:
+    new = g.m.has("tx_state", "tx_quiescing_txg")
+    g.pool.txgs(open=105, quiescing=104 if new else 0, synced=103)
+    threads = g.pool.threads()
+    g.pool.idle(threads["sync"], "sync")
+    g.pool.quiesces(threads["quiesce"], 104)
+    holder = g.thread("holder", "zio_wait", "zfs_write", "vn_write")
+    g.pool.transaction(holder, "zfs_write", 104)
+    g.pool.tree(g.leaf().at_device()).waited_by(holder)
+    user = g.thread("sync", "txg_wait_synced", "zfs_sync")
+    g.pool.synced_by(user)
+    return user
+
+
+def _suspended(g: Ground) -> Any:
+    g.pool.suspend(g.pool.zio("WRITE", size=4096))
+    spinner = g.thread("spinner", "zil_commit", "zfs_fsync")
+    g.pool.holds(spinner, "zil_commit", g.pool.spa)
+    spinner.runnable()
+    return spinner
+
+
+@pytest.mark.parametrize("scenario", [_reader, _txg_holder, _suspended])
+@pytest.mark.parametrize("osreldate", [1201000, 1402000, 1500068])
+def test_zfs_in_a_module_known_from_memory_alone_gives_the_verdicts_of_one_built_in(
+    osreldate: int, scenario: Any, tmp_path: Path
+) -> None:
+    told = []
+    for module in (False, True):
+        g = Ground(osreldate, module=module)
+        thread = scenario(g)
+        answer = explain(g.m, tmp_path / str(module))
+        cause = answer.cause_of(thread.tid)
+        assert cause is not None
+        told.append(
+            (answer.verdict, cause["summary"], cause["certainty"], kinds(answer, thread.tid))
+        )
+    assert told[0] == told[1]
+
+
+# A real machine
+
+
+@pytest.mark.parametrize("files", [False, True], ids=["memory alone", "with zfs.ko"])
+def test_on_a_real_machine_every_stuck_thread_ends_at_the_disk_that_has_eleven_requests(
+    files: bool, zfs_dump: RealDump, tmp_path: Path
+) -> None:
+    root = None
+    if files:
+        packed = SHARED / "real2" / zfs_dump.name / "zfs.ko.zst"
+        (tmp_path / "boot" / "kernel").mkdir(parents=True)
+        decompress(packed, tmp_path / "boot" / "kernel" / "zfs.ko")
+        root = str(tmp_path)
+    kernel = open_core(str(zfs_dump.vmcore), str(zfs_dump.kernel), sysroot=root)
+    answer = Answer(kernel)
+    cause = only_cause(answer)
+    assert cause["summary"] == "da0 has not returned 6 writes and 5 reads"
+    assert len(cause["tids"]) == 27 and answer.data["residue"] == []
+    # zrename: the txg, its sync thread, the task queue's worker, the buffer, the log's write
+    path = kinds(answer, 100171)
+    assert [kind for kind in path if kind not in ("thread", "task", "queue", "taskqueue")] == [
+        *("txg", "dbuf", "zio", "zio", "bio", "provider")
+    ]
+    printed: List[str] = []
+    run_command("zfs", ["--json"], lambda: kernel, printed.append, printed.append)
+    (pool,) = json.loads("".join(printed))["data"]["pools"]
+    active = [zio for zio in pool["zios"] if zio["active"]]
+    assert len(active) == len({zio["bio"] for zio in active}) == 11
+    assert (pool["txg"]["open"], pool["txg"]["syncing"], pool["txg"]["synced"]) == (104, 103, 102)
 
 
 # The command

@@ -178,8 +178,8 @@ def _without_fresh(
     ages: List[float] = []
 
     def fresh(threads: List[Thread], kind: CauseKind, since: Optional[float]) -> bool:
-        known = bool(threads) and kind not in _FOR_GOOD
-        oldest = _oldest(builder, threads, kind) if known else None
+        aged = bool(threads) and kind not in _FOR_GOOD
+        oldest = _oldest(builder, threads, kind) if aged else None
         if oldest is None or max(oldest, since or 0.0) >= FRESH:
             return False
         ages.append(oldest)
