@@ -12,7 +12,7 @@ from test_why_stuck import Answer, check_contract, explain, thread
 from plugin.opening import open_core
 from tests.forge.bufs import BIO_READ
 from tests.forge.machine import Machine
-from tests.forge.procs import SLEEPQ_CONDVAR
+from tests.forge.procs import SLEEPQ_CONDVAR, TDS_RUNQ
 from tests.forge.scenarios import rmslocks
 
 
@@ -204,6 +204,26 @@ def test_a_pinned_thread_behind_a_spinner_on_its_cpu_waits_for_the_spinner(
     assert cause["kind"] == "running"
     assert sorted(cause["tids"]) == sorted([starved.tid, waiter.tid])
     assert f"{hog.tid} spinner1 runs on CPU 1" in cause["summary"]
+
+
+def test_a_thread_that_bound_itself_to_the_other_cpu_waits_for_what_spins_there(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1402000, "amd64", cpus=2)
+    spinner = m.procs.process("spinner").thread(calls=("kern_example", "sys_example"))
+    spinner.runs_on(1)
+    m.pcpus[1].set(pc_switchticks=m.ticks - 70 * m.hz)
+    drains = m.procs.kthread("uma", calls=("uma_reclaim_locked", "uma_reclaim"))
+    drains._state("runnable", TDS_RUNQ)
+    drains.call("sched_switch", "mi_switch")
+    tick = m.ticks - 23 * m.hz
+    drains.obj.set(td_lastcpu=0, td_pinned=1, td_swvoltick=tick, td_swinvoltick=tick - 9)
+    drains._save()
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], cause["tids"]) == ("running", [drains.tid])
+    assert cause["summary"] == f"{spinner.tid} spinner runs on CPU 1"
+    assert "1 thread waits behind it." in answer.verdict
 
 
 def test_a_thread_that_any_cpu_could_run_is_stuck_only_after_a_minute(tmp_path: Path) -> None:

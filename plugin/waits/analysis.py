@@ -406,7 +406,9 @@ def _holder_end(
     held = [
         graph.nodes[edge.source]
         for edge in graph.into.get(node.id, ())
-        if edge.kind == EdgeKind.OWNED_BY and edge.causal
+        if edge.kind == EdgeKind.OWNED_BY
+        and edge.causal
+        and graph.nodes[edge.source].kind is not NodeKind.CPU
     ]
     what = ", ".join(_called(each) for each in held[:2])
     if len(held) > 2:

@@ -6,10 +6,10 @@ kernel keeps no time, but a CPU that has not switched for long says enough.
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from plugin.kernel.proc import Thread
-from plugin.kernel.sched import dispatch, is_idle_thread, on_cpu_for, running
+from plugin.kernel.sched import Dispatch, dispatch, is_idle_thread, on_cpu_for, running
 from plugin.kernel.stack import backtrace
 from plugin.waits.builder import Builder, Verdict, short
 from plugin.waits.graph import End, Node
@@ -37,6 +37,20 @@ _SPINS = (
     "smp_rendezvous_cpus",
     "smp_targeted_tlb_shootdown",
     "smp_tlb_shootdown",
+)
+#: functions through which a thread leaves its CPU because it has to wait
+_SLEEPS = (
+    "sleepq_",
+    "turnstile_",
+    "_sleep",
+    "msleep",
+    "_cv_",
+    "cv_",
+    "ithread_loop",
+    "swi_",
+    "thread_suspend",
+    "thread_single",
+    "sched_idletd",
 )
 
 
@@ -72,7 +86,9 @@ def without_a_cpu(builder: Builder, thread: Thread, node: Node) -> Verdict:
     """A runnable thread: since when, on which CPU's queue, and what runs there."""
     kernel = builder.kernel
     found = dispatch(kernel, thread)
-    hogs = _hogs(builder, found.pinned)
+    yielded = found.preempted or _yielded(builder, thread)
+    pinned, certainty, how_known = _bound_to(builder, thread, found, yielded)
+    hogs = _hogs(builder, pinned)
     ages = [on_cpu_for(kernel, each.cpu) for each in hogs if each.cpu is not None]
     held = min((age for age in ages if age is not None), default=None)
     if found.never_ran:
@@ -81,38 +97,78 @@ def without_a_cpu(builder: Builder, thread: Thread, node: Node) -> Verdict:
         words, since = "", None
     else:
         words, since = f"last ran {seconds(found.since)} ago", found.since
-    text = f"{node.label} is runnable and waits for a CPU"
-    if words:
-        text += f"; it {words}"
     queue = f"on a run queue, last on CPU {thread.lastcpu}"
-    if found.pinned is not None:
-        text += f"; it is pinned to CPU {found.pinned}"
-        queue = f"td_pinned, td_lastcpu {found.pinned}"
-    if hogs:
-        text += f", where {_names(hogs)}" if found.pinned is not None else f"; {_names(hogs)}"
-    waited = since if found.preempted else None
+    remarks = [f"it {words}"] if words else []
+    if pinned is not None:
+        queue = how_known
+        where = f", where {_names(hogs)}" if hogs else ""
+        remarks.append(f"pinned to CPU {pinned}{where}")
+    elif found.pinned is not None:
+        queue = how_known
+        remarks.append(f"bound to another CPU than {thread.lastcpu}")
+    elif hogs:
+        remarks.append(_names(hogs))
+    remark = f" ({'; '.join(remarks)})" if remarks else ""
+    text = f"{node.label} is runnable and waits for a CPU{remark}"
+    waited = since if yielded else None
     if held is not None and since is not None:
         # It cannot have run while that CPU did not switch.
         waited = max(waited or 0.0, min(held, since))
     elif held is not None and found.never_ran:
         waited = held
-    node.end = End(CauseKind.RUNNABLE, text, queue, waited or None)
-    limit = LONG_RUNNABLE if found.pinned is None else LONG_PINNED
-    if waited is None or waited < limit:
+    long = waited is not None and waited >= (LONG_RUNNABLE if found.pinned is None else LONG_PINNED)
+    if found.never_ran and found.pinned is not None and hogs and held is None:
+        long = True
+    node.end = End(CauseKind.RUNNABLE, text, queue, waited if waited and waited >= 1 else None)
+    if not long:
         return Verdict(Status.RUNNABLE, f"waits for a CPU{'; ' + words if words else ''}")
-    if found.pinned is not None and len(hogs) == 1:
-        cpu = builder.node(NodeKind.CPU, str(found.pinned), f"CPU {found.pinned}")
-        said = f"td_pinned: it may run on CPU {found.pinned} alone"
-        builder.join(node, cpu, EdgeKind.WAITS_FOR, Certainty.PROVEN, said)
-        builder.join(
-            cpu,
-            builder.thread(hogs[0]),
-            EdgeKind.OWNED_BY,
-            Certainty.PROVEN,
-            f"td_oncpu {found.pinned}",
-        )
+    if pinned is not None and len(hogs) == 1 and (held is None or held >= LONG_PINNED):
+        cpu = builder.node(NodeKind.CPU, str(pinned), f"CPU {pinned}")
+        builder.join(node, cpu, EdgeKind.WAITS_FOR, certainty, how_known)
+        on = f"td_oncpu {pinned}"
+        hog = builder.thread(hogs[0])
+        builder.join(cpu, hog, EdgeKind.OWNED_BY, Certainty.PROVEN, on)
         node.end = None
-    return Verdict(Status.STUCK, f"runnable for {seconds(waited)} without a CPU")
+    how_long = f"for {seconds(waited)} " if waited is not None else ""
+    return Verdict(Status.STUCK, f"runnable {how_long}without a CPU")
+
+
+def _bound_to(
+    builder: Builder, thread: Thread, found: Dispatch, yielded: bool
+) -> Tuple[Optional[int], Certainty, str]:
+    """The CPU that a pinned thread waits for, how sure that is, and what says so.
+
+    sched_pin() keeps a thread where it is, on td_lastcpu.  sched_bind() pins it too, and
+    leaves the CPU only for another one: which is kept in the scheduler's own struct, but
+    of two CPUs it can only be the other, of more most likely the one that does not switch.
+    """
+    if found.pinned is None:
+        return None, Certainty.PROVEN, ""
+    if found.preempted or not yielded:
+        return found.pinned, Certainty.PROVEN, f"td_pinned, td_lastcpu {found.pinned}"
+    kernel = builder.kernel
+    others = [cpu for cpu in running(kernel) if cpu != thread.lastcpu]
+    left = f"it left CPU {thread.lastcpu} by itself without a sleep"
+    said = f"td_pinned; {left}, as sched_bind() does"
+    if len(others) == 1:
+        return others[0], Certainty.PROVEN, f"{said}, and there is one other CPU"
+    long = [cpu for cpu in others if (on_cpu_for(kernel, cpu) or 0.0) >= LONG_PINNED]
+    busy = [cpu for cpu in long if not is_idle_thread(kernel, running(kernel)[cpu])]
+    if len(busy) == 1:
+        return busy[0], Certainty.GUESSED, f"{said}; CPU {busy[0]} alone does not switch"
+    return None, Certainty.GUESSED, said
+
+
+def _yielded(builder: Builder, thread: Thread) -> bool:
+    """True where a thread left its CPU and did not go to sleep: runnable ever since.
+
+    sched_bind() and kern_yield() do that; its stack then ends in mi_switch() with
+    nothing of a sleep, a turnstile or an interrupt thread's loop below.
+    """
+    frames = backtrace(builder.kernel, thread)
+    return any(frame.startswith(("mi_switch", "sched_switch")) for frame in frames) and not any(
+        frame.startswith(_SLEEPS) for frame in frames
+    )
 
 
 def _hogs(builder: Builder, cpu: Optional[int]) -> List[Thread]:
