@@ -11,8 +11,10 @@ import pytest
 from plugin.hosts.runner import run_command
 from plugin.judge.locks import contended, lock_waits
 from plugin.kernel import locks
+from plugin.kernel.lock_object import lock_object
 from plugin.opening import open_core
 from plugin.session import Kernel
+from tests.damage import damaged
 from tests.forge.machine import Machine
 from tests.forge.scenarios import deadlocks
 
@@ -247,3 +249,76 @@ def test_the_real_machines_locks_are_those_that_ddb_shows(real_dump: Any) -> Non
     ]
     assert len(told) > 40
     assert set(told) <= pairs
+
+
+# struct rmslock: a lock without a lock class of its own
+
+
+def test_a_reader_that_asks_again_behind_a_writer_is_a_deadlock_through_one_rmslock(
+    tmp_path: Path,
+) -> None:
+    """The reader's stack names the lock further up than the call that waits for it."""
+    m = Machine(1402000, "amd64")
+    held = m.locks.rmslock("zfs teardown")
+    reader, writer, later = (m.procs.process(n).thread() for n in ("rsync", "mountd", "nfsd"))
+    held.shared_by(reader)
+    held.slept_on_by(writer, seconds=100)
+    reader.call("example_fault", "example_read")
+    m.write_pointer(reader.frames[-2].fp - 8, int(held))
+    held.slept_on_by(reader, shared=True, seconds=90)
+    held.slept_on_by(later, shared=True, seconds=80)
+    kernel = opened(m, tmp_path)
+    (entry,) = contended(kernel)
+    (holder,) = entry.holders
+    assert (holder.thread.comm, holder.certainty) == ("rsync", "guessed")
+    assert (entry.lock.klass, entry.lock.state, entry.lock.sharers) == (locks.RMS, "shared", 1)
+    assert [(t.comm, mode) for t, mode in entry.waiters] == [
+        ("mountd", "exclusive"),
+        ("rsync", "shared"),
+        ("nfsd", "shared"),
+    ]
+
+
+@pytest.mark.parametrize("arch", ["amd64", "i386", "arm64"])
+@pytest.mark.parametrize("osreldate", [1300139, 1402000])
+def test_readers_of_an_rmslock_are_counted_on_every_cpu(
+    arch: str, osreldate: int, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, arch, cpus=2)
+    held = m.locks.rmslock("zfs teardown")
+    held.shared_by(m.procs.process("a").thread(), m.procs.process("b").thread())
+    kernel = opened(m, tmp_path)
+    mutex = lock_object(kernel, int(held))
+    assert mutex is not None
+    as_rms = locks.decode(kernel, mutex._replace(klass=locks.RMS))
+    assert (as_rms.state, as_rms.sharers) == ("shared", 2)
+
+
+def test_a_lock_of_an_unknown_class_is_a_finding_not_silence(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64")
+    held = m.locks.sx("strange")
+    held.slept_on_by(m.procs.process("waiter").thread())
+    held.owned_by(m.procs.process("owner").thread())
+    kernel = opened(m, tmp_path)
+    kernel.start_command()
+    found = lock_object(kernel, int(held))
+    assert found is not None
+    assert locks.decode(kernel, found._replace(klass="futurelock")).state == "unreadable"
+    assert any("unknown class, 'futurelock'" in f.detail for f in kernel.warnings)
+    assert kernel.warnings.partial
+
+
+def test_two_lock_names_that_cannot_be_read_are_not_the_same(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64")
+    held = m.locks.sx("map")
+    waiter = m.procs.process("waiter").thread()
+    held.slept_on_by(waiter)
+    held.owned_by(m.procs.process("owner").thread())
+    kernel = opened(m, tmp_path)
+    assert lock_waits(kernel)
+    nowhere = (0xFFFFF80000000008).to_bytes(8, "little")
+    name = int(held) + kernel.layouts.offsetof("lock_object", "lo_name")
+    wmesg = waiter.obj.address + kernel.layouts.offsetof("thread", "td_wmesg")
+    broken = damaged(kernel, words={name: nowhere, wmesg: nowhere})
+    assert not lock_waits(broken)
+    assert broken.warnings.partial

@@ -13,7 +13,6 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel import locks, witness
-from plugin.kernel.lock_object import lock_object
 from plugin.kernel.locks import Lock
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep, sleeps
@@ -82,87 +81,21 @@ def _lock_wait(
             known[address] = locks.decode(kernel, thread.lock)
         lock = known[address]
         return None if lock is None else LockWait(lock, _mode(sleep.queue))
-    if not thread.wchan:
-        return None
-    if sleep.type in ("pause", "condvar") and not kernel.layouts.has("sx", "sx_cnt"):
+    if not thread.wchan or not kernel.is_kernel_address(thread.wchan):
         return None
     if thread.wchan not in known:
-        known[thread.wchan] = _sleep_lock(kernel, thread, sleep)
+        channel = locks.Channel(thread.wchan, sleep.type, sleep.wmesg, thread.wmesg)
+        known[thread.wchan] = locks.lock_of_channel(kernel, channel)
     lock = known[thread.wchan]
     if lock is None:
         return None
-    return LockWait(lock, _sleep_mode(kernel, thread, sleep, lock))
+    kind = locks.lock_class_named(lock.klass)
+    mode = kind.mode(kernel, lock, thread.wchan, sleep.queue) if kind is not None else None
+    return LockWait(lock, mode)
 
 
 def _mode(queue: Optional[int]) -> Optional[str]:
     return None if queue is None else ("exclusive", "shared")[queue & 1]
-
-
-def _sleep_mode(kernel: Kernel, thread: Thread, sleep: Sleep, lock: Lock) -> Optional[str]:
-    offset = (thread.wchan or 0) - lock.address
-    if lock.klass == locks.SX and offset:
-        return "shared" if offset == kernel.layouts.offsetof("sx", "sx_shrd_cv") else "exclusive"
-    if lock.klass == locks.LOCKMGR and offset:
-        return "drain"
-    if locks.has_old_lockmgr(kernel):
-        return None
-    return _mode(sleep.queue)
-
-
-def _sleep_lock(kernel: Kernel, thread: Thread, sleep: Sleep) -> Optional[Lock]:
-    """The sx or lockmgr lock whose wait channel a sleeper sits on, as DDB finds it."""
-    address = thread.wchan or 0
-    if not kernel.is_kernel_address(address):
-        return None
-    if kernel.layouts.has("sx", "sx_cnt"):
-        return _old_sleep_lock(kernel, address, sleep)
-    if sleep.type == "sleep":
-        return None
-    found = lock_object(kernel, address)
-    if found is None:
-        return None
-    if found.klass == locks.LOCKMGR or (
-        found.klass == locks.SX and found.name and found.name == thread.wmesg
-    ):
-        return locks.decode(kernel, found)
-    return None
-
-
-def _old_sleep_lock(kernel: Kernel, address: int, sleep: Sleep) -> Optional[Lock]:
-    """6.x and 700014: sx waiters sleep on its condition variables, lockmgr's on the lock.
-
-    Neither says so by itself: the lock's own name or wait message must be the
-    very string the thread sleeps with.
-    """
-    if not sleep.wmesg:
-        return None
-    layouts = kernel.layouts
-    for member in ("sx_shrd_cv", "sx_excl_cv"):
-        found = lock_object(kernel, address - layouts.offsetof("sx", member))
-        if found is not None and found.klass == locks.SX:
-            try:
-                if kernel.pointer(address) == sleep.wmesg:
-                    return locks.decode(kernel, found)
-            except MemoryFault:
-                pass
-    if not locks.has_old_lockmgr(kernel):
-        return None
-    wmesg = layouts.offsetof("lock", "lk_wmesg")
-    for offset in (0, layouts.offsetof("lock", "lk_flags")):
-        try:
-            if kernel.pointer(address - offset + wmesg) != sleep.wmesg:
-                continue
-            lock = locks.old_lockmgr(kernel, address - offset)
-            view = kernel.view("lock", address - offset)
-        except MemoryFault:
-            continue
-        if view.lk_waitcount > 0 or offset:
-            return lock
-    return None
-
-
-#: functions that spin for a mutex which another CPU holds (kern_mutex.c)
-_SPINS = ("_mtx_lock_spin", "_mtx_lock_spin_cookie", "_thread_lock", "thread_lock_flags_")
 
 
 def _spinning(kernel: Kernel, thread: Thread) -> Optional[LockWait]:
@@ -179,13 +112,14 @@ def _spinning(kernel: Kernel, thread: Thread) -> Optional[LockWait]:
             return LockWait(lock, None)
         return None
     for frame in frames(kernel, thread):
-        if frame.function in _SPINS:
-            return _spun_for(kernel, thread, frame)
+        for kind in locks.lock_classes():
+            if frame.function in kind.spins:
+                return _spun_for(kernel, thread, frame, kind.name)
     return None
 
 
-def _spun_for(kernel: Kernel, thread: Thread, frame: Frame) -> Optional[LockWait]:
-    """The one spin mutex of another thread that a spinning function's frame points at."""
+def _spun_for(kernel: Kernel, thread: Thread, frame: Frame, klass: str) -> Optional[LockWait]:
+    """The one lock of another thread that a spinning function's frame points at."""
     size = kernel.pointer_size
     try:
         raw = kernel.read(frame.fp - _FRAME, _FRAME)
@@ -197,7 +131,7 @@ def _spun_for(kernel: Kernel, thread: Thread, frame: Frame) -> Optional[LockWait
         if address % size or not kernel.is_kernel_address(address) or address in found:
             continue
         lock = locks.lock_at(kernel, address)
-        if lock is None or lock.klass != locks.SPIN or thread.address in lock.owners:
+        if lock is None or lock.klass != klass or thread.address in lock.owners:
             continue
         if lock.owners:
             found[address] = lock
@@ -230,15 +164,15 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
             found.append(Holder(thread, shared, certainty, evidence))
 
     blocked = {thread.address for thread in waiting}
-    rm = lock.klass in (locks.RM, locks.RM_SLEEPABLE)
+    kind = locks.lock_class_named(lock.klass)
+    rm = kind is not None and kind.writer_first
     for owner in lock.owners:
         # A writer of an rmlock owns the lock inside it before the readers have gone.
         if rm and owner in blocked:
             continue
         add(owner, lock.state == "shared", PROVEN, _word_evidence(lock, owner))
-    if rm:
-        for address in locks.rm_readers(kernel, lock.address):
-            add(address, True, PROVEN, f"on rm_activeReaders of {lock.address:#x}")
+    for address in kind.readers(kernel, lock.address) if kind is not None else ():
+        add(address, True, PROVEN, f"on rm_activeReaders of {lock.address:#x}")
     for thread in waiting:
         turnstile = turnstile_at(kernel, thread.blocked) if thread.blocked else None
         if turnstile is not None and turnstile.owner and turnstile.owner not in seen:
@@ -260,15 +194,13 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
 
 def _word_evidence(lock: Lock, owner: int) -> str:
     word = "" if lock.word is None else f", lock word {lock.word:#x}"
-    return f"owner {owner:#x} in the {locks.CLASS_WORDS.get(lock.klass, 'lock')}{word}"
+    return f"owner {owner:#x} in the {locks.word_for(lock.klass)}{word}"
 
 
-#: per class: the thread's own count of shared holds of that class
-_COUNTERS = {
-    locks.RW: "td_rw_rlocks",
-    locks.SX: "td_sx_slocks",
-    locks.LOCKMGR: "td_lk_slocks",
-}
+def _reader_count(klass: str) -> Optional[str]:
+    """The thread's own count of shared holds of that class."""
+    kind = locks.lock_class_named(klass)
+    return kind.reader_count if kind is not None else None
 
 
 @cached(MEMORY)
@@ -277,7 +209,7 @@ def sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
 
     td_rw_rlocks and td_lk_slocks exist from 8.0 on, td_sx_slocks from 12.0.
     """
-    counter = _COUNTERS.get(klass)
+    counter = _reader_count(klass)
     if counter is None or not kernel.layouts.has("thread", counter):
         return []
     member = kernel.layouts.resolve("thread", counter)
@@ -300,7 +232,9 @@ def _guess_sharers(
     They hold as many locks of the class as are missing, by their own count, and
     either their stack names this lock or there is no other thread it could be.
     """
-    counter = _COUNTERS.get(lock.klass)
+    counter = _reader_count(lock.klass)
+    if counter is None:
+        return _by_stack_alone(kernel, lock, waiting, known, lock.sharers - count)
     exclude = known | {thread.address for thread in waiting}
     candidates = [
         (thread, held)
@@ -330,6 +264,43 @@ def _guess_sharers(
         why = f"it was stuck before the first waiter; {others} more threads hold such locks shared"
         return [(thread, f"{counter} {held}: {why}") for thread, held in earlier]
     return []
+
+
+def _by_stack_alone(
+    kernel: Kernel, lock: Lock, waiting: List[Thread], known: Set[int], wanted: int
+) -> List[Tuple[Thread, str]]:
+    """Readers of a kind that no thread counts: whose stack names the lock, while it waits.
+
+    A thread that itself waits for the lock names it for that; only what lies further up its
+    stack than the call that waits tells that it had taken the lock before.
+    """
+    asking = {thread.address for thread in waiting}
+    found = []
+    for thread in threads(kernel):
+        if thread.address in known or not thread.kstack or not thread.waits:
+            continue
+        if thread.address in asking:
+            if _named_before(kernel, thread, lock):
+                why = f"its stack holds {lock.address:#x} above the call that waits for it"
+                found.append((thread, why))
+        elif _on_stack(kernel, thread, lock):
+            found.append((thread, f"its stack holds {lock.address:#x}"))
+    return found[:wanted]
+
+
+def _named_before(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
+    walked = list(frames(kernel, thread))
+    at = next((i for i, frame in enumerate(walked) if frame.function.startswith("rms_")), None)
+    if at is None or at + 1 >= len(walked):
+        return False
+    low, top = walked[at + 1].fp, thread.kstack + thread.kstack_size
+    if not thread.kstack <= low < top:
+        return False
+    try:
+        raw = kernel.read(low, top - low)
+    except MemoryFault:
+        return False
+    return lock.address.to_bytes(kernel.pointer_size, "little") in raw
 
 
 def _on_stack(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
@@ -367,7 +338,8 @@ def contended(kernel: Kernel) -> List[Contended]:
         who.sort(key=lambda pair: -(pair[0].age or 0.0))
         blocked = [thread for thread, _ in who]
         held = holders(kernel, lock, blocked)
-        if lock.klass in (locks.RM, locks.RM_SLEEPABLE) and held and held[0].shared:
+        kind = locks.lock_class_named(lock.klass)
+        if kind is not None and kind.writer_first and held and held[0].shared:
             # The writer inside waits for these readers: it does not hold the lock yet.
             lock = lock._replace(state="shared", sharers=len(held))
         found.append(Contended(lock, held, who))

@@ -5,13 +5,19 @@ kern_lock.c and their headers, 6.x to 15.x.  From 8.0 on every lock begins with
 a struct lock_object and keeps its owner in one word.  Before, sx is a mutex
 with two condition variables and a holder (``sx_xholder``), and lockmgr's
 ``struct lock`` has no lock_object at all: it is known by its wait message.
+
+A kind of lock is one LockClass, registered by ``@lock_class``: how people call it, how
+its words decode, where its waiters sleep, which counter of a thread tells of its
+readers.  Whoever asks about locks asks that record; a kind is added here alone (and to
+the forge, to be tested).
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.counter import zpcpu_offsets
 from plugin.kernel.lock_object import LockObject, lock_object
 from plugin.kernel.queue import list_foreach
 from plugin.session import Kernel
@@ -23,6 +29,7 @@ SPIN = "spin mutex"
 RW = "rw"
 RM = "rm"
 RM_SLEEPABLE = "sleepable rm"
+RMS = "rmslock"
 
 #: Low bits of a mutex word; 700014 defines MTX_FLAGMASK the other way round.
 _MTX_FLAGS = 7
@@ -67,16 +74,111 @@ def decode(kernel: Kernel, lock: LockObject) -> Lock:
 
     What cannot be read gives state "unreadable" and a finding.
     """
-    decoder = _DECODERS.get(lock.klass)
-    if decoder is None:
+    kind = lock_class_named(lock.klass)
+    if kind is None:
+        kernel.warnings.add(
+            f"lock {lock.name!r}", lock.address, f"is of an unknown class, {lock.klass!r}"
+        )
         return Lock(lock.address, lock.name, lock.klass, "unreadable")
     try:
-        return decoder(kernel, lock)
+        return kind.decode(kernel, lock)
     except MemoryFault as fault:
         kernel.warnings.add(f"{lock.klass} lock {lock.name!r}", fault.address, fault.reason)
     except LayoutError as error:
         kernel.warnings.add(f"{lock.klass} lock {lock.name!r}", lock.address, str(error))
     return Lock(lock.address, lock.name, lock.klass, "unreadable")
+
+
+class LockClass:
+    """What there is to know about one kind of lock, struct lock_class and beyond."""
+
+    #: lc_name
+    name: str
+    #: how people call it in a sentence
+    word: str
+    #: the member of struct thread that counts its shared holds of this kind
+    reader_count: Optional[str] = None
+    #: the functions in which a thread spins for it
+    spins: Tuple[str, ...] = ()
+    #: a waiting writer owns the lock inside it already, and the turnstile's owner is a reader
+    writer_first = False
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        """Its state; MemoryFault or LayoutError where it cannot be read."""
+        raise NotImplementedError
+
+    def readers(self, kernel: Kernel, address: int) -> List[int]:
+        """struct thread * of the readers that the lock names beside its owners."""
+        return []
+
+    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+        """The lock whose waiters sleep on ``channel``, None where it is no such lock's."""
+        return None
+
+    def mode(self, kernel: Kernel, lock: Lock, channel: int, queue: Optional[int]) -> Optional[str]:
+        """ "exclusive", "shared" or "drain" for a sleeper on ``channel``; None if not kept."""
+        return _mode_of_queue(queue)
+
+
+class Channel(NamedTuple):
+    """A wait channel with what the kernel keeps of a sleep on it.
+
+    ``type`` as in sleepqueue.TYPES, None where it is not kept; ``text`` the wait message,
+    None where it could not be read, and ``wmesg`` the pointer to it.
+    """
+
+    address: int
+    type: Optional[str]
+    wmesg: int
+    text: Optional[str]
+
+
+_CLASSES: Dict[str, LockClass] = {}
+_C = TypeVar("_C", bound=Type[LockClass])
+
+
+def lock_class(kind: _C) -> _C:
+    """Registers a kind of lock, a LockClass without state."""
+    _CLASSES[kind.name] = kind()
+    return kind
+
+
+def lock_class_named(name: str) -> Optional[LockClass]:
+    """The record of the kind whose lc_name that is, None for an unknown one."""
+    return _CLASSES.get(name)
+
+
+def lock_classes() -> List[LockClass]:
+    """Every kind of lock, in the order in which they stand below."""
+    return list(_CLASSES.values())
+
+
+def word_for(name: str) -> str:
+    """How people call a kind of lock; an unknown one by its lc_name."""
+    kind = _CLASSES.get(name)
+    return kind.word if kind is not None else name
+
+
+def lock_of_channel(kernel: Kernel, channel: Channel) -> Optional[Lock]:
+    """The lock that a sleeper on ``channel`` waits for, whatever its kind; None if for none."""
+    for kind in _CLASSES.values():
+        found = kind.at_channel(kernel, channel)
+        if found is not None:
+            return found
+    if channel.type in ("sx", "lockmgr"):
+        # The kernel itself says that this is a lock: not to recognise it is worth a word.
+        found = lock_at(kernel, channel.address)
+        if found is None or found.klass not in _CLASSES:
+            kernel.warnings.add(
+                f"lock at {channel.address:#x}",
+                channel.address,
+                f"its waiters sleep as on {channel.type}, but it cannot be read as one",
+            )
+    return None
+
+
+def _mode_of_queue(queue: Optional[int]) -> Optional[str]:
+    return None if queue is None else ("exclusive", "shared")[queue & 1]
 
 
 def _constant(kernel: Kernel, name: str, default: int) -> int:
@@ -276,11 +378,6 @@ def rm_inner(kernel: Kernel, lock: LockObject) -> Optional[LockObject]:
     return lock_object(kernel, lock.address + kernel.layouts.offsetof("rmlock", path))
 
 
-def rm_readers(kernel: Kernel, address: int) -> List[int]:
-    """struct thread of each reader on rm_activeReaders, where the layouts tell."""
-    return _active_readers(kernel, address)
-
-
 def _active_readers(kernel: Kernel, address: int) -> List[int]:
     if "rm_priotracker" not in kernel.layouts:
         return []
@@ -297,17 +394,6 @@ def _active_readers(kernel: Kernel, address: int) -> List[int]:
             bound=4096,
         )
     ]
-
-
-_DECODERS = {
-    MUTEX: _mutex,
-    SPIN: _mutex,
-    RW: _rwlock,
-    SX: _sx,
-    LOCKMGR: _lockmgr,
-    RM: _rm,
-    RM_SLEEPABLE: _rm,
-}
 
 
 # The lockmgr of 6.x and 700014
@@ -360,13 +446,182 @@ def describe(lock: Lock) -> str:
     return text
 
 
-#: how people call each class in a sentence
-CLASS_WORDS: Dict[str, str] = {
-    MUTEX: "mutex",
-    SPIN: "spin mutex",
-    RW: "rwlock",
-    RM: "rmlock",
-    RM_SLEEPABLE: "sleepable rmlock",
-    SX: "sx",
-    LOCKMGR: "lockmgr",
-}
+# The kinds
+
+
+@lock_class
+class _Mutex(LockClass):
+    name, word = MUTEX, "mutex"
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        return _mutex(kernel, lock)
+
+
+@lock_class
+class _Spin(_Mutex):
+    name, word = SPIN, "spin mutex"
+    spins = ("_mtx_lock_spin", "_mtx_lock_spin_cookie", "_thread_lock", "thread_lock_flags_")
+
+
+@lock_class
+class _Rw(LockClass):
+    name, word, reader_count = RW, "rwlock", "td_rw_rlocks"
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        return _rwlock(kernel, lock)
+
+
+@lock_class
+class _Rm(LockClass):
+    name, word, writer_first = RM, "rmlock", True
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        return _rm(kernel, lock)
+
+    def readers(self, kernel: Kernel, address: int) -> List[int]:
+        return _active_readers(kernel, address)
+
+
+@lock_class
+class _RmSleepable(_Rm):
+    name, word = RM_SLEEPABLE, "sleepable rmlock"
+
+
+@lock_class
+class _Sx(LockClass):
+    """To 700014 waiters sleep on its two condition variables, since on the lock itself."""
+
+    name, word, reader_count = SX, "sx", "td_sx_slocks"
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        return _sx(kernel, lock)
+
+    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+        if not channel.wmesg:
+            return None
+        if not kernel.layouts.has("sx", "sx_cnt"):
+            if channel.type in _NO_LOCK:
+                return None
+            found = lock_object(kernel, channel.address)
+            # Its name is the wait message: two that could not be read are not the same.
+            named = found is not None and found.name and found.name == channel.text
+            return decode(kernel, found) if found and named and found.klass == SX else None
+        # The condition variable's own name must be the very string the thread sleeps with.
+        for member in ("sx_shrd_cv", "sx_excl_cv"):
+            at = channel.address - kernel.layouts.offsetof("sx", member)
+            found = lock_object(kernel, at)
+            try:
+                if found and found.klass == SX and kernel.pointer(channel.address) == channel.wmesg:
+                    return decode(kernel, found)
+            except MemoryFault:
+                continue
+        return None
+
+    def mode(self, kernel: Kernel, lock: Lock, channel: int, queue: Optional[int]) -> Optional[str]:
+        offset = channel - lock.address
+        if not offset:
+            return _mode_of_queue(queue)
+        return "shared" if offset == kernel.layouts.offsetof("sx", "sx_shrd_cv") else "exclusive"
+
+
+@lock_class
+class _Lockmgr(LockClass):
+    """Waiters sleep on the lock; to 700014 that has no lock_object, who drains on its flags."""
+
+    name, word, reader_count = LOCKMGR, "lockmgr", "td_lk_slocks"
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        return _lockmgr(kernel, lock)
+
+    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+        if has_old_lockmgr(kernel):
+            return self._old(kernel, channel)
+        if channel.type in _NO_LOCK:
+            return None
+        found = lock_object(kernel, channel.address)
+        return decode(kernel, found) if found and found.klass == LOCKMGR else None
+
+    def _old(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+        if not channel.wmesg:
+            return None
+        wmesg = kernel.layouts.offsetof("lock", "lk_wmesg")
+        for offset in (0, kernel.layouts.offsetof("lock", "lk_flags")):
+            at = channel.address - offset
+            try:
+                if kernel.pointer(at + wmesg) != channel.wmesg:
+                    continue
+                if offset or kernel.view("lock", at).lk_waitcount > 0:
+                    return old_lockmgr(kernel, at)
+            except MemoryFault:
+                continue
+        return None
+
+    def mode(self, kernel: Kernel, lock: Lock, channel: int, queue: Optional[int]) -> Optional[str]:
+        if channel != lock.address:
+            return "drain"
+        return None if has_old_lockmgr(kernel) else _mode_of_queue(queue)
+
+
+#: owner of a struct rmslock: RMS_NOOWNER, RMS_TRANSIENT, else a thread (sys/kern/kern_rmlock.c)
+_RMS_TRANSIENT, _RMS_FLAGMASK = 2, 0xF
+_RMS_CHANNELS = {"readers": "shared", "writers": "exclusive", "owner": "exclusive"}
+
+
+@lock_class
+class _Rms(LockClass):
+    """struct rmslock, from 13.0: a mutex, the writer, counts of writers and of readers.
+
+    A writer waits on &writers for the readers to go, further writers on &owner, readers
+    behind a writer on &readers, each by msleep(9) with the mutex's name.  Readers are
+    counted per CPU until a writer comes, then in ``readers``; who they are is not kept.
+    """
+
+    name, word = RMS, "rmslock"
+
+    def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
+        view = kernel.view("rmslock", lock.address)
+        owner, sharers = view.owner & ~_RMS_FLAGMASK, _signed32(view.readers)
+        flags = ("writers waiting",) if view.writers > (1 if owner else 0) else ()
+        if owner:
+            return Lock(lock.address, lock.name, RMS, "exclusive", (owner,), flags=flags)
+        if view.owner == _RMS_TRANSIENT:
+            flags = (*flags, "RMS_TRANSIENT")
+        member = kernel.layouts.resolve("rmslock_pcpu", "readers")
+        mask = (1 << 8 * kernel.pointer_size) - 1
+        for offset in zpcpu_offsets(kernel) if view.pcpu else ():
+            at = view.pcpu + offset + member.offset & mask
+            sharers += kernel.signed(at, member.size)
+        state = "shared" if sharers > 0 else "unlocked"
+        return Lock(lock.address, lock.name, RMS, state, sharers=max(sharers, 0), flags=flags)
+
+    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+        layouts = kernel.layouts
+        if "rmslock" not in layouts or channel.type not in (None, "sleep") or not channel.wmesg:
+            return None
+        name = layouts.offsetof("lock_object", "lo_name")
+        for member in _RMS_CHANNELS:
+            offset = layouts.offsetof("rmslock", member)
+            try:
+                if kernel.pointer(channel.address - offset + name) != channel.wmesg:
+                    continue
+            except MemoryFault:
+                continue
+            found = lock_object(kernel, channel.address - offset)
+            if found is not None and found.klass == MUTEX:
+                return decode(kernel, found._replace(klass=RMS))
+        return None
+
+    def mode(self, kernel: Kernel, lock: Lock, channel: int, queue: Optional[int]) -> Optional[str]:
+        offset = channel - lock.address
+        for member, mode in _RMS_CHANNELS.items():
+            if offset == kernel.layouts.offsetof("rmslock", member):
+                return mode
+        return None
+
+
+def _signed32(value: int) -> int:
+    return value - ((value & 0x80000000) << 1)
+
+
+#: sleep queues on which nobody waits for an sx or a lockmgr lock
+_NO_LOCK = ("sleep", "pause", "condvar")

@@ -45,7 +45,7 @@ def one_lock(kernel: Kernel, entry: Contended) -> Report:
     word = "" if lock.word is None else f", word {lock.word:#x}"
     flags = f" ({', '.join(lock.flags)})" if lock.flags else ""
     report.text(
-        f"{locks.CLASS_WORDS.get(lock.klass, lock.klass)} {lock_name(kernel, lock)!r} at "
+        f"{locks.word_for(lock.klass)} {lock_name(kernel, lock)!r} at "
         f"{lock.address:#x}: {locks.describe(lock)}{word}{flags}"
     )
     for holder in entry.holders:
@@ -69,7 +69,7 @@ def called(kernel: Kernel, lock: locks.Lock) -> str:
     name = lock_name(kernel, lock)
     if name != lock.name:
         return name
-    return f'{locks.CLASS_WORDS.get(lock.klass, lock.klass)} "{name}"'
+    return f'{locks.word_for(lock.klass)} "{name}"'
 
 
 def _short_state(lock: locks.Lock) -> str:

@@ -211,6 +211,44 @@ class Rmlock(_TurnstileLock):
                 break
 
 
+class Rmslock(Lock):
+    """struct rmslock (13.0 on): a mutex, the writer, and counts; waiters sleep on its members."""
+
+    kind = "rmslock"
+
+    def slept_on_by(
+        self, thread: Thread, *, shared: bool = False, seconds: float = 60.0
+    ) -> Rmslock:
+        """As rms_wlock() and rms_rlock_fallback() sleep (sys/kern/kern_rmlock.c)."""
+        first = self.owner is None and not self._waits(False)
+        member = "readers" if shared else "writers" if first else "owner"
+        self.waiters.append((thread, shared))
+        hard = "rms_rlock_fallback" if shared else "rms_wlock"
+        thread.sleeps(
+            self.obj.at(member),
+            self.name,
+            seconds=seconds,
+            through=("sleepq_wait", "_sleep", hard),
+        )
+        thread.obj["td_wmesg"] = self._lo_name()
+        return self
+
+    def finish(self) -> None:
+        """Readers are counted per CPU until a writer comes, who adds them up."""
+        writers = sum(1 for _, shared in self.waiters if not shared) + bool(self.owner)
+        self.obj.set(
+            owner=self.owner if self.owner else 1,
+            writers=writers,
+            readers=len(self.readers) if writers else 0,
+        )
+        if not writers and self.readers:
+            share, rest = divmod(len(self.readers), self.machine.cpus)
+            if rest:
+                raise UsageError("an rmslock's readers are forged as many on each CPU")
+            # struct rmslock_pcpu {int influx, readers;}: its upper half.
+            self.obj["pcpu"] = self.machine.counter(share * self.machine.cpus << 32)
+
+
 class Sx(Lock):
     """struct sx: a mutex and two condition variables in 7.0-CURRENT, a word since 8.0."""
 
@@ -456,6 +494,11 @@ class Locks:
         obj = self._place("rmlock", None, None, False)
         self.initialize(obj, "sleepable rm" if sleepable else "rm", name)
         return Rmlock(self.machine, obj, name, sleepable)
+
+    def rmslock(self, name: str) -> Rmslock:
+        obj = self._place("rmslock", None, None, False)
+        self.initialize(self.machine.view("mtx", obj.at("mtx")), "sleep mutex", name)
+        return Rmslock(self.machine, obj, name)
 
     def sx(self, name: str, *, at: Optional[int] = None, symbol: Optional[str] = None) -> Sx:
         obj = self._place("sx", at, symbol, False)

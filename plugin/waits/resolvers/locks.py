@@ -47,7 +47,7 @@ def lock_node(builder: Builder, lock: locks.Lock) -> Node:
     if known is not None:
         return known
     entry = _entry(builder.kernel, lock)
-    word = locks.CLASS_WORDS.get(lock.klass, lock.klass)
+    word = locks.word_for(lock.klass)
     label, protected = lock_label(builder.kernel, lock)
     node = builder.object(NodeKind.LOCK, lock.address, label)
     node.facts = [word, locks.describe(entry.lock)]
@@ -78,7 +78,7 @@ def _by_address(kernel: Kernel) -> Dict[int, Contended]:
 
 def _ownerless(entry: Contended, label: str) -> End:
     lock = entry.lock
-    name = f"{locks.CLASS_WORDS.get(lock.klass, lock.klass)} {label}"
+    name = f"{locks.word_for(lock.klass)} {label}"
     age = max((thread.age for thread, _ in entry.waiters if thread.age is not None), default=None)
     word = "" if lock.word is None else f"lock word {lock.word:#x}"
     if lock.state == "unlocked":

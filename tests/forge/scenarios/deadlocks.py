@@ -13,9 +13,9 @@ from tests.forge.machine import Machine
 from tests.forge.procs import Thread
 
 #: every kind that ``lock`` makes, in the words of the kernel
-KINDS = ("mutex", "spin", "rwlock", "rmlock", "sleepable rmlock", "sx", "lockmgr")
+KINDS = ("mutex", "spin", "rwlock", "rmlock", "sleepable rmlock", "rmslock", "sx", "lockmgr")
 #: what a thread sleeps for rather than blocks on
-SLEEPING = ("sx", "lockmgr", "sleepable rmlock")
+SLEEPING = ("sx", "lockmgr", "sleepable rmlock", "rmslock")
 
 
 def lock(m: Machine, kind: str, name: str) -> Any:
@@ -28,6 +28,8 @@ def lock(m: Machine, kind: str, name: str) -> Any:
         return m.locks.rwlock(name)
     if kind in ("rmlock", "sleepable rmlock"):
         return m.locks.rmlock(name, sleepable=kind == "sleepable rmlock")
+    if kind == "rmslock":
+        return m.locks.rmslock(name)
     if kind == "sx":
         return m.locks.sx(name)
     if kind == "lockmgr":
@@ -41,7 +43,7 @@ def wants(thread: Thread, wanted: Any, *, shared: bool = False, seconds: float =
         m = thread.machine
         free = next(cpu for cpu in range(m.cpus) if cpu not in m.procs.oncpu)
         wanted.spun_on_by(thread, free)
-    elif wanted.kind in ("sx", "lockmgr"):
+    elif wanted.kind in ("sx", "lockmgr", "rmslock"):
         wanted.slept_on_by(thread, shared=shared, seconds=seconds)
     else:
         thread.blocks_on(wanted, shared=shared, seconds=seconds)
@@ -184,8 +186,8 @@ def every_lock(
     ``m.expected``: {kind: (address, lc_name, owner's tid, waiters' tids)}.
     """
     m = _machine(osreldate, arch, variant)
-    # rmlock(9) came with 8.0, its sleepable form with 9.1.
-    since = {"rmlock": 800000, "sleepable rmlock": 901000}
+    # rmlock(9) came with 8.0, its sleepable form with 9.1, rmslock with 13.0.
+    since = {"rmlock": 800000, "sleepable rmlock": 901000, "rmslock": 1300000}
     kinds = [k for k in KINDS if k != "spin" and osreldate >= since.get(k, 0)]
     for kind in kinds:
         short = kind.replace(" ", "-")
