@@ -13,6 +13,7 @@ from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine, shipped_layouts
+from tests.forge.tasks import TaskQueue
 from tests.forge.zfs import Pool, Vdev
 
 #: the illumos era, OpenZFS 2.0, 2.2, 2.4; an INVARIANTS kernel's refcounts are 112 bytes
@@ -151,6 +152,47 @@ def test_a_pool_without_any_symbol_of_zfs_is_found_by_its_mount(tmp_path: Path) 
     assert only_cause(explain(g.m, tmp_path))["kind"] == "device"
 
 
+@pytest.mark.parametrize("osreldate", [1201000, 1402000])
+def test_a_zio_in_a_task_queue_waits_for_its_workers_all_of_which_are_stuck(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    queue = TaskQueue(g.m, "zio_write_issue", workers=2)
+    for number, worker in enumerate(queue.workers):
+        queue.run("zio_execute", number)
+        g.pool.tree(g.leaf("WRITE").at_device()).waited_by(worker)
+    waiting = g.pool.zio("WRITE", size=4096)
+    task = g.m.view("task", waiting.obj.at("io_tqent"))
+    task["ta_func"] = "taskq_run_ent"
+    queue.queued.append(task)
+    user = g.thread("user")
+    g.pool.tree(waiting).waited_by(user)
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device" and len(cause["tids"]) == 3
+    assert kinds(answer, user.tid)[:5] == ["thread", "zio", "zio", "taskqueue", "thread"]
+    assert "task queue zio_write_issue" in answer.labels(user.tid)
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1300139, 1402000, 1500068])
+def test_who_asks_for_a_block_that_is_being_read_waits_for_that_read(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    m = g.m
+    read = g.pool.zio("READ", size=4096).over(g.leaf().at_device())
+    dummy = g.pool.zio()
+    hdr = m.new("arc_buf_hdr", arena="kva")
+    hdr["b_l1hdr.b_acb"] = m.new("arc_callback", acb_zio_dummy=dummy, acb_zio_head=read)
+    read.obj["io_private"] = hdr
+    second = g.thread("second")
+    g.pool.zio().over(dummy).waited_by(second)
+    answer = explain(m, tmp_path)
+    assert only_cause(answer)["certainty"] == "proven"
+    labels = " ".join(answer.labels(second.tid))
+    assert f"{int(dummy):#x}" in labels and f"{int(read):#x}" in labels
+
+
 # Transaction groups
 
 
@@ -216,6 +258,36 @@ def test_writers_throttled_by_dirty_data_wait_for_the_sync_thread(tmp_path: Path
     assert cause["kind"] == "device"
     assert {writer.tid for writer in writers} <= set(cause["tids"])
     assert answer.labels(writers[0].tid)[1] == "dirty data of pool tank"
+
+
+def test_a_writer_made_slow_while_the_sync_does_not_go_on_is_stuck_behind_it(
+    tmp_path: Path,
+) -> None:
+    g = Ground()
+    threads = g.pool.threads()
+    g.pool.idle(threads["quiesce"], "quiesce")
+    g.pool.tree(g.leaf("WRITE").at_device()).waited_by(threads["sync"])
+    writer = g.thread("writer", "dmu_tx_delay", "dmu_tx_assign", "zfs_write")
+    g.pool.holds(writer, "zfs_write", g.m.new("dmu_tx", tx_pool=g.pool.dsl_pool))
+    g.m.symbol("pause_wchan", size=1024, static=True)
+    writer.pauses("usleep_range", 0.1, seconds=60)
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device" and writer.tid in cause["tids"]
+
+
+def test_who_waits_for_the_arc_waits_for_the_thread_that_evicts(tmp_path: Path) -> None:
+    g = Ground()
+    m = g.m
+    evictor = m.procs.kthread("arc_evict", "zfskern", ("arc_evict_cb", "zthr_procedure"))
+    zthr = m.new("zthr", zthr_thread=evictor, zthr_name=m.string("arc_evict"))
+    m.variable("arc_evict_zthr", zthr, static=True)
+    g.pool.tree(g.leaf("WRITE").at_device()).waited_by(evictor)
+    user = g.thread("user", "arc_wait_for_eviction", "zfs_write")
+    g.pool.sleeps(user, m.new("arc_evict_waiter").at("aew_cv"), "aw.aew_cv")
+    answer = explain(m, tmp_path)
+    assert only_cause(answer)["certainty"] == "proven"
+    assert answer.labels(user.tid)[1] == "memory of the ARC"
 
 
 # The log, dmu_sync

@@ -20,6 +20,7 @@ from plugin.kernel.linker import linker_files
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.stack import frames, stack_words
+from plugin.kernel.taskqueue import TaskQueue, of_task, worker_of
 from plugin.kernel.zfs import arc
 from plugin.kernel.zfs.common import peek, try_peek
 from plugin.kernel.zfs.dbuf import dbuf_at
@@ -203,7 +204,7 @@ class Place(NamedTuple):
     """Where a zio at the bottom of a tree is.
 
     ``vdev`` the device it is for; ``bio`` what carries it; ``thread`` who has it in hand;
-    ``other`` the zio it waits for.
+    ``other`` the zio it waits for; ``queue`` the task queue that has its next step.
     """
 
     state: str
@@ -213,6 +214,7 @@ class Place(NamedTuple):
     bio: Optional[OutstandingBio] = None
     thread: Optional[Thread] = None
     other: int = 0
+    queue: Optional[TaskQueue] = None
 
 
 def place(kernel: Kernel, zio: Zio) -> Place:
@@ -231,6 +233,13 @@ def place(kernel: Kernel, zio: Zio) -> Place:
     other = index.joined.get(zio.address)
     if other is not None:
         return Place(JOINED, "acb_zio_dummy of an arc_callback of that read", PROVEN, other=other)
+    task = zio.address + kernel.layouts.offsetof("zio", "io_tqent")
+    queue, running = of_task(kernel, task)
+    if queue is not None:
+        worker = worker_of(kernel, queue, running.busy) if running is not None else None
+        where = "runs in" if running is not None else f"waits behind {queue.queued.index(task)} in"
+        why = f"its task (io_tqent) {where} task queue {queue.name}"
+        return Place(IN_TASKQ, why, PROVEN, vdev, thread=worker, queue=queue)
     holder = in_hand(kernel, zio.address)
     if holder is not None:
         return Place(

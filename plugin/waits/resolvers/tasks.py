@@ -52,7 +52,7 @@ def task_drain(case: Case) -> Optional[Verdict]:
     if queue is None:
         queue = _terminated(case)
         if queue is not None:
-            node = _queue_node(builder, queue)
+            node = taskqueue_node(builder, queue)
             case.waits_for(node, Certainty.PROVEN, f"tq_threads of {queue.name}; {case.said()}")
             return _stuck(case, f"waits for the threads of task queue {queue.name} to exit")
         return None
@@ -77,7 +77,7 @@ def task_drain(case: Case) -> Optional[Verdict]:
     where = "it runs" if place is None else f"{place} tasks before it"
     builder.join(
         node,
-        _queue_node(builder, queue),
+        taskqueue_node(builder, queue),
         EdgeKind.CONTAINED_IN,
         Certainty.PROVEN,
         f"tq_queue of {queue.address:#x}: {where}",
@@ -85,7 +85,7 @@ def task_drain(case: Case) -> Optional[Verdict]:
     return _stuck(case, f"drains {node.label}")
 
 
-def _queue_node(builder: Builder, queue: TaskQueue) -> Node:
+def taskqueue_node(builder: Builder, queue: TaskQueue) -> Node:
     """A task queue, served by its workers: those at work for it, all of them if none is."""
     node = builder.object(NodeKind.TASKQUEUE, queue.address, f"task queue {queue.name}")
     if node.end is not None or builder.graph.successors(node.id):

@@ -27,6 +27,7 @@ from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import at_work, resolver, standing
 from plugin.waits.resolvers.io import bio_node, provider_node
 from plugin.waits.resolvers.stacks import guess_holders, runs, sleepers_on
+from plugin.waits.resolvers.tasks import taskqueue_node
 from plugin.words import count, seconds
 
 #: of a wide tree so many of its bottom zios become nodes: one that waits is enough to wait for
@@ -193,6 +194,10 @@ def _join_place(
         _join_suspended(builder, node, spa, place.why)
     elif place.state == judge.JOINED:
         builder.join(node, zio_node(builder, place.other), EdgeKind.NEEDS, sure, place.why)
+    elif place.queue is not None and place.thread is None:
+        builder.join(
+            node, taskqueue_node(builder, place.queue), EdgeKind.CONTAINED_IN, sure, place.why
+        )
     elif place.thread is not None:
         builder.join(node, builder.thread(place.thread), EdgeKind.SERVED_BY, sure, place.why)
     elif not _join_suspended(builder, node, spa, "the pool is suspended"):
