@@ -85,3 +85,28 @@ def test_a_fault_near_zero_is_a_member_of_a_null_pointer(tmp_path: Path) -> None
     found = told(machine, tmp_path)
     assert found.kind == "page fault"
     assert "culprit touched a member at 0x18 of a NULL pointer" in found.verdict
+
+
+def test_of_a_mapped_page_that_is_freed_its_mappings_are_told(tmp_path: Path) -> None:
+    machine = Machine(1402000, "amd64")
+    culprit = machine.procs.process("culprit").thread(calls=CALLS)
+    page = machine.vm.object("swap", size=8).page(3)
+    entries = [machine.new("pv_entry", pv_va=0x820000000 + n * 4096) for n in range(2)]
+    at = int(page) + machine.locate("vm_page", "md.pv_list").offset
+    machine.at_the_end(lambda: machine.tailq(at, "pv_next", entries))
+    machine.panics(culprit, f"vm_page_free_prep: freeing mapped page {int(page):#x}", 0)
+    found = told(machine, tmp_path)
+    assert found.kind == "page"
+    assert "2 pv entries for it: 0x820000000, 0x820001000." in found.verdict
+    assert "PGA_WRITEABLE is not set" in found.verdict
+
+
+def test_a_page_of_a_kernel_stack_names_its_thread(tmp_path: Path) -> None:
+    machine = Machine(1201000, "amd64")
+    culprit = machine.procs.process("culprit").thread(calls=CALLS)
+    owner = machine.procs.process("owner").thread(calls=("sys_example",))
+    stack = machine.vm.object("swap", size=4)
+    page = stack.page(1)
+    owner.obj["td_kstack_obj"] = int(stack)
+    machine.panics(culprit, f"vm_page_free_prep: freeing busy page {int(page):#x}", 0)
+    assert f"kernel stack of thread {owner.tid} owner" in told(machine, tmp_path).verdict

@@ -34,7 +34,7 @@ from plugin.kernel.vm_page import (
 )
 from plugin.kernel.vm_phys import is_vm_page
 from plugin.session import Kernel
-from plugin.words import seconds
+from plugin.words import count, seconds
 
 
 class PagePanic(NamedTuple):
@@ -175,7 +175,7 @@ def _mapped(kernel: Kernel, function: str, page: Page) -> str:
     if not places:
         return f" {write}, and it has no pv entry: the mapping is of another kind, or has gone."
     shown = ", ".join(f"{va:#x}" for va in places[:4]) + (" ..." if len(places) > 4 else "")
-    return f" {write}, and {len(places)} pv entries map it, at {shown}."
+    return f" {write}, and {count(len(places), 'pv entry', 'pv entries')} for it: {shown}."
 
 
 def _on_stack_of(kernel: Kernel, page: Page) -> str:
