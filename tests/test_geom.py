@@ -116,9 +116,9 @@ def found(forged: Forged, *names: str) -> List[geom_io.OutstandingBio]:
     return [known[bio.obj.address] for name in names for bio in forged.bios[name]]
 
 
-def account(forged: Forged, name: str) -> geom_io.Account:
+def account(forged: Forged, name: str) -> geom_io.ProviderIO:
     (provider,) = geom.mesh(forged.kernel).find(name)
-    return geom_io.accounts(forged.kernel)[provider.address]
+    return geom_io.provider_io(forged.kernel)[provider.address]
 
 
 def test_every_bio_is_where_the_scenario_left_it(forged: Forged) -> None:
@@ -170,7 +170,7 @@ def test_each_device_owes_what_it_was_given_and_no_more(forged: Forged) -> None:
 
 
 def test_counters_and_bios_agree_without_a_finding(forged: Forged) -> None:
-    geom_io.check_accounts(forged.kernel)
+    geom_io.check_provider_io(forged.kernel)
     assert list(forged.kernel.warnings) == []
 
 
@@ -305,7 +305,7 @@ def test_a_bio_marked_queued_that_is_on_no_queue_is_lost(tmp_path: Path) -> None
     assert known[stray.obj.address].state == "lost"
     assert "BIO_ONQUEUE is set" in known[stray.obj.address].why
     assert [known[b.obj.address].state for b in bios] == ["queued"] * 3
-    ours = next(iter(geom_io.accounts(kernel).values()))
+    ours = next(iter(geom_io.provider_io(kernel).values()))
     assert (ours.verdict, ours.lost, ours.queued, ours.at_device) == ("unclear", 1, 3, 0)
 
 
@@ -339,11 +339,11 @@ def test_counters_without_bios_are_a_finding(tmp_path: Path) -> None:
     disk.provider.requests = 4
     disk.provider.finished = 0xFFFFFFFE - (1 << 32)
     kernel = opened(m, tmp_path)
-    geom_io.check_accounts(kernel)
+    geom_io.check_provider_io(kernel)
     (finding,) = kernel.warnings
     assert finding.what == "provider da0"
     assert finding.detail == "nstart - nend says 4 in flight, 0 found"
-    (ours,) = geom_io.accounts(kernel).values()
+    (ours,) = geom_io.provider_io(kernel).values()
     # The 32-bit counters have wrapped.
     assert ours.provider.nstart == 2
     assert ours.in_flight == 4
@@ -458,17 +458,17 @@ def test_without_the_g_bio_zone_the_drivers_memory_is_searched(
     m.assign("biozone", 0)
     m.view("uma_zone", m.zones["bio"].__index__())["uz_name"] = m.string("another")
     kernel = opened(m, tmp_path)
-    assert not geom_io.flight(kernel).whole
+    assert not geom_io.found_bios(kernel).whole
     assert [(w.what, kernel.warnings.partial) for w in kernel.warnings] == [("g_bio zone", True)]
     everything = {o.bio.address: o for o in geom_io.outstanding(kernel)}
     for clone in clones:
         assert everything[clone.obj.address].state == "at the device"
         assert everything[clone.obj.address].certainty == "inferred"
     owing, clear = (geom.mesh(kernel).providers[d.provider.obj.address] for d in (disk, idle))
-    assert geom_io.accounts(kernel)[owing.address].verdict == "owes"
-    assert geom_io.accounts(kernel)[owing.address].at_device == 3
+    assert geom_io.provider_io(kernel)[owing.address].verdict == "owes"
+    assert geom_io.provider_io(kernel)[owing.address].at_device == 3
     # The counters alone acquit the other.
-    assert geom_io.accounts(kernel)[clear.address].verdict == "clear"
+    assert geom_io.provider_io(kernel)[clear.address].verdict == "clear"
     assert geom_io.held_by_driver(kernel, owing).keys() == {c.obj.address for c in clones}
 
 

@@ -8,7 +8,7 @@ from typing import FrozenSet, List, NamedTuple, Optional, Tuple
 from plugin.caching import MEMORY, cached
 from plugin.catalogue import Spec
 from plugin.errors import LayoutError, MemoryFault, WchanError
-from plugin.judge.geom_io import flight
+from plugin.judge.geom_io import found_bios
 from plugin.kernel.buf import buf_lock, is_cached
 from plugin.kernel.locks import has_old_lockmgr
 from plugin.kernel.mount import by_address as mounts_by_address
@@ -169,7 +169,7 @@ def _is_buf(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bo
 
 
 def _is_bio(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:
-    if address in flight(kernel).bios:
+    if address in found_bios(kernel).bios:
         return True
     return None if not _is_buf(kernel, address, sleep) else False
 

@@ -99,7 +99,7 @@ class _Place(NamedTuple):
     position: Optional[int] = None
 
 
-class Flight:
+class FoundBios:
     """Every bio found, and what is known of each."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -436,9 +436,9 @@ def doing(thread: Thread) -> str:
 
 
 @cached(MEMORY)
-def flight(kernel: Kernel) -> Flight:
+def found_bios(kernel: Kernel) -> FoundBios:
     """Every bio found, once per session."""
-    return Flight(kernel)
+    return FoundBios(kernel)
 
 
 @cached(MEMORY)
@@ -452,7 +452,7 @@ def outstanding(kernel: Kernel) -> List[OutstandingBio]:
 
 
 def _outstanding(kernel: Kernel) -> Iterator[OutstandingBio]:
-    everything = flight(kernel)
+    everything = found_bios(kernel)
     now = uptime(kernel)
     for address, bio in everything.bios.items():
         place = everything.place(address)
@@ -498,7 +498,7 @@ def is_delivered(kernel: Kernel, each: OutstandingBio) -> bool:
     From then on the counters have it as ended, though g_up may still have to
     call its bio_done, or its waiter to run.
     """
-    queue = flight(kernel).queue_of(each.bio.address)
+    queue = found_bios(kernel).queue_of(each.bio.address)
     if queue is not None:
         return queue != "g_bio_run_down"
     return each.bio.is_done or (each.queue == "g_up" and not each.clones)
@@ -509,7 +509,7 @@ def is_delivered(kernel: Kernel, each: OutstandingBio) -> bool:
 
 def buf_of(kernel: Kernel, bio: Bio) -> Optional[Buf]:
     """The buf that a bio, or the request it is a clone of, is the I/O of."""
-    origin = flight(kernel).origin(bio)
+    origin = found_bios(kernel).origin(bio)
     if origin.kind not in ("buf", "swap") or not origin.address:
         return None
     return try_buf_at(kernel, origin.address)
@@ -519,7 +519,7 @@ def buf_of(kernel: Kernel, bio: Bio) -> Optional[Buf]:
 def _bios_by_buf(kernel: Kernel) -> Dict[int, List[OutstandingBio]]:
     found: Dict[int, List[OutstandingBio]] = {}
     for request in top_requests(kernel):
-        origin = flight(kernel).origin(request.bio)
+        origin = found_bios(kernel).origin(request.bio)
         if origin.kind in ("buf", "swap") and origin.address:
             found.setdefault(origin.address, []).append(request)
     return found
@@ -547,7 +547,7 @@ def bufs_without_bio(kernel: Kernel) -> List[Buf]:
 # Counters against what was found
 
 
-class Account(NamedTuple):
+class ProviderIO(NamedTuple):
     """One provider's I/O: what is counted and what was found.
 
     ``in_flight`` is what the kernel counts (``source`` says how) or, where it
@@ -577,8 +577,8 @@ class Account(NamedTuple):
 
 
 @cached(MEMORY)
-def accounts(kernel: Kernel) -> Dict[int, Account]:
-    """The account of every provider, by its address."""
+def provider_io(kernel: Kernel) -> Dict[int, ProviderIO]:
+    """The I/O of every provider, counted and found, by its address."""
     by_provider: Dict[int, List[OutstandingBio]] = {}
     by_disk: Dict[int, List[OutstandingBio]] = {}
     for each in outstanding(kernel):
@@ -586,12 +586,12 @@ def accounts(kernel: Kernel) -> Dict[int, Account]:
             by_provider.setdefault(each.bio.to, []).append(each)
         if is_driver_clone(kernel, each.bio):
             by_disk.setdefault(each.bio.disk, []).append(each)
-    whole = flight(kernel).whole
-    found: Dict[int, Account] = {}
+    whole = found_bios(kernel).whole
+    found: Dict[int, ProviderIO] = {}
     for address, provider in mesh(kernel).providers.items():
         disk = disk_of(kernel, provider)
         clones = by_disk.get(disk.address, []) if disk else []
-        found[address] = _account(
+        found[address] = _io_of(
             kernel,
             provider,
             by_provider.get(address, []),
@@ -603,7 +603,7 @@ def accounts(kernel: Kernel) -> Dict[int, Account]:
     return found
 
 
-def _account(
+def _io_of(
     kernel: Kernel,
     provider: Provider,
     bios: List[OutstandingBio],
@@ -611,7 +611,7 @@ def _account(
     driver: Optional[int],
     whole: bool,
     is_disk: bool,
-) -> Account:
+) -> ProviderIO:
     flying = [b for b in bios if not is_delivered(kernel, b)]
     completed = len([b for b in bios if b.state == COMPLETED])
     queued = len([b for b in flying if b.state == QUEUED])
@@ -626,7 +626,7 @@ def _account(
     at_device = max(0, number - queued - lost)
     ages = [b.age for b in (flying or clones) if b.age is not None]
     old = [b.age for b in flying + clones if b.state == AT_DEVICE and b.age is not None] or ages
-    account = Account(
+    io = ProviderIO(
         provider,
         number,
         source,
@@ -641,23 +641,23 @@ def _account(
         "",
         "",
     )
-    verdict, reason = _verdict(account, whole, counted is not None)
-    return account._replace(verdict=verdict, reason=reason)
+    verdict, reason = _verdict(io, whole, counted is not None)
+    return io._replace(verdict=verdict, reason=reason)
 
 
-def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
-    provider = account.provider
-    found = f"{account.found} found"
-    if account.source == "devstat of the disk":
-        agree = account.driver == account.driver_found
-        found = f"{account.driver_found} found with the driver"
-        what = f"its devstat counts {account.driver} with the driver"
+def _verdict(io: ProviderIO, whole: bool, counted: bool) -> Tuple[str, str]:
+    provider = io.provider
+    found = f"{io.found} found"
+    if io.source == "devstat of the disk":
+        agree = io.driver == io.driver_found
+        found = f"{io.driver_found} found with the driver"
+        what = f"its devstat counts {io.driver} with the driver"
     else:
-        agree = account.found == account.in_flight
-        what = f"{account.source} is {account.in_flight}"
+        agree = io.found == io.in_flight
+        what = f"{io.source} is {io.in_flight}"
     if not counted:
         what = "nothing counts its bios"
-    if not account.in_flight and not account.found:
+    if not io.in_flight and not io.found:
         if counted:
             return "clear", f"{what}" + ("" if not whole else ", and none is found")
         if whole:
@@ -665,14 +665,14 @@ def _verdict(account: Account, whole: bool, counted: bool) -> Tuple[str, str]:
         return "unclear", "nothing counts its bios and the g_bio zone could not be read"
     if whole and counted and not agree:
         what = f"{what}, {found}"
-    if account.lost:
-        return "unclear", f"{_bios(account.lost)} lost; {what}"
-    if counted and whole and not account.found and not account.driver_found:
+    if io.lost:
+        return "unclear", f"{_bios(io.lost)} lost; {what}"
+    if counted and whole and not io.found and not io.driver_found:
         return "unclear", f"{what}, none found"
     if not provider.is_device:
-        return "waits", f"{_bios(account.queued)} queued, {account.at_device} below it"
-    if not account.at_device:
-        return "clear", f"{_bios(account.queued)} queued for it, none is with the device"
+        return "waits", f"{_bios(io.queued)} queued, {io.at_device} below it"
+    if not io.at_device:
+        return "clear", f"{_bios(io.queued)} queued for it, none is with the device"
     return "owes", what
 
 
@@ -680,19 +680,19 @@ def _bios(number: int) -> str:
     return "1 bio is" if number == 1 else f"{number} bios are"
 
 
-def check_accounts(kernel: Kernel) -> None:
+def check_provider_io(kernel: Kernel) -> None:
     """A finding wherever what the kernel counts and the bios found disagree."""
-    if not flight(kernel).whole:
+    if not found_bios(kernel).whole:
         return
-    for account in accounts(kernel).values():
-        by_disk = account.source == "devstat of the disk"
-        counted = account.driver if by_disk else account.in_flight
-        found = account.driver_found if by_disk else account.found
-        if account.source != "bios found" and counted != found:
+    for io in provider_io(kernel).values():
+        by_disk = io.source == "devstat of the disk"
+        counted = io.driver if by_disk else io.in_flight
+        found = io.driver_found if by_disk else io.found
+        if io.source != "bios found" and counted != found:
             kernel.warnings.add(
-                f"provider {account.provider.name}",
-                account.provider.address,
-                f"{account.source} says {counted} in flight, {found} found",
+                f"provider {io.provider.name}",
+                io.provider.address,
+                f"{io.source} says {counted} in flight, {found} found",
                 partial=False,
             )
     asked = Counter((each.bio.from_, done_name(kernel, each.bio)) for each in outstanding(kernel))

@@ -9,8 +9,8 @@ from plugin.judge.geom_io import (
     OutstandingBio,
     age,
     bufs_without_bio,
-    check_accounts,
-    flight,
+    check_provider_io,
+    found_bios,
     outstanding,
     outstanding_by_address,
     top_requests,
@@ -43,7 +43,7 @@ def everything(kernel: Kernel) -> Report:
     everything = outstanding(kernel)
     requests = top_requests(kernel)
     orphans = bufs_without_bio(kernel)
-    check_accounts(kernel)
+    check_provider_io(kernel)
     pace = pacing(kernel)
     report = Report(
         {
@@ -149,7 +149,7 @@ def show_bios(kernel: Kernel, report: Report, bios: Sequence[OutstandingBio]) ->
                 each.bio.offset,
                 each.bio.length,
                 seconds(age_of(kernel, each)),
-                behind(kernel, flight(kernel).origin(each.bio)),
+                behind(kernel, found_bios(kernel).origin(each.bio)),
             )
             for each in bios
         ],
@@ -226,7 +226,7 @@ def one_bio(kernel: Kernel, bio: Bio) -> Report:
         if each is not None:
             details.append(f"{each.state}: {each.why} [{each.certainty}]")
         report.pre(*("  " * depth + "    " + line for line in details))
-    origin = flight(kernel).origin(bio)
+    origin = found_bios(kernel).origin(bio)
     report.text(f"It is for {behind(kernel, origin)} ({origin.evidence}).")
     for line in _behind_it(kernel, origin):
         report.text(line)
@@ -269,7 +269,7 @@ def _queue_data(kernel: Kernel, queue: BioQueue) -> Dict[str, Any]:
 
 def bio_data(kernel: Kernel, bio: Bio) -> Dict[str, Any]:
     """One bio as the contract has it, and what is behind it."""
-    origin = flight(kernel).origin(bio)
+    origin = found_bios(kernel).origin(bio)
     provider = provider_at(kernel, bio.to) or provider_of_disk(kernel, bio.disk)
     return {
         "address": address(bio.address),

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from plugin.judge.geom_io import (
-    Account,
     OutstandingBio,
-    accounts,
-    check_accounts,
+    ProviderIO,
+    check_provider_io,
     doing,
     held_by_driver,
     outstanding,
+    provider_io,
 )
 from plugin.judge.geom_workers import Health, health, workers
 from plugin.judge.locks import Contended
@@ -42,25 +42,25 @@ from plugin.words import address, count, seconds
 
 def providers(kernel: Kernel, named: Optional[Sequence[Provider]]) -> Report:
     """All of GEOM in a table and a few sentences; of those ``named`` everything."""
-    report, books = _facts(kernel, named)
+    report, known = _facts(kernel, named)
     if named is not None:
         for provider in named:
-            _one(kernel, report, provider, books[provider.address])
+            _one(kernel, report, provider, known[provider.address])
         return report
-    _verdicts(kernel, report, books)
+    _verdicts(kernel, report, known)
     queued = sum(len(q.bios) for q in g_bioqs(kernel) if q.name == "g_bio_run_down")
     _health(report, health(kernel), queued)
     every = mesh(kernel).providers.values()
     report.heading(f"{count(len(every), 'provider')}:")
-    _table(report, [books[provider.address] for provider in every])
+    _table(report, [known[provider.address] for provider in every])
     report.text("More: provider NAME | provider --tree | bioq")
     return report
 
 
 def as_tree(kernel: Kernel, named: Optional[Sequence[Provider]]) -> Report:
     """Devices, and what stands on each."""
-    report, books = _facts(kernel, named)
-    report.pre(*tree(mesh(kernel), _notes(books), _part(named)))
+    report, known = _facts(kernel, named)
+    report.pre(*tree(mesh(kernel), _notes(known), _part(named)))
     return report
 
 
@@ -79,20 +79,20 @@ def drawn(kernel: Kernel, named: Optional[Sequence[Provider]], shape: str) -> Re
 
 def _facts(
     kernel: Kernel, named: Optional[Sequence[Provider]]
-) -> Tuple[Report, Dict[int, Account]]:
-    """A report with the JSON in it, and the books of every provider."""
+) -> Tuple[Report, Dict[int, ProviderIO]]:
+    """A report with the JSON in it, and the I/O of every provider by its address."""
     found = mesh(kernel)
-    books = accounts(kernel)
-    check_accounts(kernel)
+    known = provider_io(kernel)
+    check_provider_io(kernel)
     chosen = list(found.providers.values()) if named is None else named
     report = Report(
         {
-            "providers": [_data(kernel, provider, books[provider.address]) for provider in chosen],
+            "providers": [_data(kernel, provider, known[provider.address]) for provider in chosen],
             "classes": [_class_data(kernel, klass) for klass in found.classes],
             "health": _health_data(health(kernel)),
         }
     )
-    return report, books
+    return report, known
 
 
 def _part(named: Optional[Sequence[Provider]]) -> Optional[Set[int]]:
@@ -106,16 +106,16 @@ def _marks(kernel: Kernel, found: Mesh) -> Dict[int, Mark]:
         consumer = found.consumers.get(each.bio.from_)
         if consumer is not None:
             marks[consumer.address] = marks[consumer.geom.address] = Mark(WAITS)
-    for at, account in accounts(kernel).items():
-        provider = account.provider
-        note = _notes({at: account}).get(at, "")
+    for at, io in provider_io(kernel).items():
+        provider = io.provider
+        note = _notes({at: io}).get(at, "")
         if provider.error or provider.flags & (G_PF_ORPHAN | G_PF_WITHER):
             marks[at] = Mark(ERROR, note)
-        elif account.verdict in ("owes", "unclear"):
+        elif io.verdict in ("owes", "unclear"):
             marks[at] = Mark(OWES, note)
             if provider.geom is not None:
                 marks[provider.geom.address] = Mark(OWES)
-        elif account.in_flight:
+        elif io.in_flight:
             marks[at] = Mark(WAITS, note)
     return marks
 
@@ -128,30 +128,30 @@ def _leaving(provider: Provider) -> List[str]:
     return words
 
 
-def _notes(books: Dict[int, Account]) -> Dict[int, str]:
+def _notes(known: Dict[int, ProviderIO]) -> Dict[int, str]:
     """A few words on each provider that is not plainly well, by address."""
     found = {}
-    for at, account in books.items():
+    for at, io in known.items():
         words = []
-        if account.at_device:
-            where = "at the device" if account.provider.is_device else "below"
-            words.append(f"{account.at_device} {where}")
-        if account.queued:
-            words.append(f"{account.queued} queued")
-        if account.lost:
-            words.append(f"{account.lost} lost")
-        if words and account.oldest is not None:
-            words.append(f"oldest {seconds(account.oldest)}")
-        if account.provider.error:
-            words.append(f"error {account.provider.error}")
-        words += _leaving(account.provider)
+        if io.at_device:
+            where = "at the device" if io.provider.is_device else "below"
+            words.append(f"{io.at_device} {where}")
+        if io.queued:
+            words.append(f"{io.queued} queued")
+        if io.lost:
+            words.append(f"{io.lost} lost")
+        if words and io.oldest is not None:
+            words.append(f"oldest {seconds(io.oldest)}")
+        if io.provider.error:
+            words.append(f"error {io.provider.error}")
+        words += _leaving(io.provider)
         if words:
             found[at] = ", ".join(words)
     return found
 
 
-def _verdicts(kernel: Kernel, report: Report, books: Dict[int, Account]) -> None:
-    devices = [a for a in books.values() if a.provider.is_device]
+def _verdicts(kernel: Kernel, report: Report, known: Dict[int, ProviderIO]) -> None:
+    devices = [a for a in known.values() if a.provider.is_device]
     owing = sorted((a for a in devices if a.verdict == "owes"), key=lambda a: -(a.oldest or 0))
     if owing:
         names = ", ".join(
@@ -160,18 +160,18 @@ def _verdicts(kernel: Kernel, report: Report, books: Dict[int, Account]) -> None
             for a in owing
         )
         report.text(f"{count(len(owing), 'device')} {_owe(len(owing))} I/O: {names}.")
-    for account in devices:
-        trouble = suspended_on(kernel, account.provider)
+    for io in devices:
+        trouble = suspended_on(kernel, io.provider)
         if trouble is not None:
-            report.text(f"{account.provider.name}: {trouble.summary}.")
-        if account.verdict == "unclear":
-            report.text(f"{account.provider.name}: {account.reason}.")
-        elif account.verdict == "clear" and account.in_flight and trouble is None:
-            report.text(f"{account.provider.name} owes nothing: {account.reason}.")
-    for account in books.values():
-        if account.lost and not account.provider.is_device:
-            name = f"{account.provider.class_name} {account.provider.name}"
-            report.text(f"{count(account.lost, 'request')} lost at {name}: see bioq.")
+            report.text(f"{io.provider.name}: {trouble.summary}.")
+        if io.verdict == "unclear":
+            report.text(f"{io.provider.name}: {io.reason}.")
+        elif io.verdict == "clear" and io.in_flight and trouble is None:
+            report.text(f"{io.provider.name} owes nothing: {io.reason}.")
+    for io in known.values():
+        if io.lost and not io.provider.is_device:
+            name = f"{io.provider.class_name} {io.provider.name}"
+            report.text(f"{count(io.lost, 'request')} lost at {name}: see bioq.")
     clear = [a.provider.name for a in devices if a.verdict == "clear" and not a.in_flight]
     if clear:
         report.text(f"Nothing outstanding: {', '.join(sorted(clear))}.")
@@ -229,7 +229,7 @@ def _topology(topology: Contended) -> str:
     )
 
 
-def _table(report: Report, books: List[Account]) -> None:
+def _table(report: Report, known: List[ProviderIO]) -> None:
     report.table(
         ["name", "class", "access", "media>", "flight>", "queued>", "device>", "verdict"],
         [
@@ -243,29 +243,29 @@ def _table(report: Report, books: List[Account]) -> None:
                 a.at_device,
                 _verdict(a),
             )
-            for a in books
+            for a in known
         ],
         optional=("class", "access", "media"),
     )
 
 
-def _in_words(account: Account) -> str:
-    name = account.provider.name
-    if account.verdict == "owes":
-        return f"{name} owes {count(account.at_device, 'request')}"
+def _in_words(io: ProviderIO) -> str:
+    name = io.provider.name
+    if io.verdict == "owes":
+        return f"{name} owes {count(io.at_device, 'request')}"
     return {
         "clear": f"{name} owes nothing",
         "waits": f"{name} waits for what is below it",
-    }.get(account.verdict, f"What {name} owes is unclear")
+    }.get(io.verdict, f"What {name} owes is unclear")
 
 
-def _verdict(account: Account) -> str:
-    text = account.verdict
-    if account.provider.error:
-        text += f", error {account.provider.error}"
-    text += "".join(f", {word}" for word in _leaving(account.provider))
-    if account.verdict == "owes" and account.oldest is not None:
-        text += f", {seconds(account.oldest)}"
+def _verdict(io: ProviderIO) -> str:
+    text = io.verdict
+    if io.provider.error:
+        text += f", error {io.provider.error}"
+    text += "".join(f", {word}" for word in _leaving(io.provider))
+    if io.verdict == "owes" and io.oldest is not None:
+        text += f", {seconds(io.oldest)}"
     return text
 
 
@@ -279,7 +279,7 @@ def size(number: int) -> str:
     return str(number)
 
 
-def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -> None:
+def _one(kernel: Kernel, report: Report, provider: Provider, io: ProviderIO) -> None:
     geom = provider.geom
     report.heading(
         f"provider {provider.name} at {provider.address:#x}"
@@ -315,8 +315,8 @@ def _one(kernel: Kernel, report: Report, provider: Provider, account: Account) -
             indent=2,
         )
     report.text(
-        f"{account.in_flight} in flight ({account.source}): {account.queued} queued, "
-        f"{account.at_device} at the device. {_in_words(account)}: {account.reason}."
+        f"{io.in_flight} in flight ({io.source}): {io.queued} queued, "
+        f"{io.at_device} at the device. {_in_words(io)}: {io.reason}."
     )
     trouble = suspended_on(kernel, provider)
     if trouble is not None:
@@ -357,7 +357,7 @@ def _active(kernel: Kernel, consumer: Consumer) -> Optional[int]:
     return active.bios if active else None
 
 
-def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any]:
+def _data(kernel: Kernel, provider: Provider, io: ProviderIO) -> Dict[str, Any]:
     stat = provider.devstat
     disk = disk_of(kernel, provider)
     if disk is not None and disk.devstat is not None:
@@ -382,17 +382,17 @@ def _data(kernel: Kernel, provider: Provider, account: Account) -> Dict[str, Any
         "withering": "withering" in _leaving(provider),
         "aliases": provider.aliases or (geom.aliases if geom else []),
         "index": provider.index,
-        "in_flight": account.in_flight,
-        "source": account.source,
-        "queued": account.queued,
-        "at_device": account.at_device,
-        "found": account.found,
-        "lost": account.lost,
-        "driver": account.driver,
-        "driver_found": account.driver_found,
-        "oldest": account.oldest,
-        "verdict": account.verdict,
-        "reason": account.reason,
+        "in_flight": io.in_flight,
+        "source": io.source,
+        "queued": io.queued,
+        "at_device": io.at_device,
+        "found": io.found,
+        "lost": io.lost,
+        "driver": io.driver,
+        "driver_found": io.driver_found,
+        "oldest": io.oldest,
+        "verdict": io.verdict,
+        "reason": io.reason,
         "suspended_pool": trouble.spa.name if trouble is not None else None,
         "nstart": provider.nstart,
         "nend": provider.nend,

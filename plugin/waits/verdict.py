@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Sequence, Tuple
 
-from plugin.judge.geom_io import Account, accounts
+from plugin.judge.geom_io import ProviderIO, provider_io
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, around, path_of
@@ -209,10 +209,10 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
         ),
     ]
     found += _in_the_queue(analysis, nodes)
-    for account in asked(analysis.kernel):
-        settled = account.verdict in ("clear", "waits")
+    for io in asked(analysis.kernel):
+        settled = io.verdict in ("clear", "waits")
         word = "owes nothing" if settled else "owes I/O"
-        found.append(f"The disk {account.provider.name} {word}: {account.reason}.")
+        found.append(f"The disk {io.provider.name} {word}: {io.reason}.")
     return found
 
 
@@ -236,12 +236,12 @@ def _in_the_queue(analysis: Analysis, nodes: Sequence[Node]) -> List[str]:
     return found
 
 
-def asked(kernel: Kernel) -> List[Account]:
+def asked(kernel: Kernel) -> List[ProviderIO]:
     """The devices that requests are under way to, with what their counters say."""
     return [
-        account
-        for account in accounts(kernel).values()
-        if account.provider.is_device and (account.in_flight or account.found)
+        io
+        for io in provider_io(kernel).values()
+        if io.provider.is_device and (io.in_flight or io.found)
     ]
 
 

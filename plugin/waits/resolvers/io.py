@@ -210,7 +210,7 @@ def _join_place(builder: Builder, node: Node, leaf: OutstandingBio, top: Outstan
     elif leaf.state == LOST:
         node.end = End(CauseKind.UNKNOWN, f"{node.label} is lost: {leaf.why}", evidence, leaf.age)
     else:
-        holder = geom_io.flight(builder.kernel).held_by(leaf.bio.address)
+        holder = geom_io.found_bios(builder.kernel).held_by(leaf.bio.address)
         if holder is not None:
             builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, certainty, evidence)
         elif leaf.provider is None or not _join_workers(builder, node, leaf.provider, evidence):
@@ -341,7 +341,7 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
     for each in owed:
         word = _WORDS.get(each.bio.cmd, each.bio.cmd)
         kinds[word] = kinds.get(word, 0) + 1
-    account = geom_io.accounts(kernel).get(provider.address)
+    account = geom_io.provider_io(kernel).get(provider.address)
     ages = [each.age for each in owed if each.age is not None]
     since = max(ages) if ages else None
     what = " and ".join(count(number, word) for word, number in kinds.items())

@@ -117,15 +117,15 @@ def cam(case: Case) -> Optional[Verdict]:
     node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
     if node.end is not None or builder.graph.successors(node.id):
         return Verdict(Status.STUCK, "waits for a CAM device", case.row)
-    accounts = geom_io.accounts(case.kernel)
+    known = geom_io.provider_io(case.kernel)
     for address, disk in disks(case.kernel).items():
         # d_drv1 of a CAM disk is its periph, which the sleeper's channel lies in or at.
         if disk.drv1 and (
             disk.drv1 == case.address or kernel_stack_holds(case.kernel, case.thread, disk.drv1)
         ):
             for provider in mesh(case.kernel).geoms[address].providers:
-                account = accounts.get(provider.address)
-                if account is not None and account.verdict == "owes":
+                io = known.get(provider.address)
+                if io is not None and io.verdict == "owes":
                     builder.join(
                         node,
                         provider_node(builder, provider),
