@@ -448,3 +448,13 @@ def test_a_core_txt_is_its_listings(tmp_path: Path) -> None:
     assert capture.panic == "deadlres_td_sleep_q: possible deadlock detected"
     assert {thread.pid for thread in capture.everyone} >= {2041, 2042}
     assert capture.release == "14.2-RELEASE" and capture.arch == "amd64"
+
+
+def test_a_panic_without_a_listing_is_partial_and_no_all_clear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text("panic: oops\n")
+    assert main([str(tmp_path / "log"), "why-stuck"]) == 3
+    out = capsys.readouterr().out
+    assert out.startswith("PARTIAL") and "No thread is stuck" not in out
+    assert main([str(tmp_path / "log"), "kthreads"]) == 3

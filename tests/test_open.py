@@ -92,7 +92,7 @@ def test_the_versions_named_come_out_of_the_two_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda p: p.write_text("panic: oops\n"), "is a text file"),
+        (lambda p: p.write_text("to be or not to be\n"), "no text that tells of threads"),
         (lambda p: p.write_bytes(b""), "empty"),
         (lambda p: p.write_bytes(bytes(8192)), "begins with zeros"),
         (lambda p: p.mkdir(), "is a directory"),

@@ -14,6 +14,7 @@ from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 from plugin.captures.machine import TextKernel
 from plugin.captures.model import TextBuf, TextLock, TextThread, TextVnode
 from plugin.catalogue import Catalogue, Row, SleepClass, Spec
+from plugin.judge import panics
 from plugin.kernel.proc import Thread
 from plugin.waits.analysis import Analysis, conclude
 from plugin.waits.builder import GraphBuilder, Verdict
@@ -48,6 +49,17 @@ class _Wait(NamedTuple):
 def analyse(kernel: TextKernel, catalogue: Catalogue, *, everything: bool = False) -> Analysis:
     """The whole answer, as ``plugin.waits.analysis.analyse`` gives it of memory."""
     return conclude(TextBuilder(kernel, catalogue), everything=everything)
+
+
+def panic(kernel: TextKernel) -> Optional[panics.Panic]:
+    """The panic that text tells of; None where it tells of none."""
+    message = kernel.panicstr
+    if not message:
+        return None
+    thread = next((t for t in kernel.threads if t.tid == kernel.capture.panicked_tid), None)
+    frames = tuple(kernel.stack(thread)) if thread is not None else ()
+    verdict = panics.who_panicked(thread, frames)
+    return panics.Panic(message, "other", verdict, thread, None, frames)
 
 
 class TextBuilder(GraphBuilder):

@@ -124,6 +124,8 @@ class TextKernel(Kernel):
         capture = self.capture
         for what, source in capture.damage:
             self.warnings.add(str(source), None, what)
+        if not self.threads:
+            self.warnings.add("threads", None, "nothing in this text lists them")
         if capture.unread:
             self.warnings.add(
                 str(capture.unread_first),

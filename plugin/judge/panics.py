@@ -265,7 +265,7 @@ def panic(kernel: Kernel) -> Optional[Panic]:
         if found is not None:
             about, verdict = found
             return Panic(message, kind, verdict, thread, about, frames)
-    return Panic(message, "other", _other(thread, frames), thread, None, frames)
+    return Panic(message, "other", who_panicked(thread, frames), thread, None, frames)
 
 
 def _deadlkres(kernel: Kernel, message: str) -> Optional[Tuple[Optional[Thread], str]]:
@@ -413,7 +413,7 @@ def _last(kernel: Kernel, wanted: re.Pattern[str]) -> Optional[int]:
     return int(found[-1], 16) if found else None
 
 
-def _other(thread: Optional[Thread], frames: Tuple[str, ...]) -> str:
+def who_panicked(thread: Optional[Thread], frames: Tuple[str, ...]) -> str:
     if thread is None:
         return "Which thread panicked is not recorded."
     own = [frame for frame in frames if frame not in PANIC_FRAMES]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from plugin.captures import explain
+from plugin.captures.machine import TextKernel
 from plugin.kernel.proc import Thread
 from plugin.kernel.tc import uptime
 from plugin.render import chains, dot, html, svg
@@ -14,7 +16,7 @@ from plugin.waits.analysis import Analysis, Cause, Chain, Group
 from plugin.waits.graph import Edge, Node
 from plugin.waits.kinds import Status
 from plugin.waits.known import Match
-from plugin.waits.panic import Panic, panic
+from plugin.waits.panic import Panic, panic, with_graph
 from plugin.waits.verdict import sentences
 from plugin.words import address, alike, count, seconds
 from plugin.written import write_file
@@ -28,7 +30,11 @@ KNOWN = 3
 def _facts(analysis: Analysis) -> Tuple[Report, Optional[Panic]]:
     """A report with the JSON in it, and the panic if there was one."""
     report = Report(data(analysis))
-    found = panic(analysis)
+    kernel = analysis.kernel
+    if isinstance(kernel, TextKernel):
+        found = with_graph(analysis, explain.panic(kernel))
+    else:
+        found = panic(analysis)
     if found is not None:
         report.data["panic"] = _panic(found)
     return report, found

@@ -32,7 +32,11 @@ class Panic(NamedTuple):
 
 def panic(analysis: Analysis) -> Optional[Panic]:
     """What is known of the panic, None for a kernel that has not panicked."""
-    found = panics.panic(analysis.kernel)
+    return with_graph(analysis, panics.panic(analysis.kernel))
+
+
+def with_graph(analysis: Analysis, found: Optional[panics.Panic]) -> Optional[Panic]:
+    """A panic as memory or text tells it, with what the graph adds."""
     if found is None:
         return None
     held = tuple(_held(analysis, found.thread)) if found.thread is not None else ()
