@@ -165,3 +165,43 @@ def test_an_nfsnode_that_another_thread_works_on_leads_to_its_server(tmp_path: P
     waiter.sleeps(node.at("n_flag"), "nfsdirlk", seconds=60)
     cause = the_cause(explain(m, tmp_path))
     assert len(cause["tids"]) == 2 and "filer" in cause["summary"]
+
+
+def test_who_wants_a_slot_of_a_session_waits_for_those_who_have_them(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    for number in range(3):
+        mount.request(thread(m, f"ls{number}"))
+    waiter = thread(m, "cp")
+    waiter.sleeps(m.new("nfsclsession").at("nfsess_slots"), "nfsclseq", seconds=60)
+    cause = the_cause(explain(m, tmp_path))
+    assert waiter.tid in cause["tids"] and len(cause["tids"]) == 4
+
+
+def test_recovery_waits_for_the_renew_thread_and_that_for_the_server(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    renew = m.procs.process("nfscl", kernel=True).thread("nfscl", calls=("nfscl_renewthread",))
+    mount.request(renew)
+    waiter = thread(m, "umount")
+    waiter.sleeps(m.take(64), "nfsclumnt", seconds=60)
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([renew.tid, waiter.tid])
+
+
+def test_a_renew_thread_at_rest_is_idle(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    renew = m.procs.process("nfscl", kernel=True).thread("nfscl", calls=("nfscl_renewthread",))
+    renew.sleeps(m.take(64), "nfscl", seconds=0.5, timeout=1.0)
+    assert explain(m, tmp_path).data["threads"]["stuck"] == 0
+
+
+def test_a_full_queue_of_buffers_waits_for_the_nfsiods(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    iod = m.procs.kthread("nfsiod 0", "nfsiod", ("nfssvc_iod",))
+    mount.request(iod)
+    writer = thread(m, "cp")
+    writer.sleeps(mount.obj.at("nm_bufq"), "nfsaio", seconds=60)
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([iod.tid, writer.tid])

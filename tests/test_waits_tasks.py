@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
+from tests.forge.files import device
 from tests.forge.machine import Machine
 from tests.forge.tasks import TaskQueue, callout_cpus, epoch
 
@@ -165,3 +166,63 @@ def test_a_process_that_waits_for_its_graphics_device_is_not_idle(tmp_path: Path
     user.sleeps(m.take(128), "wevent", seconds=3000)
     answer = explain(m, tmp_path)
     assert answer.data["threads"]["stuck"] == 1
+
+
+def test_destroy_dev_waits_for_the_thread_inside_the_driver(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    node = device(m, "mydev0")
+    node["si_threadcount"] = 1
+    lock = m.locks.sx("mydev lock")
+    destroyer, inside = thread(m, "kldunload"), thread(m, "reader")
+    lock.owned_by(destroyer)
+    inside.call("devfs_read_f")
+    m.write_pointer(inside.local("devfs_read_f", 32), node)
+    lock.slept_on_by(inside)
+    destroyer.call("destroy_devl")
+    m.write_pointer(destroyer.local("destroy_devl", 32), node)
+    destroyer.sleeps(destroyer.local("destroy_devl", 48), "devdrn", seconds=0.05, timeout=0.1)
+    cause = the_cause(explain(m, tmp_path))
+    assert (cause["kind"], cause["certainty"]) == ("deadlock", "guessed")
+    assert "mydev0" in cause["summary"] or "mydev0" in cause["evidence"]
+
+
+def test_a_module_that_is_being_loaded_is_waited_for(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    loader, waiter = thread(m, "kldload"), thread(m, "kldstat")
+    busy = m.variable("kld_busy", 1, size=4)
+    m.variable("kld_busy_td", loader)
+    loader.runs_on(0)
+    waiter.sleeps(busy, "kldbusy", seconds=100)
+    cause = the_cause(explain(m, tmp_path))
+    assert (cause["kind"], cause["tids"]) == ("running", [waiter.tid])
+    assert "kldload" in cause["summary"]
+
+
+def test_a_kernel_thread_that_does_not_stop_is_who_shutdown_waits_for(tmp_path: Path) -> None:
+    m = Machine(1402000)
+    stubborn = m.procs.kthread("syncer", "syncer", ("sched_sync",))
+    lock, holder, shutdown = m.locks.sx("vnode list"), thread(m, "holder"), thread(m, "reboot")
+    lock.owned_by(holder)
+    holder.runs_on(0)
+    lock.slept_on_by(stubborn)
+    shutdown.sleeps(stubborn.process.obj.at("p_sigqueue"), "suspkp", seconds=60)
+    answer = explain(m, tmp_path)
+    cause = answer.cause_of(shutdown.tid)
+    assert cause is not None and cause["kind"] == "running"
+    assert f"{stubborn.tid}" in " ".join(answer.labels(shutdown.tid))
+
+
+def test_an_exec_that_wants_to_be_alone_waits_for_the_thread_that_does_not_stop(
+    tmp_path: Path,
+) -> None:
+    m = Machine(1402000)
+    process = m.procs.process("threads")
+    leader = process.thread("leader", ("thread_single", "kern_execve"))
+    stuck = process.thread("stuck", ("sys_read",))
+    lock, holder = m.locks.sx("some lock"), thread(m, "holder")
+    lock.owned_by(holder)
+    holder.runs_on(0)
+    lock.slept_on_by(stuck)
+    leader.sleeps(process.obj.at("p_flag"), "thrsgl", seconds=60)
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([leader.tid, stuck.tid])

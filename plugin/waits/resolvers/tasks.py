@@ -6,14 +6,14 @@ runs it, or that would have to.
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.callout import waited_for
 from plugin.kernel.cdev import cdevs_in_use
 from plugin.kernel.epoch import epoch_at
 from plugin.kernel.intr import handler_thread
-from plugin.kernel.proc import Thread, thread_at
+from plugin.kernel.proc import thread_at
 from plugin.kernel.stack import stack_words
 from plugin.kernel.taskqueue import (
     TaskQueue,
@@ -269,17 +269,17 @@ def kld_busy(case: Case) -> Optional[Verdict]:
     return _stuck(case, "waits for another thread to load or unload a module")
 
 
+def _inside(case: Case, struct: str, address: int) -> bool:
+    return address <= case.address < address + case.kernel.layouts.sizeof(struct)
+
+
 @resolver("kthread_stop")
 def kthread_stop(case: Case) -> Optional[Verdict]:
     """kproc_suspend(), kthread_suspend(): the kernel thread that has to notice."""
-    builder, layouts = case.builder, case.kernel.layouts
-    found: List[Thread] = []
-    if layouts.has("proc", "p_siglist"):
-        proc = case.address - layouts.offsetof("proc", "p_siglist")
-        found = [thread for thread in builder.threads if thread.proc == proc]
-    if not found and layouts.has("thread", "td_flags"):
-        thread = thread_at(case.kernel, case.address - layouts.offsetof("thread", "td_flags"))
-        found = [thread] if thread is not None else []
+    builder = case.builder
+    # The channel is &p->p_siglist or &td->td_flags: a member of the one asked to stop.
+    of_thread = [each for each in builder.threads if _inside(case, "thread", each.address)]
+    found = of_thread or [each for each in builder.threads if _inside(case, "proc", each.proc)]
     if not found:
         return None
     node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
