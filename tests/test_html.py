@@ -15,6 +15,7 @@ from typing import Dict, List, Optional, Tuple
 import pytest
 from test_why_stuck import Answer, explain, thread
 
+from plugin.opening import open_core
 from tests.forge.machine import Machine
 from tests.forge.scenarios import deadlocks
 from tests.forge.scenarios.storage_deadlock import storage_deadlock
@@ -47,9 +48,9 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
-def page_of(answer: Answer, folder: Path) -> Tuple[Path, Page]:
+def page_of(answer: Answer, folder: Path, status: int = 0) -> Tuple[Path, Page]:
     path = folder / "page.html"
-    assert answer.run("--html", str(path)) == f"written to {path}\n"
+    assert f"written to {path}\n" in answer.run("--html", str(path), status=status)
     return path, Page(path.read_text(encoding="utf-8"))
 
 
@@ -237,3 +238,23 @@ def test_what_is_alike_is_one_row_that_still_names_every_thread(tmp_path: Path) 
     assert all(f"{waiter.tid} {waiter.process.comm}" in text for waiter in waiters)
     assert path.stat().st_size < 400 * 300
     assert len([1 for tag, _ in page.elements if tag == "tr"]) < 120
+
+
+def test_the_page_of_a_damaged_machine_says_so_above_its_verdict(tmp_path: Path) -> None:
+    m = Machine(1402000, "amd64")
+    lock = m.locks.sx("held")
+    lock.owned_by(thread(m, "holder"))
+    lock.slept_on_by(thread(m, "waiter"))
+    vmcore, kernel_file = m.write(tmp_path)
+    kernel = open_core(str(vmcore), str(kernel_file))
+    real = kernel.start_command
+
+    def damaged() -> None:
+        real()
+        kernel.warnings.add("allproc", 0x10, "not in the dump")
+
+    kernel.start_command = damaged  # type: ignore[method-assign]
+    _, page = page_of(Answer(kernel, partial=True), tmp_path, status=3)
+    text = " ".join(page.text)
+    assert text.index("PARTIAL: some of the kernel") < text.index("Causes")
+    assert "allproc: not in the dump" in text

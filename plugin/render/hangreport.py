@@ -8,7 +8,7 @@ from plugin.findings import Finding
 from plugin.kernel.tc import uptime
 from plugin.render import html
 from plugin.render.report import Report
-from plugin.render.text import body_lines
+from plugin.render.text import body_lines, first_lines
 from plugin.session import Kernel
 from plugin.words import address, count, seconds
 from plugin.written import write_file
@@ -88,7 +88,10 @@ def page(kernel: Kernel, profile: str, sections: Sequence[Section], path: str) -
         for section in sections
     ]
     titles = [f"{section.title} ({' '.join(section.line)})" for section in sections]
-    text = html.sections_page(_head(kernel, profile, sections), list(zip(titles, lines)))
+    head = _head(kernel, profile, sections)
+    # The page stands alone: what makes it less than whole is on it, above the verdict.
+    head[1:1] = first_lines(kernel.warnings)
+    text = html.sections_page(head, list(zip(titles, lines)))
     write_file(path, text, kernel.target.files)
     made.body = []
     made.pre(f"written to {path}")

@@ -11,6 +11,7 @@ from plugin.kernel.tc import uptime
 from plugin.render import chains, dot, html, svg
 from plugin.render.picture import picture
 from plugin.render.report import Report
+from plugin.render.text import first_lines
 from plugin.waits import advice
 from plugin.waits.analysis import Analysis, Cause, Chain, Group
 from plugin.waits.graph import Edge, Node
@@ -54,7 +55,9 @@ def page(analysis: Analysis, path: str, inputs: Sequence[str]) -> Report:
     WchanError where it cannot be written, one of ``inputs`` for example.
     """
     report, found = _facts(analysis)
-    lines = (f"panic: {found.message}", found.verdict) if found is not None else ()
+    # The page stands alone: what makes it less than whole is on it, above the verdict.
+    lines = first_lines(analysis.kernel.warnings)
+    lines += [f"panic: {found.message}", found.verdict] if found is not None else []
     text = html.html(analysis, f"why-stuck: {_heading(analysis)}", lines)
     write_file(path, text, inputs)
     report.pre(f"written to {path}")
