@@ -110,15 +110,13 @@ def real_dump(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def zfs_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
-    """A real 14.2 with zfs, nullfs and fusefs as modules and CTF; no .ko beside its kernel."""
-    packed = SHARED / "real2" / "14.2-amd64-zfs-ko-hang"
+def _real2(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
+    packed = SHARED / "real2" / name
     if not packed.is_dir():
         pytest.skip(f"no {packed}: WCHAN_SHARED says where the real dumps lie")
     folder = tmp_path_factory.mktemp(packed.name)
-    for name in ("vmcore", "kernel"):
-        decompress(packed / f"{name}.zst", folder / name)
+    for file in ("vmcore", "kernel"):
+        decompress(packed / f"{file}.zst", folder / file)
     yield RealDump(
         packed.name,
         folder / "vmcore",
@@ -127,6 +125,18 @@ def zfs_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
         (packed / "ddb.log").read_text(errors="replace"),
     )
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def zfs_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
+    """A real 14.2 with zfs, nullfs and fusefs as modules and CTF; no .ko beside its kernel."""
+    yield from _real2("14.2-amd64-zfs-ko-hang", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def witness_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
+    """A real 14.2 with INVARIANTS and WITNESS, pacing in GEOM."""
+    yield from _real2("14.2-amd64-debug-pacing", tmp_path_factory)
 
 
 def _own_debugger(name: str) -> Path:

@@ -114,3 +114,23 @@ def test_locked_bufs_are_those_that_ddb_lists(real_dump: Any) -> None:
     wanted = set(re.findall(r"^buf at (0x[0-9a-f]+)$", listed[1], re.M))
     out = answer(real_dump, "klocks", "--bufs")[1]
     assert set(re.findall(r"^buf at (0x[0-9a-f]+) ", out, re.M)) == wanted
+
+
+def test_with_witness_every_lock_that_ddb_lists_is_held_by_the_same_thread(
+    witness_dump: Any,
+) -> None:
+    start = witness_dump.ddb_log.index("show alllocks\n")
+    wanted, tid = set(), 0
+    for line in witness_dump.ddb_log[start:].split("\ndb>")[0].splitlines():
+        thread = re.search(r"thread 0x\w+ \((\d+)\)", line)
+        held = re.match(r"(exclusive|shared) .*\((0x\w+)\) locked @", line)
+        tid = int(thread[1]) if thread else tid
+        if held:
+            wanted.add((tid, held[2], held[1]))
+    locks = json.loads(answer(witness_dump, "klocks", "--all", "--json")[1])["data"]["locks"]
+    found = {
+        (holder["tid"], lock["address"], "shared" if holder["shared"] else "exclusive")
+        for lock in locks
+        for holder in lock["holders"]
+    }
+    assert len(wanted) > 20 and wanted <= found
