@@ -373,6 +373,25 @@ def test_the_config_lock_of_a_pool_is_held_by_the_writer_it_records(
     assert answer.labels(user.tid)[1] == "dp_config_rwlock of pool tank"
 
 
+@pytest.mark.parametrize("osreldate", [903000, 1004000, 1201000])
+def test_an_unmount_waits_for_those_inside_the_file_system_by_its_teardown_lock(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    zfsvfs = g.pool.mounted("/tank")
+    reader = g.thread("reader", "zio_wait", "zfs_read", "vn_read")
+    g.pool.holds(reader, "zfs_read", zfsvfs)
+    g.pool.tree(g.leaf().at_device()).waited_by(reader)
+    lock = g.m.view("rrwlock", zfsvfs.at("z_teardown_lock"))
+    lock["rr_anon_rcount.rc_count"] = 1
+    user = g.thread("umount", "rrm_enter_write", "zfsvfs_teardown", "zfs_umount")
+    g.pool.sleeps(user, lock.at("rr_cv"), "rrl->rr_cv")
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device" and user.tid in cause["tids"]
+    assert answer.labels(user.tid)[1:3] == ["z_teardown_lock of /tank", f"{reader.tid} reader"]
+
+
 # Pools that do not go on
 
 
@@ -427,6 +446,14 @@ def test_a_suspended_pool_is_a_cause_though_nobody_waits_for_it(tmp_path: Path) 
     assert [cause["tids"] for cause in answer.causes] == [[]]
     assert "No thread is stuck" not in answer.verdict
     assert "pool tank is suspended after I/O failures of da0" in answer.verdict
+
+
+def test_a_pool_suspended_a_moment_ago_is_told_of_already(tmp_path: Path) -> None:
+    g = Ground()
+    failed = g.pool.zio("WRITE", size=4096)
+    failed.waited_by(g.thread("reader"), 0.2)
+    g.pool.suspend(failed)
+    assert "pool tank is suspended" in explain(g.m, tmp_path).verdict
 
 
 def test_provider_does_not_call_the_disk_of_a_suspended_pool_innocent(tmp_path: Path) -> None:

@@ -192,11 +192,16 @@ def _without_fresh(
     kept = [
         cause
         for cause in causes
-        if not fresh([by_tid[tid] for tid in cause.tids], cause.kind, cause.since)
+        if _alone(cause) or not fresh([by_tid[tid] for tid in cause.tids], cause.kind, cause.since)
     ]
     kept = [cause._replace(rank=rank) for rank, cause in enumerate(kept, 1)]
     left = [group for group in residue if not fresh(group.threads, CauseKind.UNKNOWN, None)]
     return kept, left, max(ages, default=None)
+
+
+def _alone(cause: Cause) -> bool:
+    """True for what is a cause though nobody waits for it, or has only just begun to."""
+    return cause.node.end is not None and cause.node.end.alone
 
 
 def _oldest(builder: GraphBuilder, threads: List[Thread], kind: CauseKind) -> Optional[float]:

@@ -13,6 +13,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.judge import geom_io
 from plugin.judge import zfs as judge
 from plugin.kernel.bio import bio_origin
+from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread, thread_at
 from plugin.kernel.zfs import arc, dbuf, rlock, txg, zil
 from plugin.kernel.zfs import spa as spa_module
@@ -806,7 +807,8 @@ def rrwlock(case: Case) -> Optional[Verdict]:
         return other(case)
     address = case.channel.container("rrwlock", "rr_cv")
     lock = rlock.rrwlock_at(kernel, address)
-    node = builder.object(NodeKind.LOCK, address, _rrwlock_name(kernel, address))
+    name, protects = _rrwlock_of(kernel, address)
+    node = builder.object(NodeKind.LOCK, address, name)
     case.waits_for(node, Certainty.PROVEN, case.said())
     verdict = Verdict(Status.STUCK, f"waits for {node.label}", case.row)
     if not _is_new(builder, node):
@@ -816,24 +818,44 @@ def rrwlock(case: Case) -> Optional[Verdict]:
         return verdict
     readers = lock.anonymous + lock.linked
     node.facts = [f"held by {count(readers, 'reader')}"]
-    waiting = sleepers_on(builder, case.address)
-    if not guess_holders(builder, node, address, (), waiting, _MOST_HOLDERS):
-        node.end = End(
-            CauseKind.UNKNOWN,
-            f"{node.label} is held by {count(readers, 'reader')}, which ZFS does not record",
-            f"rr_anon_rcount {lock.anonymous}, rr_linked_rcount {lock.linked}",
-        )
+    waiting = [each.address for each in sleepers_on(builder, case.address)]
+    for at in (address, protects):
+        for thread in judge.range_holders(kernel, at, waiting)[:_MOST_HOLDERS] if at else []:
+            builder.join(
+                node,
+                builder.thread(thread),
+                EdgeKind.OWNED_BY,
+                Certainty.GUESSED,
+                f"inside ZFS with {at:#x} on its stack",
+            )
+        if not _is_new(builder, node):
+            return verdict
+    node.end = End(
+        CauseKind.UNKNOWN,
+        f"{node.label} is held by {count(readers, 'reader')}, which ZFS does not record",
+        f"rr_anon_rcount {lock.anonymous}, rr_linked_rcount {lock.linked}",
+    )
     return verdict
 
 
-def _rrwlock_name(kernel: Kernel, address: int) -> str:
+def _rrwlock_of(kernel: Kernel, address: int) -> Tuple[str, int]:
+    """What an rrwlock is called, and the struct it guards: its readers have that on their stacks.
+
+    To 12.x the teardown lock of a file system is one (9.3) or an array of them.
+    """
     layouts = kernel.layouts
     for spa in spa_module.spas(kernel):
         if layouts.has("dsl_pool", "dp_config_rwlock") and address == spa.dsl_pool + (
             layouts.offsetof("dsl_pool", "dp_config_rwlock")
         ):
-            return f"dp_config_rwlock of pool {spa.name}"
-    return f"rrwlock {address:#x}"
+            return f"dp_config_rwlock of pool {spa.name}", spa.dsl_pool
+    if layouts.has("zfsvfs", "z_teardown_lock"):
+        member = layouts.resolve("zfsvfs", "z_teardown_lock")
+        for mount in mounts(kernel):
+            at = try_peek(kernel, "mount", mount.address, "mnt_data", 0)
+            if mount.fstype == "zfs" and 0 <= address - at - member.offset < member.size:
+                return f"z_teardown_lock of {mount.on}", at
+    return f"rrwlock {address:#x}", 0
 
 
 @resolver("zfs_range")
