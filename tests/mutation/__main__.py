@@ -1,0 +1,271 @@
+"""Does a test notice when the code is broken?  ``python tests/mutation [MODULE ...]``
+
+Small faults are put into the modules below one at a time (mutants.py), and the tests
+that enter the line run against each in a process of its own: tests are collected once,
+then each fault is a fork in which the code of one function is replaced.  The table says
+how many were noticed; ``--survivors`` lists the others.  Not part of CI: the whole takes
+most of an hour; ``--sample N`` takes N of each module, the same ones every time.
+
+tests/mutation/survivors.md keeps the faults that no test needs to notice, with a reason:
+they count as noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+import pytest
+import tabulate
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from tests.mutation.mutants import Mutant, code_of, mutants  # noqa: E402
+
+REASONS = Path(__file__).with_name("survivors.md")
+#: module -> the test files that are about it
+MODULES: Dict[str, Tuple[str, ...]] = {
+    "plugin/kernel/queue.py": ("test_queue",),
+    "plugin/kernel/locks.py": ("test_locks", "test_faults"),
+    "plugin/kernel/bio.py": ("test_bioq", "test_geom", "test_faults"),
+    "plugin/kernel/pbuf.py": ("test_pbuf",),
+    "plugin/kernel/vm_page.py": ("test_vmpage",),
+    "plugin/judge/locks.py": ("test_locks", "test_waits_resolvers", "test_faults"),
+    "plugin/judge/geom_io.py": ("test_bioq", "test_geom", "test_provider", "test_faults"),
+    "plugin/waits/graph.py": ("test_waits_graph", "test_waits_resolvers", "test_verdicts"),
+    "plugin/waits/analysis.py": ("test_waits_graph", "test_waits_resolvers", "test_verdicts"),
+    "plugin/waits/verdict.py": ("test_verdicts", "test_waits_graph", "test_why_stuck"),
+    "plugin/arch/space.py": ("test_vmcore_minidump", "test_vmcore_full"),
+}
+#: seconds after which a fault that makes a test hang counts as noticed
+LIMIT = 30.0
+#: seconds of tests that one fault may cost
+ENOUGH = 12.0
+
+
+class Result(NamedTuple):
+    mutant: Mutant
+    #: "noticed", "survived", "not entered", "excused"
+    outcome: str
+
+
+class Runner:
+    """A pytest plugin: collects once, then runs mutants instead of the tests."""
+
+    def __init__(self, module: str, sample: int, seed: int) -> None:
+        self.path = str(ROOT / module)
+        self.module = module
+        self.sample = sample
+        self.seed = seed
+        self.results: List[Result] = []
+        self._items: Dict[str, pytest.Item] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._items = {item.nodeid: item for item in session.items}
+        entered, spent = self._entered()
+        excused = reasons(self.module)
+        chosen = list(mutants(Path(self.path).read_text()))
+        if self.sample and len(chosen) > self.sample:
+            chosen = random.Random(self.seed).sample(chosen, self.sample)
+            chosen.sort(key=lambda mutant: mutant.line)
+        for number, mutant in enumerate(chosen, 1):
+            code = code_of(mutant, self.path)
+            if code is None:
+                continue
+            if (mutant.function[0], mutant.what) in excused:
+                outcome = "excused"
+            else:
+                outcome = self._try(code, mutant, entered, spent)
+            self.results.append(Result(mutant, outcome))
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{self.module}: {number}/{len(chosen)} ")
+        return True
+
+    def _try(
+        self,
+        code: types.CodeType,
+        mutant: Mutant,
+        entered: Dict[int, Set[str]],
+        spent: Dict[str, float],
+    ) -> str:
+        names = sorted(entered.get(mutant.line, ()), key=lambda name: spent.get(name, 0.0))
+        if not names:
+            return "not entered"
+        chosen: List[str] = []
+        total = 0.0
+        for name in names:
+            total += spent.get(name, 0.0)
+            if chosen and total > ENOUGH:
+                break
+            chosen.append(name)
+        return "noticed" if self._forked(chosen, code, mutant.function) else "survived"
+
+    def _forked(
+        self, names: Sequence[str], code: types.CodeType, function: Tuple[str, int]
+    ) -> bool:
+        """True where one of the tests fails with that code, or hangs."""
+        child = os.fork()
+        if not child:
+            status = 2
+            try:
+                _silence()
+                replace(self.path, function, code)
+                status = 1 if self._fails([self._items[name] for name in names]) else 0
+            except BaseException:
+                status = 1
+            finally:
+                os._exit(status)
+        return _wait(child) != 0
+
+    def _fails(self, items: Sequence[pytest.Item]) -> bool:
+        from _pytest.runner import runtestprotocol
+
+        for item, following in zip(items, [*items[1:], None]):
+            for report in runtestprotocol(item, log=False, nextitem=following):
+                if report.failed:
+                    return True
+        return False
+
+    def _entered(self) -> Tuple[Dict[int, Set[str]], Dict[str, float]]:
+        """{line: tests that enter it}, {test: seconds}; learnt in a process of its own."""
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as told:
+            child = os.fork()
+            if not child:
+                try:
+                    _silence()
+                    Path(told.name).write_text(json.dumps(self._traced()))
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+            lines, spent = json.loads(Path(told.name).read_text())
+        return {int(line): set(names) for line, names in lines.items()}, spent
+
+    def _traced(self) -> Tuple[Dict[int, List[str]], Dict[str, float]]:
+        from _pytest.runner import runtestprotocol
+
+        lines: Dict[int, Set[str]] = {}
+        spent: Dict[str, float] = {}
+        current = ""
+
+        def local(frame: types.FrameType, event: str, _: Any) -> Any:
+            if event == "line":
+                lines.setdefault(frame.f_lineno, set()).add(current)
+            return local
+
+        def trace(frame: types.FrameType, event: str, _: Any) -> Optional[Any]:
+            if frame.f_code.co_filename != self.path:
+                return None
+            lines.setdefault(frame.f_lineno, set()).add(current)
+            return local
+
+        items = list(self._items.values())
+        for item in items:
+            current = item.nodeid
+            begun = time.perf_counter()
+            sys.settrace(trace)
+            # each test with fixtures of its own: what a shared one enters counts for all
+            runtestprotocol(item, log=False, nextitem=None)
+            sys.settrace(None)
+            spent[current] = time.perf_counter() - begun
+        return {line: sorted(names) for line, names in lines.items()}, spent
+
+
+def replace(path: str, function: Tuple[str, int], code: types.CodeType) -> None:
+    """Give every function object made from that place of that file another code."""
+    for found in gc.get_objects():
+        if (
+            isinstance(found, types.FunctionType)
+            and found.__code__.co_filename == path
+            and (found.__code__.co_name, found.__code__.co_firstlineno) == function
+            and len(found.__code__.co_freevars) == len(code.co_freevars)
+        ):
+            found.__code__ = code
+
+
+def _silence() -> None:
+    sink = os.open(os.devnull, os.O_WRONLY)
+    for handle in (1, 2):
+        os.dup2(sink, handle)
+
+
+def _wait(child: int) -> int:
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1
+
+
+def reasons(module: str) -> Set[Tuple[str, str]]:
+    """(function, fault) of the survivors that need no test."""
+    found: Set[Tuple[str, str]] = set()
+    here = ""
+    for line in REASONS.read_text().splitlines() if REASONS.exists() else ():
+        if line.startswith("## "):
+            here = line[3:].strip()
+        elif here == module and line.startswith("| `"):
+            cells = [cell.strip().strip("`") for cell in line.replace("\\|", "\0").split("|")[1:4]]
+            found.add((cells[0], cells[1].replace("\0", "|")))
+    return found
+
+
+def run(module: str, sample: int, seed: int) -> List[Result]:
+    """Every result of one module, measured in a process of its own."""
+    runner = Runner(module, sample, seed)
+    files = [str(ROOT / "tests" / f"{name}.py") for name in MODULES[module]]
+    there = [name for name in files if os.path.exists(name)]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:warnings"]
+    pytest.main([*options, "-o", "addopts=", *there], plugins=[runner])
+    return runner.results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("module", nargs="*", help="of the modules known; default: all of them")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="N faults of each")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--survivors", action="store_true", help="list what no test noticed")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    chosen = [m for m in MODULES if not args.module or any(word in m for word in args.module)]
+    rows: List[Tuple[str, int, int, int, int, str]] = []
+    for module in chosen:
+        results = run(module, args.sample, args.seed)
+        count = {o: sum(r.outcome == o for r in results) for o in _OUTCOMES}
+        tried = sum(count.values())
+        good = count["noticed"] + count["excused"]
+        share = f"{100 * good / tried:.0f} %" if tried else "-"
+        rows.append((module, tried, count["noticed"], count["excused"], tried - good, share))
+        if args.survivors:
+            for result in results:
+                if result.outcome in ("survived", "not entered"):
+                    mutant = result.mutant
+                    where = f"{module}:{mutant.line} {mutant.function[0]}"
+                    print(f"{result.outcome:<11} {where}: {mutant.what}", flush=True)
+    head = ("module", "faults", "noticed", "excused", "not noticed", "share")
+    print(tabulate.tabulate(rows, head))
+    total, good = sum(r[1] for r in rows), sum(r[2] + r[3] for r in rows)
+    print(f"{good} of {total} noticed" + (f", {100 * good / total:.0f} %" if total else ""))
+    return 0
+
+
+_OUTCOMES = ("noticed", "survived", "not entered", "excused")
+
+if __name__ == "__main__":
+    sys.exit(main())
