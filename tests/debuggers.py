@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 def functions(text: str) -> List[str]:
     """The functions of the frames that a backtrace shows."""
     of_gdb = re.findall(r"^#\d+ +0x[0-9a-f]+ in (\w+) \(\)", text, re.MULTILINE)
-    of_lldb = re.findall(r"^ +\*? *frame #\d+: 0x[0-9a-f]+ \w+`(\w+)", text, re.MULTILINE)
+    of_lldb = re.findall(r"^ +\*? *frame #\d+: 0x[0-9a-f]+ [\w.]+`(\w+)", text, re.MULTILINE)
     return of_gdb or of_lldb
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
+import debuggers
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -229,6 +231,52 @@ def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
     kernel = _forged("14.2 amd64", tmp_path, loop)
     assert kernel.global_value("other_head") == 0x5678
     assert [f.what for f in kernel.warnings if "loop" in f.detail] == ["linker_files"]
+
+
+# In the debuggers
+
+
+def _is_ddbs(done: debuggers.Batch, dump: RealDump, names: Dict[str, str]) -> None:
+    traced = dump.truth["stacks"]
+    compared = [
+        tid
+        for tid in traced
+        if traced[tid]
+        and "kdb_reenter" not in traced[tid]
+        # lldb heads a backtrace with the thread's name alone
+        and list(names.values()).count(names.get(tid, tid)) < 2
+    ]
+    found = {tid: done.stacks[names.get(tid, tid)] for tid in compared}
+    through = [tid for tid in compared if "zio_wait" in traced[tid]]
+    assert through
+    assert [found[tid] for tid in through] == [traced[tid] for tid in through]
+    assert sum(found[tid] == traced[tid] for tid in compared) >= len(compared) - 2
+
+
+def test_gdb_names_a_modules_frames_and_lists_it(venv_gdb: Path, zfs_dump: RealDump) -> None:
+    done = debuggers.gdb(
+        venv_gdb, zfs_dump, "info sharedlibrary", "info address fuse_dev", "thread apply all bt"
+    )
+    assert re.search(r"^0xffffffff81c00000 +0xffffffff81fcd727 .*/zfs.ko$", done.out, re.MULTILINE)
+    assert re.search(r'"fuse_dev" is at 0xffffffff81a2ed\w\w ', done.out)
+    _is_ddbs(done, zfs_dump, {})
+
+
+def test_lldb_names_a_modules_frames_and_lists_it(venv_lldb: Path, zfs_dump: RealDump) -> None:
+    done = debuggers.lldb(venv_lldb, zfs_dump, "image list", "thread list", "bt all")
+    assert re.search(r"^\[ *1\] .*/zfs.ko *$", done.out, re.MULTILINE)
+    _is_ddbs(done, zfs_dump, {str(tid): name for tid, name in done.threads})
+
+
+def test_modules_says_the_same_in_every_host(
+    venv_gdb: Path, venv_lldb: Path, zfs_dump: RealDump
+) -> None:
+    words = ("-k", str(zfs_dump.kernel), str(zfs_dump.vmcore))
+    shell = json.loads(wchan(*words, "modules", "--json")[1])["data"]
+    for debugger, program in ((debuggers.gdb, venv_gdb), (debuggers.lldb, venv_lldb)):
+        out = debugger(program, zfs_dump, "modules --json").out
+        found, _ = json.JSONDecoder().raw_decode(out[out.index("{\n") :])
+        assert found["data"] == shell
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

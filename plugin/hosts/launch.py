@@ -34,6 +34,7 @@ from plugin.errors import EXIT_OK, WchanError
 from plugin.hosts.arguments import Parser
 from plugin.hosts.debugger import SECRET_VARIABLE
 from plugin.hosts.inferior import KernelInferior
+from plugin.hosts.module_elf import SymbolFile, write_symbol_files
 from plugin.hosts.prepare import ROOT, installer
 from plugin.hosts.progress import Progress
 from plugin.hosts.rsp import Server
@@ -124,6 +125,8 @@ class _Opened(NamedTuple):
     file: str
     #: by which the plugin in the debugger knows this server
     secret: str
+    #: what the plugin in the debugger may know
+    session: Dict[str, object]
 
 
 def _open(args: argparse.Namespace) -> _Opened:
@@ -150,7 +153,8 @@ def _open(args: argparse.Namespace) -> _Opened:
         "truncated": target.truncated,
         "notes": notes,
     }
-    return _Opened(kernel, KernelInferior(kernel, session, _code(target.kernel)), file, secret)
+    inferior = KernelInferior(kernel, session, _code(target.kernel))
+    return _Opened(kernel, inferior, file, secret, session)
 
 
 def _code(kernel: ElfFile) -> List[Tuple[int, int]]:
@@ -165,7 +169,11 @@ def _code(kernel: ElfFile) -> List[Tuple[int, int]]:
 # Debuggers
 
 
-def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List[str]]) -> int:
+#: of a debugger: from the server's address, the kernel file and its modules' files
+_Arguments = Callable[[str, str, List[SymbolFile]], List[str]]
+
+
+def _launch(name: str, argv: Sequence[str], arguments: _Arguments) -> int:
     words = list(argv)
     rest: List[str] = []
     if "--" in words:
@@ -189,7 +197,10 @@ def _launch(name: str, argv: Sequence[str], arguments: Callable[[str, str], List
     try:
         with _served(opened.inferior) as server:
             server.start()
-            own = arguments(server.address, opened.file)
+            folder = os.path.dirname(server.address)
+            modules = write_symbol_files(opened.kernel, folder)
+            opened.session["modules"] = modules
+            own = arguments(server.address, opened.file, modules)
             return _run([program, *own, *rest], {SECRET_VARIABLE: opened.secret})
     except Left as left:
         return 128 + left.number
@@ -226,7 +237,8 @@ def find_debugger(name: str, arch: str) -> str:
     )
 
 
-def _gdb_arguments(address: str, kernel: str) -> List[str]:
+def _gdb_arguments(address: str, kernel: str, modules: List[SymbolFile]) -> List[str]:
+    del modules  # our server tells gdb of them, as of shared libraries
     return [
         "-q",
         # gdb would look for a dynamic linker in the kernel, and gdb 13 takes the
@@ -234,13 +246,15 @@ def _gdb_arguments(address: str, kernel: str) -> List[str]:
         *("-iex", "set osabi none"),
         # sys__umtx_op is no mangled name.
         *("-iex", "set print demangle off"),
+        # The modules' files lie here, not behind the server.
+        *("-iex", "set sysroot"),
         kernel,
         *("-ex", f"target remote {address}"),
         *("-x", str(ROOT / "plugin" / "kernel-gdb.py")),
     ]
 
 
-def _lldb_arguments(address: str, kernel: str) -> List[str]:
+def _lldb_arguments(address: str, kernel: str, modules: List[SymbolFile]) -> List[str]:
     # A file, because lldb echoes the commands of its own command line.
     commands = os.path.join(os.path.dirname(address), "start.lldb")
     entry = str(ROOT / "plugin").replace("\\", "\\\\").replace('"', '\\"')
@@ -249,6 +263,9 @@ def _lldb_arguments(address: str, kernel: str) -> List[str]:
             f'command script import "{entry}"\n'
             f"process connect --plugin gdb-remote unix-connect://{address}\n"
         )
+        for path, base in modules:
+            file.write(f"target modules add {path}\n")
+            file.write(f"target modules load --file {path} .text {base:#x}\n")
     return [kernel, "-o", f"command source -s 1 {commands}"]
 
 

@@ -127,6 +127,15 @@ def threads_xml(threads: Sequence[Thread]) -> str:
     return "\n".join(['<?xml version="1.0"?>', "<threads>", *rows, "</threads>", ""])
 
 
+def libraries_xml(modules: object) -> str:
+    """The document of qXfer:libraries: (file, address of its one section) of each module."""
+    rows = [
+        f'<library name="{_xml(path)}"><section address="{base:#x}"/></library>'
+        for path, base in (modules if isinstance(modules, list) else [])
+    ]
+    return "\n".join(["<library-list>", *rows, "</library-list>", ""])
+
+
 def _xml(text: str) -> str:
     for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
         text = text.replace(char, entity)
@@ -299,18 +308,21 @@ class Connection:
     def _supported(self, _: str) -> bytes:
         return (
             b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;"
+            b"qXfer:libraries:read+;"
             b"binary-upload+;swbreak-;hwbreak-;multiprocess-" % PACKET_SIZE
         )
 
     def _transfer(self, rest: str) -> bytes:
         kind, action, annex, span = rest.split(":", 3)
         offset, length = (int(part, 16) for part in span.split(","))
-        if action != "read" or kind not in ("features", "threads"):
+        if action != "read" or kind not in ("features", "threads", "libraries"):
             return b""
         key = f"{kind}:{annex}"
         if offset == 0 or key not in self._documents:
             if kind == "threads":
                 text = threads_xml(self._inferior.threads())
+            elif kind == "libraries":
+                text = libraries_xml(self._inferior.session().get("modules"))
             elif annex == "target.xml":
                 text = target_xml(self._description)
             else:

@@ -87,7 +87,7 @@ class ModuleTable:
             return []
         found = (table.symbol(index) for index in sorted(set(table.indexes(name))))
         return [
-            symbol if symbol.kind == "absolute" else symbol._replace(address=self._home(symbol))
+            symbol if symbol.kind == "absolute" else symbol._replace(address=self.home(symbol))
             for symbol in found
             if symbol is not None
         ]
@@ -99,7 +99,8 @@ class ModuleTable:
             if symbol is not None:
                 yield symbol, self.table.fields(index)[4]
 
-    def _home(self, symbol: Symbol) -> int:
+    def home(self, symbol: Symbol) -> int:
+        """Where a symbol of the table, as it stands there, lies in memory."""
         address = symbol.address + self._bias
         for start, stop, base in self._moved:
             if start <= address < stop:
