@@ -10,7 +10,10 @@ import pytest
 from answers import opened
 
 from plugin.catalogue import shipped
+from plugin.kernel.counter import mp_maxid
 from plugin.kernel.proc import Thread, processes, threads
+from plugin.kernel.stack import frames
+from plugin.kernel.vm_domain import domains
 from plugin.opening import open_core
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, analyse
@@ -171,3 +174,39 @@ def test_fewer_processes_than_nprocs_with_whole_lists_is_said_but_nothing_is_mis
     one_less = damaged(kernel, words={at: (number - 1).to_bytes(4, "little")})
     assert len(processes(one_less)) == number
     assert one_less.warnings.partial
+
+
+def test_a_cpu_count_that_contradicts_itself_is_said(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    assert mp_maxid(kernel) == 3
+    broken = damaged(kernel, words={kernel.address_of("mp_maxid"): bytes(4)})
+    assert mp_maxid(broken) == 3
+    assert broken.warnings.partial
+
+
+def test_a_stack_cut_short_is_said_with_the_function_it_was_cut_above(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    sleeper = next(thread for thread in threads(kernel) if thread.state == "sleeping")
+    walked = list(frames(kernel, sleeper))
+    assert not kernel.warnings.partial
+    nowhere = pointer(kernel, 0xFFFFF8007FFFFFF0)
+    broken = damaged(kernel, words={walked[1].fp: nowhere})
+    assert [frame.function for frame in frames(broken, sleeper)][:2] == [
+        frame.function for frame in walked[:2]
+    ]
+    assert broken.warnings.partial
+    assert any("cut short above" in finding.detail for finding in broken.warnings)
+
+
+def test_a_memory_domain_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    assert domains(kernel)
+    assert not kernel.warnings.partial
+    broken = damaged(kernel, missing=[kernel.address_of("vm_dom")])
+    assert domains(broken) == []
+    assert broken.warnings.partial

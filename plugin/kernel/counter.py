@@ -16,9 +16,17 @@ from plugin.session import Kernel
 _MAX_CPUS = 4096
 
 
+@cached(MEMORY)
 def mp_maxid(kernel: Kernel) -> int:
-    """The highest CPU id; 0 for a kernel built without SMP."""
-    return min(kernel.global_value("mp_maxid", 0), _MAX_CPUS - 1)
+    """The highest CPU id; 0 for a kernel built without SMP.
+
+    A finding where mp_ncpus contradicts it: the greater of the two is taken.
+    """
+    highest, number = kernel.global_value("mp_maxid", 0), kernel.global_value("mp_ncpus", 1)
+    if number > highest + 1 or highest >= _MAX_CPUS:
+        kernel.warnings.add("mp_maxid", None, f"is {highest}, which contradicts mp_ncpus, {number}")
+        highest = max(highest if highest < _MAX_CPUS else 0, number - 1)
+    return max(0, min(highest, _MAX_CPUS - 1))
 
 
 @cached(MEMORY)

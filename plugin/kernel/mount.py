@@ -6,8 +6,9 @@ from typing import Dict, List, NamedTuple, Optional
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.counter import zpcpu_offsets
 from plugin.kernel.queue import tailq_foreach
-from plugin.session import Kernel
+from plugin.session import Kernel, View
 
 _SUSPEND = ("MNTK_SUSPEND", "MNTK_SUSPENDED", "MNTK_SUSPEND2", "MNTK_SUSPENDALL")
 
@@ -16,8 +17,9 @@ class Mount(NamedTuple):
     """One mount: what is mounted (``source``) where (``on``), and its counters.
 
     ``susp_owner`` is the struct thread that suspended it (8.0 on), else 0;
-    ``writeopcount`` the writes under way (kept per CPU from 13.0 on, then not
-    counted here); ``kern_flag`` is mnt_kern_flag.
+    ``writeopcount`` the writes under way, those that 13.0 and later count per CPU
+    (struct mount_pcpu) included, None where those cannot be told; ``kern_flag`` is
+    mnt_kern_flag.
     """
 
     address: int
@@ -26,7 +28,7 @@ class Mount(NamedTuple):
     on: str
     kern_flag: int
     susp_owner: int
-    writeopcount: int
+    writeopcount: Optional[int]
     ref: int
     lockref: int
 
@@ -76,10 +78,33 @@ def _mount(kernel: Kernel, address: int) -> Mount:
         _text(view, "mnt_stat.f_mntonname"),
         view.mnt_kern_flag,
         view.get("mnt_susp_owner", 0),
-        view.get("mnt_writeopcount", 0),
+        _writeopcount(kernel, view),
         view.get("mnt_ref", 0),
         view.get("mnt_lockref", 0),
     )
+
+
+def _writeopcount(kernel: Kernel, view: View) -> Optional[int]:
+    """vfs_mount_fetch_counter(): mnt_writeopcount and each CPU's part of it.
+
+    While somebody is in vfs_op_enter() (mnt_vfs_ops) the CPUs' parts have been moved
+    into mnt_writeopcount and stay zero.
+    """
+    total: int = view.get("mnt_writeopcount", 0)
+    parts = view.get("mnt_pcpu", 0)
+    if not parts or view.get("mnt_vfs_ops", 0):
+        return total
+    if not kernel.layouts.has("mount_pcpu", "mntp_writeopcount"):
+        return None
+    member = kernel.layouts.resolve("mount_pcpu", "mntp_writeopcount")
+    mask = (1 << 8 * kernel.pointer_size) - 1
+    try:
+        for offset in zpcpu_offsets(kernel):
+            total += kernel.signed(parts + offset + member.offset & mask, member.size)
+    except MemoryFault as fault:
+        kernel.warnings.add("mnt_pcpu", fault.address, fault.reason)
+        return None
+    return total
 
 
 def _text(view, path: str) -> str:  # type: ignore[no-untyped-def]

@@ -146,11 +146,18 @@ def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
     """Frames of a thread, innermost first, from where the kernel saved its registers."""
     start = registers(kernel, thread)
     if start:
-        yield from walk(kernel, start["pc"], start.get("fp", 0), start.get("sp", 0))
+        # A stack that is swapped out is in no dump; that is no damage.
+        swapped = thread.inhibitors & kernel.layouts.constant("TDI_SWAPPED", 4)
+        fp = 0 if swapped else start.get("fp", 0)
+        # The registers of a thread that runs may be those of when it was last switched out.
+        sure = thread.state != "running"
+        yield from walk(kernel, start["pc"], fp, start.get("sp", 0), sure=sure)
 
 
-def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
-    """Frames from these registers on; ends quietly where the chain does.
+def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0, *, sure: bool = False) -> Iterator[Frame]:
+    """Frames from these registers on.
+
+    Where the chain leads to no memory that is a finding, if the registers are ``sure``.
 
     A frame pointer that decreases is no end: NMI and IST stacks lie anywhere.
     """
@@ -192,7 +199,12 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0) -> Iterator[Frame]:
             fp = kernel.pointer(fp + stacks.saved_fp * size)
             sp = callee + above
             exact = False
-        except (MemoryFault, LayoutError):
+        except MemoryFault as fault:
+            # With 32 bits what userland's frames point at cannot be told from the kernel's.
+            if sure and found and size == 8 and kernel.is_kernel_address(fault.address):
+                kernel.warnings.add("stack", fault.address, f"is cut short above {name}()")
+            return
+        except LayoutError:
             return
 
 

@@ -124,6 +124,8 @@ def domains(kernel: Kernel) -> List[Domain]:
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add("vm_dom", getattr(error, "address", None), str(error))
         return []
+    if not found:
+        kernel.warnings.add("vm_dom", None, "no memory domain could be read")
     return _with_waiters(kernel, found)
 
 

@@ -136,12 +136,12 @@ def mount_writers(case: Case) -> Optional[Verdict]:
     case.waits_for(node, Certainty.PROVEN, case.said())
     if node.end is not None or builder.graph.successors(node.id):
         return Verdict(Status.STUCK, "waits for writes under way", case.row)
-    counted = _is_counted(case, mount)
+    counted = _is_counted(case, mount) and mount.writeopcount is not None
     node.facts = [f"mnt_writeopcount {mount.writeopcount}"] if counted else []
     # Between vn_start_write() and vn_finished_write() the mount is on the stack.
     functions = ("vn_write", "vn_open_cred", "kern_", "VOP_", "ffs_", "ufs_", "vn_io_fault")
     if not _by_stack(builder, node, mount, functions, case):
-        if counted and mount.writeopcount > 0:
+        if counted and mount.writeopcount:
             what = f"{count(mount.writeopcount, 'write')} on {mount.on}"
             node.end = _leaked(case, node, what, f"mnt_writeopcount {mount.writeopcount}")
         elif counted and not mount.writeopcount:
