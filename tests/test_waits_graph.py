@@ -159,3 +159,91 @@ def test_an_edge_that_only_says_where_a_thing_belongs_is_no_reason_to_wait() -> 
     graph = graph_of([("t1", "A")], {"A": "unknown", "vnode": "unknown"})
     graph.join(Edge("A", "vnode", EdgeKind.CONTAINED_IN, Certainty.PROVEN, "v_lock", causal=False))
     assert solve(graph).routes["t1"].cause == "A"
+
+
+def joined(graph: Graph, source: str, target: str, certainty: Certainty) -> None:
+    graph.join(Edge(source, target, EdgeKind.WAITS_FOR, certainty, "by the test"))
+
+
+@pytest.mark.parametrize(
+    "first, second, decides",
+    [
+        ("running", "runnable", "runnable"),
+        ("runnable", "external", "external"),
+        ("external", "device", "device"),
+        ("unknown", "memory", "memory"),
+        ("memory", "device", "device"),
+        ("device", "lost-wakeup", "lost-wakeup"),
+        ("lost-wakeup", "leak", "lost-wakeup"),
+    ],
+)
+def test_of_two_ends_that_both_have_to_come_the_less_hopeful_decides_in_either_order(
+    first: str, second: str, decides: str
+) -> None:
+    for kinds in ((first, second), (second, first)):
+        ends = {f"e{kind}": kind for kind in kinds}
+        graph = graph_of([("t0", end) for end in ends], ends)
+        assert solve(graph).routes["t0"].cause == f"e{decides}"
+
+
+def test_of_two_ends_of_one_kind_the_surer_one_is_told() -> None:
+    graph = graph_of([], {"near": "device", "sure": "device"})
+    graph.add(Node("t0", NodeKind.THREAD, "t0"))
+    joined(graph, "t0", "near", Certainty.GUESSED)
+    joined(graph, "t0", "sure", Certainty.CATALOGUED)
+    route = solve(graph).routes["t0"]
+    assert (route.cause, route.next, route.certainty) == ("sure", "sure", Certainty.CATALOGUED)
+
+
+def test_of_several_things_of_which_one_is_enough_the_hopeful_one_decides() -> None:
+    edges = [("t1", "pool"), ("pool", "disk"), ("pool", "t2"), ("t2", "A"), ("A", "t2")]
+    solution = solve(graph_of(edges, {"disk": "device"}, ["pool"]))
+    assert solution.routes["t1"].cause == "disk"
+    needs_all = solve(graph_of(edges, {"disk": "device"}))
+    assert needs_all.routes["t1"].cause in needs_all.cycles
+
+
+def test_a_ring_with_ways_out_leaves_by_the_worse_of_them_and_every_member_follows() -> None:
+    edges = [("t1", "t2"), ("t2", "t3"), ("t3", "t1"), ("t1", "easy"), ("t2", "hard")]
+    graph = graph_of(edges, {"easy": "running", "hard": "device"}, ["t1", "t2", "t3"])
+    solution = solve(graph)
+    assert not solution.cycles
+    assert {solution.routes[each].cause for each in ("t1", "t2", "t3")} == {"hard"}
+    assert solution.routes["t2"].next == "hard"
+
+
+def test_the_cycle_that_is_told_is_the_surest_and_of_those_the_shortest() -> None:
+    graph = graph_of([], {})
+    for name in ("t1", "t2", "t3", "t4"):
+        graph.add(Node(name, NodeKind.THREAD, name))
+    for source, target in (("t1", "t2"), ("t2", "t3"), ("t3", "t1"), ("t3", "t4"), ("t4", "t1")):
+        joined(graph, source, target, Certainty.PROVEN)
+    joined(graph, "t2", "t1", Certainty.GUESSED)
+    (cycle,) = solve(graph).cycles.values()
+    assert cycle.certainty is Certainty.PROVEN
+    assert sorted(cycle.nodes) == ["t1", "t2", "t3"]
+
+
+def test_a_cycle_names_only_those_that_are_in_it_for_good() -> None:
+    edges = [("t1", "A"), ("A", "t2"), ("t2", "B"), ("B", "t1"), ("B", "pool"), ("pool", "t1")]
+    graph = graph_of([*edges, ("pool", "disk")], {"disk": "device"}, ["pool"])
+    (cycle,) = solve(graph).cycles.values()
+    assert sorted(cycle.nodes) == ["A", "B", "t1", "t2"]
+    assert len(cycle.edges) == 4 and not cycle.paced
+
+
+def test_an_edge_to_what_is_in_no_graph_is_not_joined_and_none_is_joined_twice() -> None:
+    graph = graph_of([("t1", "A")], {})
+    joined(graph, "t1", "nowhere", Certainty.PROVEN)
+    joined(graph, "nowhere", "t1", Certainty.PROVEN)
+    joined(graph, "t1", "A", Certainty.GUESSED)
+    assert [(edge.source, edge.target) for edge in graph.edges] == [("t1", "A")]
+    assert graph.edges[0].certainty is Certainty.PROVEN
+
+
+def test_edges_leave_a_node_the_surest_first() -> None:
+    graph = graph_of([], {"a": "device", "b": "device", "c": "device"})
+    graph.add(Node("t0", NodeKind.THREAD, "t0"))
+    for target, certainty in zip("abc", reversed(Certainty)):
+        joined(graph, "t0", target, certainty)
+    assert [edge.target for edge in graph.successors("t0")] == ["c", "b", "a"]
