@@ -35,6 +35,12 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+def verb(number: int, plural: str) -> str:
+    """ "sleeps" for one, "sleep" for more: the verb that goes with a count."""
+    one = {"are": "is", "have": "has"}.get(plural, plural + "s")
+    return one if number == 1 else plural
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean vtbd1?" where something known is near, else ""."""
     import difflib  # only where a name was wrong

@@ -349,7 +349,7 @@ def test_a_device_is_called_by_its_own_name_at_the_head_of_a_sentence(tmp_path: 
     s.at_device(buf)
     buf.waited_by(reader, "biord", seconds=110)
     answer = explain(s.m, tmp_path)
-    assert answer.verdict.startswith("da0 owes I/O. All 1 stuck")
+    assert answer.verdict.startswith("da0 owes I/O. The one stuck thread ends at it.")
 
 
 @pytest.mark.parametrize("kind", ["lost", "many"])

@@ -11,7 +11,7 @@ from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, around, path_of
 from plugin.waits.graph import Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
-from plugin.words import count, seconds
+from plugin.words import count, seconds, verb
 
 _NUMBERS = (
     "no",
@@ -73,7 +73,7 @@ def sentences(analysis: Analysis) -> List[str]:
 
 
 def _waits(tids: Sequence[Any]) -> str:
-    return f"{count(len(tids), 'thread')} {'waits' if len(tids) == 1 else 'wait'}"
+    return f"{count(len(tids), 'thread')} {verb(len(tids), 'wait')}"
 
 
 def _behind(tids: Sequence[Any]) -> str:
@@ -94,16 +94,16 @@ def _other_threads(analysis: Analysis) -> List[str]:
     runnable = analysis.statuses.get(Status.RUNNABLE, 0)
     waiting = analysis.statuses.get(Status.WAITING, 0)
     if spinning:
-        verb = "spins" if spinning == 1 else "spin"
-        found.append(f"{count(spinning, 'thread')} {verb} on a CPU for what another holds.")
+        spin = verb(spinning, "spin")
+        found.append(f"{count(spinning, 'thread')} {spin} on a CPU for what another holds.")
     if runnable:
         found.append(_runnable(analysis, runnable))
     if waiting:
-        verb = "waits" if waiting == 1 else "wait"
+        wait = verb(waiting, "wait")
         longest = "" if waiting == 1 else ", the longest"
         since = seconds(analysis.waiting_for or 0.0)
         yet = "nothing looks" if not analysis.stuck else "that does not look"
-        found.append(f"{count(waiting, 'thread')} {verb}{longest} for {since}: {yet} stuck yet.")
+        found.append(f"{count(waiting, 'thread')} {wait}{longest} for {since}: {yet} stuck yet.")
     unknown = [thread for group in analysis.residue for thread in group.threads]
     stuck = {thread.tid for thread in analysis.stuck}
     timed = [thread for thread in analysis.not_understood if thread.tid not in stuck]
@@ -122,8 +122,8 @@ def _runnable(analysis: Analysis, number: int) -> str:
     longest = f", one of them for {seconds(max(ages))}" if ages and max(ages) >= 1 else ""
     if number == 1:
         longest = longest.replace(", one of them", "")
-    verb = "is runnable and waits" if number == 1 else "are runnable and wait"
-    return f"{count(number, 'thread')} {verb} for a CPU{longest}."
+    does = f"{verb(number, 'are')} runnable and {verb(number, 'wait')}"
+    return f"{count(number, 'thread')} {does} for a CPU{longest}."
 
 
 def _with_timeout(analysis: Analysis, threads: Sequence[Thread]) -> int:
@@ -164,8 +164,8 @@ def _limits(analysis: Analysis, deadlock: bool) -> List[str]:
     if not clear:
         text = "No wait is understood to its end, so whether there is a deadlock cannot be told"
     elif blind:
-        verb = "is" if blind == 1 else "are"
-        text = f"No deadlock among the {count(clear, 'wait')} understood; {blind} {verb} not"
+        not_ = f"{blind} {verb(blind, 'are')} not"
+        text = f"No deadlock among the {count(clear, 'wait')} understood; {not_}"
     elif partial:
         text = "No deadlock was found"
     else:
@@ -205,7 +205,8 @@ def _pacing(analysis: Analysis, cause: Cause) -> List[str]:
     found = [
         _sentence(f"{cause.summary}"),
         _sentence(
-            f"It is {what}: {around(nodes)}. It goes on, slowly; {behind} are in it or behind it"
+            f"It is {what}: {around(nodes)}. It goes on, slowly; "
+            f"{behind} {verb(len(cause.tids), 'are')} in it or behind it"
         ),
     ]
     found += _in_the_queue(analysis, nodes)
@@ -260,13 +261,18 @@ def _devices(analysis: Analysis, causes: List[Cause]) -> str:
     else:
         text = f"{in_words(len(names)).capitalize()} devices owe I/O: {listed(words)}."
     where = "there" if len(names) > 1 else "at it"
-    share = f"All {stuck}" if len(tids) == stuck else f"{len(tids)} of {stuck}"
-    text += f" {share} stuck threads end {where}"
+    if stuck == 1:
+        text += f" The one stuck thread ends {where}"
+    elif len(tids) == stuck:
+        text += f" All {stuck} stuck threads end {where}"
+    else:
+        text += f" {len(tids)} of {stuck} stuck threads {verb(len(tids), 'end')} {where}"
     laundry, starved = _memory_behind(analysis, tids)
     if laundry:
         text += f", among them {listed(laundry)}"
         if starved:
-            text += f", so no page can be cleaned and {count(starved, 'thread')} wait for memory"
+            who = f"{count(starved, 'thread')} {verb(starved, 'wait')}"
+            text += f", so no page can be cleaned and {who} for memory"
     elif starved:
         text += f", {starved} of them for want of memory"
     return text + "."

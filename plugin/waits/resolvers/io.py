@@ -32,7 +32,7 @@ from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle
 from plugin.waits.resolvers.nfs import join_carriers, mount_node
 from plugin.waits.resolvers.served import GATE, join_gate
-from plugin.words import count, seconds
+from plugin.words import count, seconds, verb
 
 
 def _certainty(request: OutstandingBio) -> Certainty:
@@ -395,7 +395,7 @@ def _space_node(builder: Builder, case: Case, space: Optional[Space], name: str)
             node.end = End(
                 CauseKind.LOST_WAKEUP,
                 f"{name}: {space.until}, which holds ({space.value} {space.unit}), yet "
-                f"{len(space.waiters)} sleep",
+                f"{len(space.waiters)} {verb(len(space.waiters), 'sleep')}",
                 f"{space.symbol} {space.value}",
                 case.thread.age,
             )

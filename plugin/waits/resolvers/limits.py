@@ -15,6 +15,7 @@ from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.io import buf_node
+from plugin.words import verb
 
 
 def zone_node(builder: Builder, zone: Zone) -> Node:
@@ -45,9 +46,10 @@ def pool_node(builder: Builder, pool: Pool) -> Node:
             f"pbuf in use: {each.why}",
         )
     if pool.free is not None and pool.free > 0 and pool.waiters:
+        asleep = len(pool.waiters)
         node.end = End(
             CauseKind.LOST_WAKEUP,
-            f"{node.label} has {pool.free} free, yet {len(pool.waiters)} sleep for one",
+            f"{node.label} has {pool.free} free, yet {asleep} {verb(asleep, 'sleep')} for one",
             f"{name} {pool.free}",
         )
     elif not builder.graph.successors(node.id):
@@ -101,7 +103,7 @@ def uma_limit(case: Case) -> Optional[Verdict]:
             node.end = End(
                 CauseKind.LOST_WAKEUP,
                 f"{node.label} is below its limit ({zone.items} of {zone.limit}), yet "
-                f"{zone.sleepers} sleep at it",
+                f"{zone.sleepers} {verb(zone.sleepers, 'sleep')} at it",
                 f"uma_zone {zone.address:#x}",
                 case.thread.age,
             )

@@ -20,6 +20,7 @@ from plugin.waits.builder import Builder
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind
 from plugin.waits.resolvers.io import buf_node
+from plugin.words import verb
 
 
 def wait_for_lock(builder: Builder, thread: Thread, node: Node, wait: LockWait) -> Node:
@@ -84,7 +85,7 @@ def _ownerless(entry: Contended, label: str) -> End:
     if lock.state == "unlocked":
         return End(
             CauseKind.LOST_WAKEUP,
-            f"{name} is free, yet {len(entry.waiters)} sleep on it",
+            f"{name} is free, yet {len(entry.waiters)} {verb(len(entry.waiters), 'sleep')} on it",
             word,
             age,
         )

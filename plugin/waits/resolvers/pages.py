@@ -23,6 +23,7 @@ from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.io import buf_node
 from plugin.waits.resolvers.stacks import guess_holders, runs, sleepers_on
+from plugin.words import verb
 
 
 def page_io(kernel: Kernel, page: int) -> List[int]:
@@ -86,9 +87,10 @@ def page_node(builder: Builder, address: int) -> Node:
         )
     elif page.busy.state not in (EXCLUSIVE, SHARED):
         age = max((t.age for t in waiting if t.age is not None), default=None)
+        asleep = f"{len(waiting)} {verb(len(waiting), 'sleep')}"
         node.end = End(
             CauseKind.LOST_WAKEUP,
-            f"{node.label} is {page.busy.state}, yet {len(waiting)} sleep for it",
+            f"{node.label} is {page.busy.state}, yet {asleep} for it",
             word,
             age,
         )
