@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugin.catalogue import Catalogue
 from plugin.errors import WchanError
+from plugin.kernel.locks import RMS
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
 from plugin.waits import resolvers
@@ -15,7 +16,7 @@ from plugin.waits.resolvers.common import generic, unknown
 from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
 from plugin.waits.resolvers.procs import single_threading
-from plugin.waits.resolvers.rmslocks import rms_wait, wait_for_rms
+from plugin.waits.resolvers.rmslocks import wait_for_rms
 
 #: what a state other than asleep, blocked or running means for a thread
 _STATES = {
@@ -40,6 +41,8 @@ def explain(builder: Builder, thread: Thread) -> Verdict:
     """Explain one thread whose node is in the graph already."""
     node = builder.graph.nodes[f"thread:{thread.tid}"]
     wait = builder.lock_waits.get(thread.address)
+    if wait is not None and wait.lock.klass == RMS:
+        return wait_for_rms(builder, thread, node, wait)
     if wait is not None:
         wait_for_lock(builder, thread, node, wait)
         return Verdict(Status.STUCK, f"waits for a {wait.lock.klass} lock")
@@ -72,10 +75,6 @@ def _explain_sleep(builder: Builder, thread: Thread, node: Node) -> Verdict:
     channel = builder.channel(thread)
     row, why = builder.row(thread)
     case = Case(builder, thread, node, channel, row)
-    rms = rms_wait(builder, thread)
-    if rms is not None:
-        # Its message is the lock's name, which a row may have too.
-        return wait_for_rms(case, rms)
     if row is None:
         return unknown(case)
     resolver = RESOLVERS.get(row.resolver) if row.resolver else None

@@ -6,11 +6,11 @@ to the I/O (LK_KERNPROC) leads on to the buffer and its bio.
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.judge.locks import Contended, LockWait, contended
+from plugin.judge.locks import Contended, Holder, LockWait, contended
 from plugin.kernel import locks
 from plugin.kernel.buf import is_cached
 from plugin.kernel.proc import Thread
@@ -66,6 +66,11 @@ def lock_node(builder: Builder, lock: locks.Lock) -> Node:
     if not builder.graph.successors(node.id):
         node.end = _ownerless(entry, label)
     return node
+
+
+def holders_of(kernel: Kernel, lock: locks.Lock) -> List[Holder]:
+    """Who holds a lock that somebody waits for, as far as memory or stacks tell."""
+    return _entry(kernel, lock).holders
 
 
 def _entry(kernel: Kernel, lock: locks.Lock) -> Contended:

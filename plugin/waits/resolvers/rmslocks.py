@@ -6,107 +6,100 @@ behind a writer, waits for itself.  Who reads is told by stacks, and said to be 
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List
 
+from plugin.judge.locks import LockWait
+from plugin.kernel import locks
 from plugin.kernel.proc import Thread
-from plugin.kernel.rmslock import Rmslock, RmsWait, wait_at
-from plugin.waits.builder import Builder, Case, Verdict
+from plugin.waits.builder import Builder, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.resolvers.locks import holders_of
 from plugin.waits.resolvers.stacks import threads_with
 from plugin.words import count
 
 
-def rms_wait(builder: Builder, thread: Thread) -> Optional[RmsWait]:
-    """The rmslock that a thread sleeps for, None where it sleeps for something else."""
-    sleep = builder.sleeps.get(thread.address)
-    if sleep is None or thread.state != "sleeping" or not thread.wchan:
-        return None
-    if sleep.type not in (None, "sleep"):
-        return None
-    return wait_at(builder.kernel, thread.wchan, sleep.wmesg)
-
-
-def wait_for_rms(case: Case, wait: RmsWait) -> Verdict:
+def wait_for_rms(builder: Builder, thread: Thread, node: Node, wait: LockWait) -> Verdict:
     """A thread in rms_rlock() or rms_wlock(): readers wait for writers, writers for all."""
-    builder, lock = case.builder, wait.lock
+    lock, member = wait.lock, _member(builder, thread, wait.lock)
     verdict = Verdict(Status.STUCK, "waits for a sleepable rmlock")
-    key = f"{lock.address:#x}" + (":readers" if wait.member == "readers" else "")
-    node = builder.node(NodeKind.LOCK, key, f'"{lock.name}"', lock.address)
-    case.waits_for(node, Certainty.PROVEN, f"{case.said()}: &{wait.member} of the lock")
-    if node.end is not None or builder.graph.successors(node.id):
+    key = f"{lock.address:#x}" + (":readers" if member == "readers" else "")
+    target = builder.node(NodeKind.LOCK, key, f'"{lock.name}"', lock.address)
+    said = f'td_wchan {thread.wchan or 0:#x}, &{member} of the lock, td_wmesg "{thread.wmesg}"'
+    builder.join(node, target, EdgeKind.WAITS_FOR, Certainty.PROVEN, said)
+    if target.end is not None or builder.graph.successors(target.id):
         return verdict
-    node.facts = ["sleepable rmlock", _state(lock, wait.member)]
-    holder = builder.thread_node_at(lock.owner)
-    if holder is not None:
-        said = f"owner {lock.owner:#x} of the rmslock"
-        builder.join(node, holder, EdgeKind.OWNED_BY, Certainty.PROVEN, said)
-    elif wait.member == "writers":
-        _held_by_readers(builder, node, lock, case.thread)
-    else:
-        _behind_a_writer(builder, node, lock)
+    target.facts = ["sleepable rmlock", locks.describe(lock)]
+    if lock.state != "exclusive" and member != "writers":
+        _behind_a_writer(builder, target, lock)
+        return verdict
+    for holder in holders_of(builder.kernel, lock):
+        certainty = Certainty(holder.certainty)
+        owner = builder.thread(holder.thread)
+        builder.join(target, owner, EdgeKind.OWNED_BY, certainty, holder.evidence)
+    if not builder.graph.successors(target.id):
+        _held_by_readers(builder, target, lock)
     return verdict
 
 
-def _state(lock: Rmslock, member: str) -> str:
-    if lock.owner:
-        return "held for writing"
-    if member == "readers":
-        return f"{count(lock.writers, 'writer')} before it"
-    return f"held by {count(lock.readers, 'reader')}"
+def _member(builder: Builder, thread: Thread, lock: locks.Lock) -> str:
+    """The member of the lock that a thread sleeps on: readers, writers or owner."""
+    offset = (thread.wchan or 0) - lock.address
+    layouts = builder.kernel.layouts
+    names = ("readers", "writers", "owner")
+    return next((each for each in names if layouts.offsetof("rmslock", each) == offset), "owner")
 
 
-def _sleepers(builder: Builder, lock: Rmslock, *members: str) -> List[Thread]:
+def _sleepers(builder: Builder, lock: locks.Lock, member: str) -> List[Thread]:
     found = []
     for thread in builder.threads:
-        wait = rms_wait(builder, thread)
-        if wait is not None and wait.lock.address == lock.address and wait.member in members:
+        wait = builder.lock_waits.get(thread.address)
+        if (
+            wait is not None
+            and wait.lock.address == lock.address
+            and _member(builder, thread, lock) == member
+        ):
             found.append(thread)
     return found
 
 
-def _behind_a_writer(builder: Builder, node: Node, lock: Rmslock) -> None:
+def _all_asleep(builder: Builder, lock: locks.Lock) -> List[Thread]:
+    members = ("readers", "writers", "owner")
+    return [each for member in members for each in _sleepers(builder, lock, member)]
+
+
+def _behind_a_writer(builder: Builder, node: Node, lock: locks.Lock) -> None:
     """No reader is let in while a writer wants the lock: the writer has to go on first."""
     first = _sleepers(builder, lock, "writers")
     for writer in first:
-        said = f"writers {lock.writers}: it asks for the lock before those that sleep here"
+        said = "it asks for the lock for writing: readers that come later sleep"
         builder.join(node, builder.thread(writer), EdgeKind.OWNED_BY, Certainty.PROVEN, said)
-    if first:
-        return
-    if lock.writers:
-        text = f"{node.label} is wanted by {count(lock.writers, 'writer')}, who was not found"
-        node.end = End(CauseKind.UNKNOWN, text, f"writers {lock.writers}")
-    else:
-        text = f"{node.label} is wanted by no writer, yet readers sleep for it"
-        node.end = End(CauseKind.LOST_WAKEUP, text, "writers 0")
+    if not first:
+        text = f"{node.label}: no writer was found that has or wants it, yet threads sleep for it"
+        node.end = End(CauseKind.UNKNOWN, text, locks.describe(lock))
 
 
-def _held_by_readers(builder: Builder, node: Node, lock: Rmslock, writer: Thread) -> None:
-    """The readers that a writer waits for: at work with the lock on their stack, or asking again.
+def _held_by_readers(builder: Builder, node: Node, lock: locks.Lock) -> None:
+    """Who of those asleep for it can have it as well, where no other stack names the lock.
 
-    Every reader that sleeps for the lock has its address on its stack; only one that has come
-    into the file system twice (a page fault, a look-up on the way) can have it as well.
+    Only a thread that came into the file system twice (a page fault, a look-up on the way)
+    can; or all that are asleep, where there are no more of them than readers.
     """
-    asleep = _sleepers(builder, lock, *("readers", "writers", "owner"))
-    again = [each for each in asleep if each is not writer and _came_twice(builder.stack(each))]
-    inside = threads_with(builder, lock.address, exclude=asleep)
-    waits = [each for each in asleep if rms_mode(builder, each) == "readers"]
-    if not inside and not again and lock.readers >= 1 and len(waits) <= lock.readers:
-        # There are no more readers asleep than have the lock, and nobody else is near it.
-        again = waits
-    for thread in [*again, *inside][: max(lock.readers, 1) + 7]:
-        how = "entered the file system twice and asks again" if thread in again else "works on"
-        said = f"its stack: it {how} {lock.address:#x}; readers {lock.readers}"
+    asleep = _sleepers(builder, lock, "readers")
+    again = [each for each in asleep if _came_twice(builder.stack(each))]
+    how = "entered the file system twice and asks again for"
+    inside = threads_with(builder, lock.address, exclude=_all_asleep(builder, lock))
+    for thread in inside[:8]:
+        said = f"its stack holds {lock.address:#x}, which {lock.sharers} read"
         builder.join(node, builder.thread(thread), EdgeKind.OWNED_BY, Certainty.GUESSED, said)
-    if not builder.graph.successors(node.id):
-        text = f"{node.label} is held by {count(lock.readers, 'reader')}; by whom is not recorded"
-        node.end = End(CauseKind.UNKNOWN, text, f"readers {lock.readers}")
-
-
-def rms_mode(builder: Builder, thread: Thread) -> str:
-    """The member of the lock that a thread sleeps on, "" where it sleeps for none."""
-    wait = rms_wait(builder, thread)
-    return wait.member if wait is not None else ""
+    if not again and not inside and lock.sharers and len(asleep) <= lock.sharers:
+        again, how = asleep, "asks again for, there being no other reader,"
+    for thread in again[: max(lock.sharers, 1) + 7]:
+        said = f"its stack: it {how} {lock.address:#x}, which {lock.sharers} read"
+        builder.join(node, builder.thread(thread), EdgeKind.OWNED_BY, Certainty.GUESSED, said)
+    if not again and not inside:
+        text = f"{node.label} is held by {count(lock.sharers, 'reader')}; by whom is not recorded"
+        node.end = End(CauseKind.UNKNOWN, text, locks.describe(lock))
 
 
 def _came_twice(frames: object) -> bool:
