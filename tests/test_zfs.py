@@ -10,6 +10,8 @@ import pytest
 from test_why_stuck import Answer, check_contract, explain
 
 from plugin.hosts.runner import run_command
+from plugin.kernel.avl import avl_foreach
+from plugin.kernel.list import list_t_foreach
 from plugin.opening import open_core
 from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine, shipped_layouts
@@ -241,6 +243,27 @@ def test_a_txg_held_open_waits_for_the_thread_that_holds_the_transaction(
     assert cause is not None and cause["kind"] == "running"
     assert {holder.tid, threads["quiesce"].tid, user.tid} <= set(cause["tids"])
     assert f"{holder.tid} holder" in answer.labels(user.tid)
+
+
+def test_a_transaction_already_committed_holds_nothing_and_a_holder_not_found_is_said(
+    tmp_path: Path,
+) -> None:
+    g = Ground()
+    g.pool.txgs(open=105, quiescing=104, synced=103)
+    threads = g.pool.threads()
+    g.pool.idle(threads["sync"], "sync")
+    g.pool.quiesces(threads["quiesce"], 104)
+    past = g.thread("past", "zio_wait", "zfs_write", "vn_write")
+    tx = g.pool.transaction(past, "zfs_write", 104)
+    tx["tx_txgh.th_cpu"] = 0
+    g.pool.tree(g.leaf().at_device()).waited_by(past)
+    answer = explain(g.m, tmp_path)
+    quiesce = threads["quiesce"].tid
+    assert past.tid not in answer.chain_of(quiesce)["tids"]
+    assert "thread:" + str(past.tid) not in answer.chain_of(quiesce)["path"]
+    assert "held open by 1 transaction; no thread has one on its stack" in " ".join(
+        answer.text.split()
+    )
 
 
 def test_writers_throttled_by_dirty_data_wait_for_the_sync_thread(tmp_path: Path) -> None:
@@ -544,6 +567,46 @@ def test_on_a_real_machine_every_stuck_thread_ends_at_the_disk_that_has_eleven_r
     active = [zio for zio in pool["zios"] if zio["active"]]
     assert len(active) == len({zio["bio"] for zio in active}) == 11
     assert (pool["txg"]["open"], pool["txg"]["syncing"], pool["txg"]["synced"]) == (104, 103, 102)
+
+
+# Lists and trees
+
+
+@pytest.mark.parametrize(
+    "osreldate, arch", [(903000, "amd64"), (1402000, "i386"), (1500068, "amd64")]
+)
+def test_a_tree_and_a_list_are_walked_whole_in_order_and_a_wrong_count_or_link_is_a_finding(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    g = Ground(osreldate, arch)
+    m, pool = g.m, g.pool
+    links = [m.new("zio_link") for _ in range(21)]
+    zio = pool.zio()
+    for link in links:
+        pool.append(zio.obj.at("io_child_list"), "zio_link", "zl_child_node", link)
+    nodes = [m.new("avl_node") for _ in range(21)]
+    trees = [m.new("avl_tree", arena="kva") for _ in range(2)]
+    pool.avl(int(trees[0]), "avl_node", "avl_child", nodes)
+    pool.avl(int(trees[1]), "avl_node", "avl_child", [m.new("avl_node") for _ in range(5)])
+    trees[1]["avl_numnodes"] = 6
+    broken = pool.zio()
+    cut = [m.new("zio_link") for _ in range(3)]
+    for link in cut:
+        pool.append(broken.obj.at("io_child_list"), "zio_link", "zl_child_node", link)
+    m.at_the_end(lambda: m.write_pointer(cut[-1].at("zl_child_node"), 0))
+    vmcore, kernel = m.write(tmp_path)
+    k = open_core(str(vmcore), str(kernel))
+    with k.noting() as found:
+        assert list(avl_foreach(k, int(trees[0]))) == [int(node) for node in nodes]
+        walked = list(list_t_foreach(k, zio.obj.at("io_child_list")))
+        assert walked == [int(link) for link in links]
+    assert not found.partial and not len(found)
+    with k.noting() as found:
+        assert len(list(avl_foreach(k, int(trees[1])))) == 5
+    assert found.partial and "avl_numnodes is 6, 5 are in it" in [f.detail for f in found]
+    with k.noting() as found:
+        assert len(list(list_t_foreach(k, broken.obj.at("io_child_list")))) == 3
+    assert found.partial
 
 
 # The command
