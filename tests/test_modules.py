@@ -16,7 +16,7 @@ from plugin.kernel import linker, module_file, stack
 from plugin.kernel.proc import threads
 from plugin.opening import open_core
 from plugin.session import Kernel
-from plugin.vmcore.elf import SymbolTable
+from plugin.vmcore.elf import ElfFile, SymbolTable
 from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine
 from tests.forge.modules import Module
@@ -231,6 +231,21 @@ def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
     kernel = _forged("14.2 amd64", tmp_path, loop)
     assert kernel.global_value("other_head") == 0x5678
     assert [f.what for f in kernel.warnings if "loop" in f.detail] == ["linker_files"]
+
+
+def test_ctf_that_is_not_used_is_said_in_the_first_lines(
+    zfs_dump: RealDump, tmp_path: Path
+) -> None:
+    data = bytearray(zfs_dump.kernel.read_bytes())
+    with ElfFile(zfs_dump.kernel) as elf:
+        where = next(s.offset for s in elf.sections if s.name == ".SUNW_ctf")
+    data[where + 2] = 9
+    (tmp_path / "kernel").write_bytes(data)
+    status, out, _ = wchan("-k", str(tmp_path / "kernel"), str(zfs_dump.vmcore), "why-stuck")
+    first = " ".join(out.split("\n\n")[0].split())
+    assert status == 0
+    assert "layouts: yaml:14.2-amd64." in first
+    assert "CTF version 9 is not supported" in first
 
 
 # In the debuggers

@@ -12,6 +12,7 @@ from plugin.render import chains, dot, html, svg
 from plugin.render.picture import picture
 from plugin.render.report import Report
 from plugin.render.text import first_lines
+from plugin.session import Kernel
 from plugin.waits import advice
 from plugin.waits.analysis import Analysis, Cause, Chain, Group
 from plugin.waits.graph import Edge, Node
@@ -137,8 +138,14 @@ def _heading(analysis: Analysis) -> str:
     return (
         f"FreeBSD {kernel.release} {kernel.arch} {kernel.ident}{since}, "
         f"layouts: {kernel.layouts.name}.  {count(len(analysis.threads), 'thread')}: "
-        f"{', '.join(_figures(analysis))}."
+        f"{', '.join(_figures(analysis))}.{_unread(kernel)}"
     )
+
+
+def _unread(kernel: Kernel) -> str:
+    """What of the kernel's own types is not used, for the first lines: else the end tells it."""
+    said = [note for note in kernel.facts.notes if "debug information is not used" in note]
+    return "".join(f"  {note[:1].upper()}{note[1:]}." for note in said[:1])
 
 
 def _figures(analysis: Analysis) -> List[str]:
