@@ -57,7 +57,10 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         analysis = explain.analyse(text, catalogue, everything=everything)
     else:
         analysis = analyse(kernel, catalogue, everything=everything)
-    known = matches(seen_in(analysis), entries(args.known))
+    known = matches(
+        seen_in(analysis, text.capture.panic_frames if text is not None else ()),
+        entries(args.known),
+    )
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:

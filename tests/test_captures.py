@@ -458,3 +458,34 @@ def test_a_panic_without_a_listing_is_partial_and_no_all_clear(
     out = capsys.readouterr().out
     assert out.startswith("PARTIAL") and "No thread is stuck" not in out
     assert main([str(tmp_path / "log"), "kthreads"]) == 3
+
+
+TRAP = """\
+Fatal trap 12: page fault while in kernel mode
+cpuid = 3; apic id = 03
+fault virtual address   = 0x440
+current process         = 0 (arc_prune)
+panic: page fault
+cpuid = 3
+time = 1700828648
+KDB: stack backtrace:
+#0 0xffffffff805bf675 at kdb_backtrace+0x65
+#1 0xffffffff8057b0d2 at vpanic+0x152
+#2 0xffffffff8057af73 at panic+0x43
+#3 0xffffffff80845519 at trap_fatal+0x389
+#4 0xffffffff8084556f at trap_pfault+0x4f
+#5 0xffffffff8081f30e at calltrap+0x8
+#6 0xffffffff81a7274a at arc_prune_task+0x7a
+#7 0xffffffff81a2865f at taskq_run+0x1f
+Uptime: 1d23h34m0s
+"""
+
+
+def test_the_stack_printed_with_a_panic_says_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text(TRAP)
+    assert main([str(tmp_path / "log"), "why-stuck"]) == 3
+    out = " ".join(capsys.readouterr().out.split())
+    assert "panic: page fault" in out
+    assert "is not recorded; it was in arc_prune_task called by taskq_run." in out

@@ -57,7 +57,9 @@ def panic(kernel: TextKernel) -> Optional[panics.Panic]:
     if not message:
         return None
     thread = next((t for t in kernel.threads if t.tid == kernel.capture.panicked_tid), None)
-    frames = tuple(kernel.stack(thread)) if thread is not None else ()
+    frames = tuple(kernel.capture.panic_frames)
+    if thread is not None and not frames:
+        frames = tuple(kernel.stack(thread))
     verdict = panics.who_panicked(thread, frames)
     return panics.Panic(message, "other", verdict, thread, None, frames)
 

@@ -185,6 +185,8 @@ class Capture:
     modules: Set[str] = field(default_factory=set)
     msgbuf: List[str] = field(default_factory=list)
     panicked_tid: Optional[int] = None
+    #: the stack printed with the panic (KDB: stack backtrace), innermost first
+    panic_frames: List[str] = field(default_factory=list)
     #: the whole of what can be missed: which listings were complete
     seen: Set[str] = field(default_factory=set)
     lines: int = 0

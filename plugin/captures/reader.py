@@ -22,9 +22,13 @@ _GDB_PROMPT = re.compile(r"^\((?:k?gdb|lldb)\) ?(?P<command>.*)$")
 _PANIC = re.compile(r"^(?:Fatal )?(?:panic|panicstr)(?: =|:) (?P<text>.+)$")
 _FATAL = re.compile(r"^Fatal trap \d+: .*")
 _ENTER = re.compile(r"^KDB: (?:enter|stack backtrace)")
+_PANIC_FRAME = re.compile(
+    r"^(?:#\d+ 0x[0-9a-f]+ at (?P<short>[A-Za-z_][\w.]*)|(?P<long>[A-Za-z_][\w.]*)\(.*?\) at )"
+)
 _WITNESS_ON = "WITNESS option enabled"
 _MODULE = re.compile(r"\b(?P<name>[a-z]\w+)\.ko\b")
 _KEPT = 20_000
+_FRAMES = 64
 
 
 class CaptureReader:
@@ -188,6 +192,15 @@ class CaptureReader:
             self.capture.msgbuf.append(line.text)
         self._told(line)
 
+    def _backtrace(self, line: Line) -> bool:
+        """A frame of what KDB_TRACE prints with a panic: "#1 0x... at f+0x1", "f() at f+0x1"."""
+        match = _PANIC_FRAME.match(line.text)
+        if match is None:
+            return line.text.startswith(("---", "time = ", "cpuid = "))
+        if len(self.capture.panic_frames) < _FRAMES:
+            self.capture.panic_frames.append(match["short"] or match["long"])
+        return True
+
     def _outside(self, line: Line) -> None:
         text = line.text
         if text.startswith("msgbufp = "):
@@ -228,6 +241,10 @@ class CaptureReader:
                 capture.panic, capture.panic_at = match["text"].strip(), line.source
                 return True
         elif first == "K":
+            if text.startswith("KDB: stack backtrace"):
+                if self._section_name != "msgbuf" and not capture.panic_frames:
+                    self._section, self._section_name = self._backtrace, "backtrace"
+                return True
             if text.startswith("KDB: enter") and self._section_name != "msgbuf":
                 self._leave()
                 return True

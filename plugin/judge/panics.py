@@ -55,7 +55,16 @@ class PagePanic(NamedTuple):
 _HEX = re.compile(r"(?:0x)?([0-9a-fA-F]{6,16})\b")
 
 #: not the callers of the assertion, but what stands between it and the panic
-PANIC_FRAMES = frozenset(("panic", "vpanic", "kassert_panic", "kdb_enter", "doadump", "dumpsys"))
+PANIC_FRAMES = frozenset(
+    (
+        *("panic", "vpanic", "kassert_panic", "kdb_enter", "doadump", "dumpsys", "dump_savectx"),
+        *("kdb_backtrace", "db_trace_self", "db_trace_self_wrapper"),
+        # How each architecture comes from a fault in the kernel to its panic.
+        *("trap_fatal", "trap_pfault", "trap", "calltrap", "alltraps"),
+        *("data_abort", "do_el1h_sync", "handle_el1h_sync"),
+        *("page_fault_handler", "do_trap_supervisor", "cpu_exception_handler_supervisor"),
+    )
+)
 
 _EXPECTED = (
     ("xbusied", "exclusively busied"),
@@ -414,8 +423,8 @@ def _last(kernel: Kernel, wanted: re.Pattern[str]) -> Optional[int]:
 
 
 def who_panicked(thread: Optional[Thread], frames: Tuple[str, ...]) -> str:
-    if thread is None:
-        return "Which thread panicked is not recorded."
     own = [frame for frame in frames if frame not in PANIC_FRAMES]
     where = f", in {own[0]}" + (f" called by {own[1]}" if len(own) > 1 else "") if own else ""
+    if thread is None:
+        return f"Which thread panicked is not recorded{where and '; it was' + where[1:]}."
     return f"Thread {thread.tid} {thread.label} (pid {thread.pid}) panicked{where}."

@@ -67,8 +67,11 @@ class Seen(NamedTuple):
 _ALIKE = 4
 
 
-def seen_in(analysis: Analysis) -> Seen:
-    """What an analysed machine shows; of threads that wait alike a few stand for all."""
+def seen_in(analysis: Analysis, panicked: Sequence[str] = ()) -> Seen:
+    """What an analysed machine shows; of threads that wait alike a few stand for all.
+
+    ``panicked``: the stack printed with a panic, where its thread is not known.
+    """
     counts: Dict[Tuple[str, str], int] = {}
     stacks: List[Tuple[int, Sequence[str]]] = []
     ends = {cause.node.tid for cause in analysis.causes}
@@ -84,6 +87,8 @@ def seen_in(analysis: Analysis) -> Seen:
             continue
         stacks.append((thread.tid, analysis.stack(thread)))
     kernel = analysis.kernel
+    if panicked:
+        stacks.append((0, panicked))
     return Seen(stacks, kernel.panicstr, kernel.osreldate)
 
 
