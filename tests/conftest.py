@@ -20,9 +20,9 @@ FACTS = REPOSITORY / "tests" / "facts" / "layouts.tar.xz"
 SHARED = Path(os.environ.get("WCHAN_SHARED") or REPOSITORY.parent / "shared")
 
 
-def _real_dumps() -> List[Optional[Path]]:
+def _real_dumps(folders: str = "real") -> List[Optional[Path]]:
     """Where they are absent, one None: the tests are then skipped with a reason."""
-    return [*sorted(SHARED.glob("real/*/vmcore.zst"))] or [None]
+    return [*sorted(SHARED.glob(f"{folders}/*/vmcore.zst"))] or [None]
 
 
 class RealDump(NamedTuple):
@@ -89,14 +89,16 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=_real_dumps(), ids=lambda p: p.parent.name if p else "none")
-def real_dump(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+def _name_of(packed: Optional[Path]) -> str:
+    return packed.parent.name if packed else "none"
+
+
+def _real_dump(
+    packed: Optional[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RealDump]:
-    """Each dump of a real stuck machine in turn, decompressed for as long as it is used."""
-    packed: Optional[Path] = request.param
-    if packed is None:
-        pytest.skip(f"no dump under {SHARED / 'real'}: WCHAN_SHARED says where the real dumps lie")
+    if packed is None or not packed.is_file():
+        where = packed or SHARED / "real"
+        pytest.skip(f"no dump at {where}: WCHAN_SHARED says where the real dumps lie")
     folder = tmp_path_factory.mktemp(packed.parent.name)
     for name in ("vmcore", "kernel"):
         decompress(packed.parent / f"{name}.zst", folder / name)
@@ -110,33 +112,34 @@ def real_dump(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _real2(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
-    packed = SHARED / "real2" / name
-    if not packed.is_dir():
-        pytest.skip(f"no {packed}: WCHAN_SHARED says where the real dumps lie")
-    folder = tmp_path_factory.mktemp(packed.name)
-    for file in ("vmcore", "kernel"):
-        decompress(packed / f"{file}.zst", folder / file)
-    yield RealDump(
-        packed.name,
-        folder / "vmcore",
-        folder / "kernel",
-        json.loads((packed / "truth.json").read_text()),
-        (packed / "ddb.log").read_text(errors="replace"),
-    )
-    shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture(scope="session", params=_real_dumps(), ids=_name_of)
+def real_dump(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealDump]:
+    """Each of the two machines stuck on silent disks in turn, for as long as it is used."""
+    yield from _real_dump(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=_real_dumps("real*"), ids=_name_of)
+def every_dump(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealDump]:
+    """Each dump of a real stuck machine: other architectures, modules, pacing among them."""
+    yield from _real_dump(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def zfs_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
     """A real 14.2 with zfs, nullfs and fusefs as modules and CTF; no .ko beside its kernel."""
-    yield from _real2("14.2-amd64-zfs-ko-hang", tmp_path_factory)
+    packed = SHARED / "real2" / "14.2-amd64-zfs-ko-hang" / "vmcore.zst"
+    yield from _real_dump(packed, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def witness_dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDump]:
     """A real 14.2 with INVARIANTS and WITNESS, pacing in GEOM."""
-    yield from _real2("14.2-amd64-debug-pacing", tmp_path_factory)
+    packed = SHARED / "real2" / "14.2-amd64-debug-pacing" / "vmcore.zst"
+    yield from _real_dump(packed, tmp_path_factory)
 
 
 def _own_debugger(name: str) -> Path:

@@ -50,19 +50,19 @@ def pairs(dump: Any) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
     ]
 
 
-def test_every_thread_ddb_listed_is_found_and_no_other(real_dump: Any) -> None:
-    found = kthreads(real_dump)["data"]["threads"]
-    assert len(pairs(real_dump)) == len(real_dump.truth["threads"]) == len(found)
+def test_every_thread_ddb_listed_is_found_and_no_other(every_dump: Any) -> None:
+    found = kthreads(every_dump)["data"]["threads"]
+    assert len(pairs(every_dump)) == len(every_dump.truth["threads"]) == len(found)
 
 
-def test_states_wait_messages_and_channels_are_those_ddb_printed(real_dump: Any) -> None:
-    for row, thread in pairs(real_dump):
+def test_states_wait_messages_and_channels_are_those_ddb_printed(every_dump: Any) -> None:
+    for row, thread in pairs(every_dump):
         assert thread["pid"] == row["pid"]
         assert thread["comm"] == row["comm"]
         assert thread["state"] in contract_state(row["state"]), row
         if thread["state"] == "locked":
-            # DDB cuts a lock's name to six characters behind the star.
-            assert thread["wmesg"][:7] == row["wmesg"], row
+            # DDB may cut a lock's name to six characters behind the star.
+            assert thread["wmesg"].startswith(row["wmesg"]) and len(row["wmesg"]) > 5, row
             assert thread["wmesg"] == "*" + thread["lock"]["name"]
             assert thread["lock"]["class"] in ("sleep mutex", "rw", "rm", "sleepable rm", "sx")
         else:
@@ -71,17 +71,40 @@ def test_states_wait_messages_and_channels_are_those_ddb_printed(real_dump: Any)
         assert thread["wchan"] == row["wchan"], row
 
 
-def test_frame_pointers_alone_give_the_stacks_of_alltrace(real_dump: Any) -> None:
-    groups = kthreads(real_dump, "--stacks")["data"]["groups"]
+def test_frame_pointers_alone_give_the_stacks_of_alltrace(every_dump: Any) -> None:
+    groups = kthreads(every_dump, "--stacks")["data"]["groups"]
     frames = {tid: group["frames"] for group in groups for tid in group["tids"]}
     sleeping = [
         t["tid"]
-        for t in kthreads(real_dump)["data"]["threads"]
-        if t["state"] in ("sleeping", "locked") and str(t["tid"]) in real_dump.truth["stacks"]
+        for t in kthreads(every_dump)["data"]["threads"]
+        if t["state"] in ("sleeping", "locked") and str(t["tid"]) in every_dump.truth["stacks"]
     ]
-    same = [tid for tid in sleeping if frames[tid] == real_dump.truth["stacks"][str(tid)]]
+    same = [tid for tid in sleeping if frames[tid] == every_dump.truth["stacks"][str(tid)]]
     assert len(sleeping) > 50
     assert len(same) >= 0.95 * len(sleeping)
+
+
+#: labels of the kernel's very first code: DDB stops before them, its symbol table lacking them
+START = {"btext", "start_kernel", "virtdone", "mi_startup"}
+
+
+def test_stacks_go_on_through_traps_and_modules_as_ddbs_do(every_dump: Any) -> None:
+    """Running and interrupted threads too: what lay below the trap frame, module by module."""
+    truth = every_dump.truth
+    ddbs = truth.get("stacks2") or {t: [[f] for f in rows] for t, rows in truth["stacks"].items()}
+    groups = kthreads(every_dump, "--stacks")["data"]["groups"]
+    frames = {tid: group["frames"] for group in groups for tid in group["tids"]}
+    wrong = []
+    # DDB failed to read some stacks, and printed its own frames instead.
+    whole = {tid: rows for tid, rows in ddbs.items() if rows and ["kdb_reenter"] not in rows}
+    for tid, rows in whole.items():
+        ddb = [names for names in rows if "---" not in names]
+        ours = [name for name in frames[int(tid)] if name not in START]
+        ddb = [names for names in ddb if not START & set(names)]
+        if len(ours) != len(ddb) or any(a not in b for a, b in zip(ours, ddb)):
+            wrong.append((tid, ours, ddb))
+    # An idle CPU may have been caught in a function without a frame of its own.
+    assert len(wrong) <= 0.01 * len(whole), wrong
 
 
 def test_waits_have_an_age_and_running_threads_a_cpu(real_dump: Any) -> None:
