@@ -37,12 +37,12 @@ REASONS = Path(__file__).with_name("survivors.md")
 #: module -> the test files that are about it
 MODULES: Dict[str, Tuple[str, ...]] = {
     "plugin/kernel/queue.py": ("test_queue",),
-    "plugin/kernel/locks.py": ("test_locks", "test_faults"),
-    "plugin/kernel/bio.py": ("test_bioq", "test_geom", "test_faults"),
+    "plugin/kernel/locks.py": ("test_locks", "test_lock_words"),
+    "plugin/kernel/bio.py": ("test_bioq", "test_geom", "test_lock_words"),
     "plugin/kernel/pbuf.py": ("test_pbuf",),
     "plugin/kernel/vm_page.py": ("test_vmpage",),
-    "plugin/judge/locks.py": ("test_locks", "test_waits_resolvers", "test_faults"),
-    "plugin/judge/geom_io.py": ("test_bioq", "test_geom", "test_provider", "test_faults"),
+    "plugin/judge/locks.py": ("test_locks", "test_waits_resolvers", "test_lock_words"),
+    "plugin/judge/geom_io.py": ("test_bioq", "test_geom", "test_provider", "test_lock_words"),
     "plugin/waits/graph.py": ("test_waits_graph", "test_waits_resolvers", "test_verdicts"),
     "plugin/waits/analysis.py": ("test_waits_graph", "test_waits_resolvers", "test_verdicts"),
     "plugin/waits/verdict.py": ("test_verdicts", "test_waits_graph", "test_why_stuck"),
