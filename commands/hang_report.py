@@ -49,6 +49,7 @@ SECTIONS: Tuple[Asked, ...] = (
     Asked("pageq", ("vmpage", "--scan")),
     Asked("uma", ("vmstate", "--zones")),
     Asked("zfs", ("zfs",)),
+    Asked("kldstat", ("modules",)),
 )
 _ALWAYS = ("panic", "why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedvnods", "alltrace")
 PROFILES: Dict[str, Tuple[str, ...]] = {

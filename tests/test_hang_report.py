@@ -39,7 +39,10 @@ def test_a_hung_machine_is_reported_in_the_handbooks_sections(demo: Forged) -> N
     wanted = ["why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedvnods", "lockedbufs"]
     wanted += ["allchains", "alltrace", "geom", "bioq", "pbuf", "pageq", "uma"]
     assert [name for name in found if name in wanted] == wanted
-    assert [name for name, section in found.items() if section["error"]] == []
+    failed = {name: section["error"] for name, section in found.items() if section["error"]}
+    # The forged kernel of the demo has no linker_files.
+    assert all(error.startswith("this kernel lacks symbol") for error in failed.values()), failed
+    assert not set(failed) & set(wanted)
 
 
 def test_a_section_that_fails_costs_itself_alone(demo: Forged, monkeypatch: Any) -> None:
