@@ -101,4 +101,14 @@ def lock_object(kernel: Kernel, address: int) -> Optional[LockObject]:
         klass = names[index]
     if not klass:
         return None
-    return LockObject(address, kernel.try_cstring(view.lo_name), klass, flags)
+    return LockObject(address, _lock_name(kernel, address, view.lo_name), klass, flags)
+
+
+def _lock_name(kernel: Kernel, lock: int, at: int) -> str:
+    """lo_name as text; "" with a finding where it cannot be read, which is equal to no name."""
+    try:
+        # What points elsewhere is no name: whoever asked took for a lock what is none.
+        return kernel.cstring(at) if kernel.is_kernel_address(at) else ""
+    except MemoryFault as fault:
+        kernel.warnings.add(f"lock {lock:#x}", fault.address, f"its name: {fault.reason}")
+        return ""
