@@ -228,8 +228,9 @@ def solve(graph: Graph) -> Solution:
             routes[part[0]] = _way(graph, part[0], edges[part[0]], routes, free)
             continue
         paced = [id for id in part if _is_paced(graph.nodes[id])]
-        if paced or not all(free[id] for id in part):
-            cycle = _cycle(graph, f"cycle:{len(cycles) + 1}", part, edges, of, paced, free)
+        ring = part if paced else _ring(part, targets, free)
+        if ring:
+            cycle = _cycle(graph, f"cycle:{len(cycles) + 1}", ring, edges, paced)
             cycles[cycle.key] = cycle
             for id in part:
                 routes[id] = Route(cycle.key, None, cycle.certainty)
@@ -333,20 +334,31 @@ def _leave(
                 pending.append(edge.source)
 
 
+def _ring(part: List[str], targets: Dict[str, List[str]], free: Dict[str, bool]) -> List[str]:
+    """Of a component, what is stuck for good by itself: [] where that lies beyond it.
+
+    Where one of several things would be enough, a member may be free; where a member waits
+    for a cycle elsewhere, those that are stuck need not go round here at all.
+    """
+    stuck = {id for id in part if not free[id]}
+    inside = {id: [target for target in targets[id] if target in stuck] for id in stuck}
+    for ring in components(inside, [id for id in part if id in stuck]):
+        if len(ring) > 1 or ring[0] in inside[ring[0]]:
+            return ring
+    return []
+
+
 def _cycle(
     graph: Graph,
     key: str,
     part: List[str],
     edges: Dict[str, List[Edge]],
-    of: Dict[str, int],
     paced: List[str],
-    free: Dict[str, bool],
 ) -> Cycle:
-    """The shortest cycle through the component's key node, surest edges first."""
-    # Where one of several things would be enough, only what is stuck for good is the cycle.
-    members = set(part) if paced else {id for id in part if not free[id]}
-    threads = [id for id in part if graph.nodes[id].kind == NodeKind.THREAD and id in members]
-    starts = paced or threads or [id for id in part if id in members]
+    """The shortest cycle through the ring's key node, surest edges first."""
+    members = set(part)
+    threads = [id for id in part if graph.nodes[id].kind == NodeKind.THREAD]
+    starts = paced or threads or part
     best: List[Edge] = []
     for start in starts[:8]:
         found = _shortest(start, edges, members)
