@@ -11,6 +11,7 @@ from answers import opened
 
 from plugin.catalogue import shipped
 from plugin.kernel.counter import mp_maxid
+from plugin.kernel.geom import mesh
 from plugin.kernel.proc import Thread, processes, threads
 from plugin.kernel.stack import frames
 from plugin.kernel.vm_domain import domains
@@ -20,6 +21,7 @@ from plugin.waits.analysis import Analysis, analyse
 from tests.damage import PAGE, damaged
 from tests.forge.machine import Machine
 from tests.forge.scenarios import deadlocks
+from tests.forge.scenarios.geom_tour import geom_tour
 from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 SEEDS = range(20)
@@ -210,3 +212,85 @@ def test_a_memory_domain_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     broken = damaged(kernel, missing=[kernel.address_of("vm_dom")])
     assert domains(broken) == []
     assert broken.warnings.partial
+
+
+#: every pointer of GEOM that leads forward: struct, member, and what it leads to
+GEOM_LINKS = (
+    ("g_class", "geom.lh_first"),
+    ("g_class", "class.le_next"),
+    ("g_geom", "geom.le_next"),
+    ("g_geom", "consumer.lh_first"),
+    ("g_geom", "provider.lh_first"),
+    ("g_consumer", "consumer.le_next"),
+    ("g_consumer", "consumers.le_next"),
+    ("g_provider", "provider.le_next"),
+    ("g_provider", "consumers.lh_first"),
+)
+#: every pointer that leads back
+GEOM_BACK = (
+    ("g_geom", "class"),
+    ("g_consumer", "geom"),
+    ("g_consumer", "provider"),
+    ("g_provider", "geom"),
+)
+
+
+def geom_words(kernel: Kernel, members: Any) -> Iterator[int]:
+    """Where the mesh's own structs keep those pointers, of each that is not NULL."""
+    found = mesh(kernel)
+    held = {
+        "g_class": [klass.address for klass in found.classes if klass.geoms],
+        "g_geom": list(found.geoms),
+        "g_consumer": list(found.consumers),
+        "g_provider": list(found.providers),
+    }
+    for struct, member in members:
+        offset = kernel.layouts.offsetof(struct, member)
+        for address in held[struct]:
+            following = kernel.pointer(address + offset)
+            if following and (member != "class.le_next" or following in held["g_class"]):
+                yield address + offset
+
+
+def plain_mesh(kernel: Kernel) -> List[Set[Any]]:
+    found = mesh(kernel)
+    return [
+        {(geom.address, geom.name, geom.klass.name) for geom in found.geoms.values()},
+        {
+            (
+                p.address,
+                p.name,
+                p.geom and p.geom.address,
+                frozenset(c.address for c in p.consumers),
+            )
+            for p in found.providers.values()
+        },
+        {
+            (c.address, c.geom.address, c.provider and c.provider.address)
+            for c in found.consumers.values()
+        },
+    ]
+
+
+def check_geom(kernel: Kernel) -> None:
+    kernel.start_command()
+    before = plain_mesh(kernel)
+    assert not kernel.warnings.partial, list(kernel.warnings)
+    words = list(geom_words(kernel, GEOM_LINKS + GEOM_BACK))
+    words.append(kernel.address_of("g_classes"))
+    for at in random.Random(0).sample(words, min(60, len(words))):
+        broken = damaged(kernel, words={at: pointer(kernel)})
+        assert plain_mesh(broken) == before, hex(at)
+        assert broken.warnings.partial, hex(at)
+
+
+@pytest.mark.parametrize("osreldate", [700014, 903000, 1402000, 1500068])
+def test_a_zero_word_in_geom_hides_no_class_geom_provider_or_consumer(
+    osreldate: int, tmp_path: Path
+) -> None:
+    vmcore, file = geom_tour(osreldate=osreldate).write(tmp_path)
+    check_geom(open_core(str(vmcore), str(file)))
+
+
+def test_a_zero_word_in_geom_of_a_real_machine_hides_nothing(real_dump: Any) -> None:
+    check_geom(opened(real_dump))

@@ -180,24 +180,105 @@ def mesh(kernel: Kernel) -> Mesh:
     for address, (name,) in list_foreach(
         kernel, head, "g_class", "class", ["name"], what="g_classes"
     ):
-        klass = Class(address, names[name])
-        found.classes.append(klass)
-        geoms = address + kernel.layouts.offsetof("g_class", "geom")
-        for geom_address, (geom_name,) in list_foreach(
-            kernel, geoms, "g_geom", "geom", ["name"], what=f"geoms of class {klass.name}"
-        ):
-            if geom_address in found.geoms:
-                kernel.warnings.add("g_geom", geom_address, "is on two lists", partial=False)
-                continue
-            view = _view(kernel, "g_geom", geom_address)
-            if view is None:
-                continue
-            geom = Geom(view, names[geom_name], klass)
-            klass.geoms.append(geom)
-            found.geoms[geom_address] = geom
-            _fill(kernel, found, geom, view, names)
+        _add_class(kernel, found, Class(address, names[name]), names)
+    _add_lost_geoms(kernel, found, names)
+    _add_lost_ends(kernel, found, names)
     _join(kernel, found)
     return found
+
+
+def _add_class(kernel: Kernel, found: Mesh, klass: Class, names: _Names) -> None:
+    found.classes.append(klass)
+    geoms = klass.address + kernel.layouts.offsetof("g_class", "geom")
+    for address, _ in list_foreach(
+        kernel, geoms, "g_geom", "geom", what=f"geoms of class {klass.name}"
+    ):
+        if address in found.geoms:
+            kernel.warnings.add("g_geom", address, "is on two lists")
+            continue
+        view = _view(kernel, "g_geom", address)
+        if view is None:
+            continue
+        _add_geom(kernel, found, view, klass, names)
+        _agree(kernel, "g_geom", view, "class", klass.address, f"class {klass.name}")
+
+
+def _add_geom(kernel: Kernel, found: Mesh, view: View, klass: Class, names: _Names) -> None:
+    geom = Geom(view, names[view.name], klass)
+    klass.geoms.append(geom)
+    found.geoms[geom.address] = geom
+    _fill(kernel, found, geom, view, names)
+
+
+def _agree(kernel: Kernel, struct: str, view: View, member: str, owner: int, of: str) -> None:
+    """What is on an owner's list says itself whose it is."""
+    says = getattr(view, member)
+    if says != owner:
+        kernel.warnings.add(
+            struct,
+            view.address,
+            f"says it belongs to {member} {says:#x}, is on the list of {of}",
+        )
+
+
+def _add_lost_geoms(kernel: Kernel, found: Mesh, names: _Names) -> None:
+    """Geoms and classes that the class lists have lost, by the list of all (geom_subr.c)."""
+    symbol = kernel.symbol("geoms")
+    if symbol is None:
+        return
+    classes = {klass.address: klass for klass in found.classes}
+    for address, (owner,) in tailq_foreach(
+        kernel, symbol.address, "g_geom", "geoms", ["class"], what="geoms"
+    ):
+        if address in found.geoms:
+            continue
+        if owner not in classes:
+            lost = _view(kernel, "g_class", owner)
+            if lost is None:
+                continue
+            kernel.warnings.add("g_classes", owner, "is cut short: its geoms have this class")
+            classes[owner] = Class(owner, names[lost.name])
+            _add_class(kernel, found, classes[owner], names)
+            if address in found.geoms:
+                continue
+        view = _view(kernel, "g_geom", address)
+        if view is not None:
+            klass = classes[owner]
+            kernel.warnings.add(
+                f"geoms of class {klass.name}",
+                address,
+                f"the list is cut short: {names[view.name]} is on the list of all geoms alone",
+            )
+            _add_geom(kernel, found, view, klass, names)
+
+
+def _add_lost_ends(kernel: Kernel, found: Mesh, names: _Names) -> None:
+    """Providers and consumers that their geom's list has lost, by who is joined to them."""
+    refused: Set[int] = set()
+    while not kernel.interrupted():
+        providers = {c.provider_address for c in found.consumers.values()} - {0}
+        consumers = {a for p in found.providers.values() for a in p.consumer_addresses}
+        lost = sorted((providers - found.providers.keys()) - refused)
+        lost_consumers = sorted((consumers - found.consumers.keys()) - refused)
+        if not lost and not lost_consumers:
+            return
+        refused.update(lost, lost_consumers)
+        for address in lost:
+            view = _view(kernel, "g_provider", address)
+            geom = found.geoms.get(view.geom) if view is not None else None
+            if view is not None and geom is not None:
+                _cut_short(kernel, f"providers of {geom.name}", address, "a consumer has it")
+                _add_provider(kernel, found, geom, view, names)
+        for address in lost_consumers:
+            view = _view(kernel, "g_consumer", address)
+            geom = found.geoms.get(view.geom) if view is not None else None
+            if view is not None and geom is not None:
+                _cut_short(kernel, f"consumers of {geom.name}", address, "its provider has it")
+                _add_consumer(found, geom, view)
+
+
+def _cut_short(kernel: Kernel, what: str, address: int, how: str) -> None:
+    kernel.warnings.add(what, address, f"the list is cut short: {how}")
 
 
 class _Names(Dict[int, str]):
@@ -208,8 +289,12 @@ class _Names(Dict[int, str]):
         self.kernel = kernel
 
     def __missing__(self, address: int) -> str:
-        # A name outside the dump still must tell one thing from another.
-        name = self.kernel.try_cstring(address, f"{address:#x}" if address else "")
+        try:
+            name = self.kernel.cstring(address)
+        except MemoryFault as fault:
+            self.kernel.warnings.add("a name in GEOM", address, fault.reason)
+            # A name outside the dump still must tell one thing from another.
+            name = f"{address:#x}" if address else "?"
         self[address] = name
         return name
 
@@ -226,47 +311,43 @@ def _fill(kernel: Kernel, found: Mesh, geom: Geom, view: View, names: _Names) ->
     for address, _ in list_foreach(
         kernel, view.at("consumer"), "g_consumer", "consumer", what=f"consumers of {geom.name}"
     ):
-        consumer_view = _view(kernel, "g_consumer", address)
-        if consumer_view is None or address in found.consumers:
-            continue
-        consumer = Consumer(consumer_view, geom)
-        geom.consumers.append(consumer)
-        found.consumers[address] = consumer
-        if consumer_view.geom != geom.address:
-            kernel.warnings.add(
-                "g_consumer",
-                address,
-                f"says it belongs to geom {consumer_view.geom:#x}, is on the list of {geom.name}",
-                partial=False,
-            )
-    for address, (name,) in list_foreach(
-        kernel,
-        view.at("provider"),
-        "g_provider",
-        "provider",
-        ["name"],
-        what=f"providers of {geom.name}",
+        end = _view(kernel, "g_consumer", address)
+        if end is not None and address not in found.consumers:
+            _add_consumer(found, geom, end)
+            _agree(kernel, "g_consumer", end, "geom", geom.address, geom.name)
+    for address, _ in list_foreach(
+        kernel, view.at("provider"), "g_provider", "provider", what=f"providers of {geom.name}"
     ):
-        provider_view = _view(kernel, "g_provider", address)
-        if provider_view is None or address in found.providers:
-            continue
-        provider = Provider(kernel, provider_view, names[name], geom)
-        geom.providers.append(provider)
-        found.providers[address] = provider
-        provider.consumer_addresses = [
-            consumer
-            for consumer, _ in list_foreach(
-                kernel,
-                provider_view.at("consumers"),
-                "g_consumer",
-                "consumers",
-                what=f"consumers of {provider.name}",
-            )
-        ]
-        if provider_view.has("aliases"):
-            provider.aliases = list(_aliases(kernel, provider_view.at("aliases"), names))
+        end = _view(kernel, "g_provider", address)
+        if end is not None and address not in found.providers:
+            _add_provider(kernel, found, geom, end, names)
+            _agree(kernel, "g_provider", end, "geom", geom.address, geom.name)
     if view.has("aliases"):
         geom.aliases = list(_aliases(kernel, view.at("aliases"), names))
+
+
+def _add_consumer(found: Mesh, geom: Geom, view: View) -> None:
+    consumer = Consumer(view, geom)
+    geom.consumers.append(consumer)
+    found.consumers[consumer.address] = consumer
+
+
+def _add_provider(kernel: Kernel, found: Mesh, geom: Geom, view: View, names: _Names) -> None:
+    provider = Provider(kernel, view, names[view.name], geom)
+    geom.providers.append(provider)
+    found.providers[provider.address] = provider
+    provider.consumer_addresses = [
+        consumer
+        for consumer, _ in list_foreach(
+            kernel,
+            view.at("consumers"),
+            "g_consumer",
+            "consumers",
+            what=f"consumers of {provider.name}",
+        )
+    ]
+    if view.has("aliases"):
+        provider.aliases = list(_aliases(kernel, view.at("aliases"), names))
 
 
 def _aliases(kernel: Kernel, head: int, names: _Names) -> Iterator[str]:
@@ -286,7 +367,6 @@ def _join(kernel: Kernel, found: Mesh) -> None:
                 consumer.address,
                 f"of {consumer.geom.name} is attached to {consumer.provider_address:#x}, "
                 "which no geom provides",
-                partial=False,
             )
     for provider in found.providers.values():
         for address in provider.consumer_addresses:
@@ -296,10 +376,24 @@ def _join(kernel: Kernel, found: Mesh) -> None:
                     "g_provider",
                     provider.address,
                     f"{provider.name} has a consumer {address:#x} of no geom",
-                    partial=False,
                 )
                 continue
+            if user.provider is not provider:
+                kernel.warnings.add(
+                    "g_consumer",
+                    address,
+                    f"says it is attached to {user.provider_address:#x}, "
+                    f"is on the list of {provider.name}",
+                )
+                user.provider = user.provider or provider
             provider.consumers.append(user)
+    for consumer in found.consumers.values():
+        below = consumer.provider
+        if below is not None and consumer not in below.consumers:
+            _cut_short(
+                kernel, f"consumers of {below.name}", consumer.address, f"{consumer.geom.name}'s"
+            )
+            below.consumers.append(consumer)
     for address in _doorstep(kernel):
         if address in found.providers:
             found.providers[address].on_doorstep = True
@@ -331,9 +425,20 @@ def provider_at(kernel: Kernel, address: int) -> Optional[Provider]:
     return Provider(kernel, view, name, mesh(kernel).geoms.get(view.geom))
 
 
+@cached(MEMORY)
 def consumer_at(kernel: Kernel, address: int) -> Optional[Consumer]:
-    """The consumer at ``address`` if a geom has it."""
-    return mesh(kernel).consumers.get(address)
+    """The consumer at ``address`` if a geom has it, or it says which one should."""
+    known = mesh(kernel).consumers.get(address)
+    if known is not None or not address:
+        return known
+    view = _view(kernel, "g_consumer", address)
+    geom = mesh(kernel).geoms.get(view.geom) if view is not None else None
+    if view is None or geom is None:
+        return None
+    _cut_short(kernel, f"consumers of {geom.name}", address, "who uses it has it alone")
+    consumer = Consumer(view, geom)
+    consumer.provider = provider_at(kernel, consumer.provider_address)
+    return consumer
 
 
 class InFlight(NamedTuple):
