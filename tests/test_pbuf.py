@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict
 import pytest
 from hosts import shell
 
+from plugin.judge.pbufs import request
 from plugin.kernel import pbuf, swap_pager
 from plugin.kernel.vm_page import page_at
 from plugin.opening import open_core
@@ -76,17 +77,18 @@ def test_the_laundry_thread_waits_for_the_four_writes_to_swap(real_dump: Any) ->
 
 def test_a_page_on_its_way_to_swap_has_the_block_that_is_written(real_dump: Any) -> None:
     kernel = open_core(str(real_dump.vmcore), str(real_dump.kernel))
-    writes = swap_pager.writes(kernel)
+    writes = [w for w in swap_pager.pbufs(kernel) if w.buf.iocmd == "BIO_WRITE"]
     assert writes
     for write in writes:
-        assert write.io is not None
+        io = request(kernel, write)
+        assert io is not None
         for place, address in enumerate(write.pages):
             page = page_at(kernel, address)
             block = swap_pager.swap_block(kernel, page.object, page.pindex)
             assert block is not None
             device = swap_pager.device_of_block(kernel, block)
             assert device is not None
-            offset = write.io.bio.offset + place * kernel.page_size
+            offset = io.bio.offset + place * kernel.page_size
             assert (block - device.first) * kernel.page_size == offset
 
 

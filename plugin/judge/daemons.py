@@ -13,7 +13,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.judge.geom_io import AT_DEVICE, QUEUED
-from plugin.kernel import swap_pager
+from plugin.judge.pbufs import swap_requests, swap_writes
 from plugin.kernel.pbuf import Pool, pool_of_channel
 from plugin.kernel.proc import Thread, threads
 from plugin.kernel.vfs_bio import spaces
@@ -117,8 +117,8 @@ def explain(kernel: Kernel, thread: Thread, role: str, domain: int = 0) -> Tuple
 
 def _pool_text(kernel: Kernel, pool: Pool, wmesg: str) -> str:
     if pool.symbol == "nsw_wcount_async":
-        names = ", ".join(sorted({d.name for d in swap_pager.devices(kernel) if d.writes}))
-        states = {write.io.state for write in swap_pager.writes(kernel) if write.io}
+        names = ", ".join(sorted({s.device.name for s in swap_requests(kernel) if s.writes}))
+        states = {write.state for write in swap_writes(kernel)}
         where = f"in flight to {names}" if names else "in flight"
         if names and states == {AT_DEVICE}:
             where = f"at {names}"

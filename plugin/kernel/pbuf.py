@@ -13,7 +13,6 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tu
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.judge.geom_io import OutstandingBio, buf_io
 from plugin.kernel.buf import Buf, b_pages, iodone_name, locked_bufs, try_buf_at
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.sleepqueue import sleepers
@@ -52,19 +51,17 @@ class Pool(NamedTuple):
 class Pbuf(NamedTuple):
     """A pbuf in use: ``pool`` it was taken from, "" where nothing tells.
 
-    ``io`` is its outstanding request, if GEOM has one; ``object`` and ``vnode``
-    what its pages belong to, 0 if unknown; ``age`` seconds since the request.
+    ``why`` is how that is told; ``object`` and ``vnode`` what its pages belong to, 0 if
+    unknown; ``waiters`` the threads asleep on it.  Where its request is, judge/pbufs.py says.
     """
 
     buf: Buf
     pool: str
     why: str
-    io: Optional[OutstandingBio]
     pages: Tuple[int, ...]
     object: int
     vnode: int
     waiters: Tuple[int, ...]
-    age: Optional[float]
 
     @property
     def address(self) -> int:
@@ -263,21 +260,17 @@ def _bufs(kernel: Kernel) -> Iterator[Pbuf]:
         buf = try_buf_at(kernel, address)
         if buf is None:
             continue
-        requests = buf_io(kernel, address)
         pages = tuple(b_pages(kernel, buf))
         owner, vnode = _behind(kernel, buf, pages)
         pool, why = _pool(kernel, buf)
-        ages = [request.age for request in requests if request.age is not None]
         yield Pbuf(
             buf,
             pool,
             why,
-            requests[0] if requests else None,
             pages,
             owner,
             vnode,
             _tids(kernel, address),
-            max(ages) if ages else None,
         )
 
 

@@ -18,14 +18,15 @@ from plugin.session import Kernel
 
 #: nswapdev is a handful; ends a walk over garbage
 _MAX_DEVICES = 1024
+#: the pools that its pbufs are from, in both eras
+_POOLS = ("swap reads", "sync swap writes", "async swap writes", "swrbuf", "swwbuf")
 
 
 class SwapDevice(NamedTuple):
     """One swap device; ``nblks`` and ``used`` in pages, ``total`` in bytes.
 
-    ``in_flight`` counts its pages' requests: ``reads`` and ``writes`` are the
-    pbufs found for it, by address.  ``counted`` is what the kernel itself counts
-    in flight (g_consumer.index less one), None where it does not.
+    ``counted`` is how many requests the kernel itself counts in flight
+    (g_consumer.index less one), None where it does not; judge/pbufs.py finds them.
     """
 
     address: int
@@ -39,8 +40,6 @@ class SwapDevice(NamedTuple):
     page_size: int
     vnode: int
     provider: Optional[Provider]
-    reads: Tuple[int, ...]
-    writes: Tuple[int, ...]
     counted: Optional[int]
 
     @property
@@ -50,10 +49,6 @@ class SwapDevice(NamedTuple):
     @property
     def used_bytes(self) -> int:
         return self.used * self.page_size
-
-    @property
-    def in_flight(self) -> int:
-        return len(self.reads) + len(self.writes)
 
 
 class SwapSpace(NamedTuple):
@@ -74,9 +69,6 @@ def _devices(kernel: Kernel) -> Iterator[SwapDevice]:
     symbol = kernel.symbol("swtailq")
     if symbol is None:
         return
-    flying = [pager for pager in pbuf.bufs(kernel) if is_swap(kernel, pager)]
-    strays = list(flying)
-    found = []
     for address, values in tailq_foreach(
         kernel,
         symbol.address,
@@ -88,44 +80,24 @@ def _devices(kernel: Kernel) -> Iterator[SwapDevice]:
     ):
         flags, nblks, used, vnode, ident, first, end = values
         provider, counted = _consumer(kernel, ident)
-        mine = [pager for pager in flying if _is_for(pager, address, provider)]
-        strays = [pager for pager in strays if pager not in mine]
-        blocks = (first, end)
-        found.append((address, flags, nblks, used, blocks, vnode, provider, counted, mine))
-    for address, flags, nblks, used, blocks, vnode, provider, counted, mine in found:
-        if len(found) == 1:
-            # A file, or a bio that was not found: with one device there is no doubt.
-            mine = mine + strays
         yield SwapDevice(
             address,
             _name(kernel, provider, vnode, address),
             tuple(kernel.layouts.flags("sw_flags", flags)),
             nblks,
             used,
-            *blocks,
+            first,
+            end,
             kernel.page_size,
             vnode,
             provider,
-            tuple(p.address for p in mine if p.buf.iocmd == "BIO_READ"),
-            tuple(p.address for p in mine if p.buf.iocmd != "BIO_READ"),
             counted,
         )
 
 
-def is_swap(kernel: Kernel, pager: Pbuf) -> bool:
-    """True for a pbuf that the swap pager uses."""
-    return pager.pool in (
-        "swap reads",
-        "sync swap writes",
-        "async swap writes",
-        "swrbuf",
-        "swwbuf",
-    )
-
-
-def writes(kernel: Kernel) -> List[Pbuf]:
-    """The swap pager's writes in flight."""
-    return [p for p in pbuf.bufs(kernel) if is_swap(kernel, p) and p.buf.iocmd == "BIO_WRITE"]
+def pbufs(kernel: Kernel) -> List[Pbuf]:
+    """The pbufs that the swap pager uses, each a request on its way."""
+    return [each for each in pbuf.bufs(kernel) if each.pool in _POOLS]
 
 
 def _consumer(kernel: Kernel, ident: int) -> Tuple[Optional[Provider], Optional[int]]:
@@ -144,14 +116,6 @@ def _consumer(kernel: Kernel, ident: int) -> Tuple[Optional[Provider], Optional[
     except (MemoryFault, LayoutError):
         counted = None
     return consumer.provider, counted
-
-
-def _is_for(pager: Pbuf, device: int, provider: Optional[Provider]) -> bool:
-    if pager.io is None:
-        return False
-    bio = pager.io.bio
-    # bio_caller1 is the swdevt from 10.x on.
-    return bio.caller1 == device or (provider is not None and bio.to == provider.address)
 
 
 def _name(kernel: Kernel, provider: Optional[Provider], vnode: int, address: int) -> str:

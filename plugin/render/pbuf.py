@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
+from plugin.judge.pbufs import age, request
 from plugin.kernel.pbuf import Pbuf, Pool, bufs, has_zones, pools
 from plugin.kernel.proc import thread_by_tid
 from plugin.kernel.vm_object import label, try_object_at
@@ -52,9 +53,9 @@ def pbufs(kernel: Kernel, *, waited: bool) -> Report:
                 (
                     address(buf.address),
                     buf.pool or "?",
-                    _io(buf),
+                    _io(kernel, buf),
                     _of(kernel, buf),
-                    seconds(buf.age),
+                    seconds(age(kernel, buf)),
                 )
                 for buf in used
             ],
@@ -65,7 +66,8 @@ def pbufs(kernel: Kernel, *, waited: bool) -> Report:
 def verdict(kernel: Kernel, pool: Pool, used: List[Pbuf]) -> str:
     """One sentence on a pool that is exhausted or waited for: who waits, and for what."""
     holders = [buf for buf in used if _belongs(pool, buf)]
-    names = sorted({buf.io.provider.name for buf in holders if buf.io and buf.io.provider})
+    requests = [io for io in (request(kernel, buf) for buf in holders) if io]
+    names = sorted({io.provider.name for io in requests if io.provider})
     sentence = f"{pool.name} ({pool.symbol or address(pool.address)}): {pool.in_use} in use"
     if pool.limit is not None:
         sentence = f"{pool.name} ({pool.symbol or address(pool.address)}): "
@@ -74,12 +76,12 @@ def verdict(kernel: Kernel, pool: Pool, used: List[Pbuf]) -> str:
     if pool.waiters:
         sentence += f", {_who(kernel, pool)} wait{'s' if len(pool.waiters) == 1 else ''}"
     if holders and names:
-        flying = len([buf for buf in holders if buf.io])
+        flying = len(requests)
         if flying == pool.in_use:
             sentence += f"; {'it is' if flying == 1 else 'all are'} I/O to {', '.join(names)}"
         else:
             sentence += f"; {flying} pbufs found are I/O to {', '.join(names)}"
-        ages = [buf.age for buf in holders if buf.age is not None]
+        ages = [a for a in (age(kernel, buf) for buf in holders) if a is not None]
         if ages:
             sentence += f", the oldest for {seconds(max(ages))}"
     return sentence + "."
@@ -101,13 +103,14 @@ def _who(kernel: Kernel, pool: Pool) -> str:
     return ", ".join(names) + more
 
 
-def _io(buf: Pbuf) -> str:
+def _io(kernel: Kernel, buf: Pbuf) -> str:
+    io = request(kernel, buf)
     what = f"{buf.buf.iocmd.replace('BIO_', '')} {buf.buf.bcount >> 10} KB"
-    if buf.io is None:
+    if io is None:
         return what + ", no bio found"
-    if buf.io.provider is None:
-        return f"{what}, {buf.io.state}"
-    return f"{what}, {buf.io.state.replace('at the device', 'at')} {buf.io.provider.name}"
+    if io.provider is None:
+        return f"{what}, {io.state}"
+    return f"{what}, {io.state.replace('at the device', 'at')} {io.provider.name}"
 
 
 def _of(kernel: Kernel, buf: Pbuf) -> str:
@@ -129,7 +132,7 @@ def _pool_data(pool: Pool) -> Dict[str, Any]:
 
 
 def _buf_data(kernel: Kernel, buf: Pbuf) -> Dict[str, Any]:
-    io = buf.io
+    io = request(kernel, buf)
     return {
         "address": address(buf.address),
         "pool": buf.pool or None,
@@ -143,7 +146,7 @@ def _buf_data(kernel: Kernel, buf: Pbuf) -> Dict[str, Any]:
         "pages": [address(page) for page in buf.pages],
         "bcount": buf.buf.bcount,
         "waiters": list(buf.waiters),
-        "age": buf.age,
+        "age": age(kernel, buf),
     }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Tuple
 
+from plugin.judge import pbufs
 from plugin.judge.daemons import Daemon, daemons
+from plugin.judge.pbufs import SwapRequests
 from plugin.kernel import swap_pager, vfs_bio
-from plugin.kernel.pbuf import bufs
 from plugin.kernel.proc import thread_by_tid
-from plugin.kernel.swap_pager import SwapDevice
 from plugin.kernel.uma import Zone, zones
 from plugin.kernel.vfs_bio import Space
 from plugin.kernel.vm_domain import Domain, domains, memory_shortage
@@ -24,7 +24,7 @@ def vmstate(kernel: Kernel, *, every_zone: bool) -> Report:
     """The whole report; ``every_zone``, or the notable ones."""
     found = domains(kernel)
     shortage = memory_shortage(kernel)
-    devices = swap_pager.devices(kernel)
+    swap = pbufs.swap_requests(kernel)
     space = swap_pager.space(kernel)
     spaces = vfs_bio.spaces(kernel)
     every = zones(kernel)
@@ -55,7 +55,7 @@ def vmstate(kernel: Kernel, *, every_zone: bool) -> Report:
                 }
                 for daemon in service
             ],
-            "swap": [_swap_data(device) for device in devices],
+            "swap": [_swap_data(each) for each in swap],
             "swap_space": {
                 "avail": None if space.avail is None else space.avail * kernel.page_size,
                 "full": space.full,
@@ -83,7 +83,7 @@ def vmstate(kernel: Kernel, *, every_zone: bool) -> Report:
         report.text(sentence)
     _memory(kernel, report, found)
     _daemons(report, service)
-    _swap(kernel, report, devices)
+    _swap(kernel, report, swap)
     _buffers(kernel, report, spaces)
     _arenas(report, kva)
     _zones(report, every if every_zone else _notable(every), len(every))
@@ -213,8 +213,8 @@ def _daemons(report: Report, service: List[Daemon]) -> None:
     )
 
 
-def _swap(kernel: Kernel, report: Report, devices: List[SwapDevice]) -> None:
-    if not devices:
+def _swap(kernel: Kernel, report: Report, swap: List[SwapRequests]) -> None:
+    if not swap:
         report.heading("no swap device")
         return
     report.heading("swap:")
@@ -222,14 +222,14 @@ def _swap(kernel: Kernel, report: Report, devices: List[SwapDevice]) -> None:
         ["device", "total>", "used>", "reads>", "writes>", "oldest>"],
         [
             (
-                device.name,
-                size(device.total),
-                size(device.used_bytes),
-                len(device.reads),
-                len(device.writes),
-                seconds(_oldest(kernel, device)),
+                each.device.name,
+                size(each.device.total),
+                size(each.device.used_bytes),
+                len(each.reads),
+                len(each.writes),
+                seconds(_oldest(kernel, each)),
             )
-            for device in devices
+            for each in swap
         ],
         limit=False,
     )
@@ -238,21 +238,21 @@ def _swap(kernel: Kernel, report: Report, devices: List[SwapDevice]) -> None:
         report.text(
             f"swap_pager_full is set though {size(space.avail * kernel.page_size)} are free."
         )
-    for device in devices:
-        if device.counted is not None and device.counted != device.in_flight:
+    for each in swap:
+        device = each.device
+        if device.counted is not None and device.counted != each.in_flight:
             kernel.warnings.add(
                 f"swap device {device.name}",
                 device.address,
-                f"the kernel counts {device.counted} requests in flight, {device.in_flight} found",
+                f"the kernel counts {device.counted} requests in flight, {each.in_flight} found",
                 partial=False,
             )
 
 
-def _oldest(kernel: Kernel, device: SwapDevice) -> Optional[float]:
+def _oldest(kernel: Kernel, swap: SwapRequests) -> Optional[float]:
     """Age in seconds of the oldest request in flight to a device."""
-    mine = {*device.reads, *device.writes}
-    ages = [buf.age for buf in bufs(kernel) if buf.address in mine and buf.age is not None]
-    return max(ages) if ages else None
+    ages = (pbufs.age(kernel, each) for each in (*swap.reads, *swap.writes))
+    return max((age for age in ages if age is not None), default=None)
 
 
 def _buffers(kernel: Kernel, report: Report, spaces: List[Space]) -> None:
@@ -372,16 +372,17 @@ def _domain_data(domain: Domain) -> Dict[str, Any]:
     }
 
 
-def _swap_data(device: SwapDevice) -> Dict[str, Any]:
+def _swap_data(swap: SwapRequests) -> Dict[str, Any]:
+    device = swap.device
     return {
         "name": device.name,
         "address": address(device.address),
         "used": device.used_bytes,
         "total": device.total,
-        "in_flight": device.in_flight,
+        "in_flight": swap.in_flight,
         "flags": list(device.flags),
-        "reads": [address(pager) for pager in device.reads],
-        "writes": [address(pager) for pager in device.writes],
+        "reads": [address(each.address) for each in swap.reads],
+        "writes": [address(each.address) for each in swap.writes],
         "counted": device.counted,
     }
 
