@@ -13,6 +13,8 @@ from plugin.hosts.runner import run_command
 from plugin.kernel.avl import avl_foreach
 from plugin.kernel.list import list_t_foreach
 from plugin.opening import open_core
+from plugin.structs.ctf import Ctf
+from plugin.structs.yamlfile import SHIPPED
 from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine, shipped_layouts
 from tests.forge.tasks import TaskQueue
@@ -541,17 +543,21 @@ def test_zfs_in_a_module_known_from_memory_alone_gives_the_verdicts_of_one_built
 # A real machine
 
 
-@pytest.mark.parametrize("files", [False, True], ids=["memory alone", "with zfs.ko"])
+@pytest.mark.parametrize("types", ["the kernel's CTF", "that and zfs.ko's", "structs.yaml"])
 def test_on_a_real_machine_every_stuck_thread_ends_at_the_disk_that_has_eleven_requests(
-    files: bool, zfs_dump: RealDump, tmp_path: Path
+    types: str, zfs_dump: RealDump, tmp_path: Path
 ) -> None:
     root = None
-    if files:
+    if types == "that and zfs.ko's":
         packed = SHARED / "real2" / zfs_dump.name / "zfs.ko.zst"
         (tmp_path / "boot" / "kernel").mkdir(parents=True)
         decompress(packed, tmp_path / "boot" / "kernel" / "zfs.ko")
         root = str(tmp_path)
-    kernel = open_core(str(zfs_dump.vmcore), str(zfs_dump.kernel), sysroot=root)
+    # A file that lists kernels is used in place of all debug information.
+    own = SHIPPED if types == "structs.yaml" else None
+    kernel = open_core(str(zfs_dump.vmcore), str(zfs_dump.kernel), sysroot=root, structs=own)
+    assert kernel.layouts.name.startswith("yaml" if own else "ctf"), kernel.layouts.name
+    assert not own or not any(isinstance(source, Ctf) for source in kernel.layouts.sources)
     answer = Answer(kernel)
     cause = only_cause(answer)
     assert cause["summary"] == "da0 has not returned 6 writes and 5 reads"
