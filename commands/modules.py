@@ -11,7 +11,7 @@ from plugin.session import Kernel
 
 HELP = "loaded modules: address, size, references, where their symbols and types come from"
 EXAMPLE = "modules\nmodules --json"
-NEEDS = Needs(symbols=("linker_files",), structs=("linker_file",))
+NEEDS = Needs()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

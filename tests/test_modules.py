@@ -233,6 +233,21 @@ def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
     assert [f.what for f in kernel.warnings if "loop" in f.detail] == ["linker_files"]
 
 
+@pytest.mark.parametrize("osreldate, arch", [(700014, "i386"), (1402000, "amd64")])
+def test_a_machine_whose_list_of_modules_is_not_found_is_not_said_to_have_none(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    vmcore, file = Machine(osreldate, arch).write(tmp_path)
+    words = ("-k", str(file), str(vmcore), "modules")
+    status, out, _ = wchan(*words)
+    assert status == 0
+    assert "Which modules are loaded is not known: no symbol of the kernel file" in out
+    assert "0 modules" not in out
+    status, out, _ = wchan(*words, "--json")
+    assert status == 0
+    assert json.loads(out)["data"]["modules"] is None
+
+
 def test_ctf_that_is_not_used_is_said_in_the_first_lines(
     zfs_dump: RealDump, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from plugin.words import address, count
 def linked(kernel: Kernel) -> Report:
     """Every file of linker_files, the kernel first; files that were refused, with the evidence."""
     files = linker_files(kernel)
+    if not files:
+        return _unknown(kernel)
     rows: List[Tuple[object, ...]] = []
     data: List[Dict[str, Any]] = []
     for place, file in enumerate(files):
@@ -32,13 +34,26 @@ def linked(kernel: Kernel) -> Report:
             )
         )
     report = Report({"modules": data})
-    report.heading(f"{count(max(len(files) - 1, 0), 'module')} beside the kernel:")
+    report.heading(f"{count(len(files) - 1, 'module')} beside the kernel:")
     report.table(
         ["id>", "refs>", "address", "size>", "name", "symbols", "types"], rows, limit=False
     )
     for entry in data:
         for refused in entry["refused"]:
             report.text(f"{refused['path']} is not used: {refused['why']}.")
+    return report
+
+
+def _unknown(kernel: Kernel) -> Report:
+    """A list that names not even the kernel was not read: that is no machine without modules."""
+    if not kernel.has_symbol("linker_files"):
+        why = "no symbol of the kernel file tells where its list of them (linker_files) is"
+    elif "linker_file" not in kernel.layouts:
+        why = "no layout of struct linker_file is known for this kernel"
+    else:
+        why = "linker_files leads to no file, not even to the kernel's own"
+    report = Report({"modules": None})
+    report.text(f"Which modules are loaded is not known: {why}.")
     return report
 
 
