@@ -14,6 +14,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
+from plugin.judge import cam
 from plugin.judge.geom_workers import kernel_thread_flag
 from plugin.kernel.bio import (
     Bio,
@@ -27,7 +28,7 @@ from plugin.kernel.bio import (
     try_bio_at,
 )
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
-from plugin.kernel.disk import disk_of, disks, is_driver_clone, provider_of_disk
+from plugin.kernel.disk import Disk, disk_of, disks, is_driver_clone, provider_of_disk
 from plugin.kernel.driver import references, search
 from plugin.kernel.geom import (
     InFlight,
@@ -49,6 +50,9 @@ AT_DEVICE = "at the device"
 COMPLETED = "completed, not delivered"
 LOST = "lost"
 STATES = (LOST, AT_DEVICE, QUEUED, COMPLETED)
+
+#: what a device's queue in CAM is called, before the device's name
+CAM_QUEUE = "CAM's queue of"
 
 PROVEN = "proven"
 INFERRED = "inferred"
@@ -258,6 +262,17 @@ class FoundBios:
             # da and ada keep the parts of a TRIM under way on a queue as well.
             sure = INFERRED if bio.cmd == "BIO_DELETE" else PROVEN
             return _Place(QUEUED, f"on the driver's queue {holder}", sure, provider, holder)
+        disk = disk_of(kernel, provider) if provider else None
+        held = cam.held_back(kernel, disk, bio.address) if disk else None
+        if held is not None:
+            return _Place(QUEUED, held, PROVEN, provider, f"{CAM_QUEUE} {name}")
+        if disk is not None and cam.unmatched(kernel, disk, bio.address):
+            return _Place(
+                AT_DEVICE,
+                f"clone given to the driver of {name}, yet none of its CCBs is for it",
+                INFERRED,
+                provider,
+            )
         return _Place(
             AT_DEVICE,
             f"clone given to the driver of {name}, on none of its queues",
@@ -598,7 +613,7 @@ def provider_io(kernel: Kernel) -> Dict[int, ProviderIO]:
             clones,
             disk.owes if disk else None,
             whole,
-            disk is not None,
+            disk,
         )
     return found
 
@@ -610,7 +625,7 @@ def _io_of(
     clones: List[OutstandingBio],
     driver: Optional[int],
     whole: bool,
-    is_disk: bool,
+    disk: Optional[Disk],
 ) -> ProviderIO:
     flying = [b for b in bios if not is_delivered(kernel, b)]
     completed = len([b for b in bios if b.state == COMPLETED])
@@ -636,12 +651,16 @@ def _io_of(
         completed,
         lost,
         driver,
-        len(clones) if is_disk else None,
+        len(clones) if disk is not None else None,
         max(old) if old else None,
         "",
         "",
     )
     verdict, reason = _verdict(io, whole, counted is not None)
+    stopped = cam.stopped(kernel, disk) if disk is not None and io.in_flight else ""
+    if verdict == "clear" and stopped:
+        # The device owes nothing, yet nothing will come to it.
+        verdict, reason = "waits", f"{_bios(io.queued)} queued for it, {stopped}"
     return io._replace(verdict=verdict, reason=reason)
 
 

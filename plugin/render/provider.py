@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
+from plugin.judge.cam import sentence as cam_sentence
 from plugin.judge.geom_io import (
     OutstandingBio,
     ProviderIO,
@@ -18,8 +19,9 @@ from plugin.judge.geom_workers import Health, health, workers
 from plugin.judge.locks import Contended
 from plugin.judge.zfs import suspended_on
 from plugin.kernel.bio import g_bioqs
+from plugin.kernel.cam import CamDevice, cam_of
+from plugin.kernel.disk import Disk, disk_of
 from plugin.kernel.disk import config as disk_config
-from plugin.kernel.disk import disk_of
 from plugin.kernel.geom import (
     G_PF_ORPHAN,
     G_PF_WITHER,
@@ -166,6 +168,8 @@ def _verdicts(kernel: Kernel, report: Report, known: Dict[int, ProviderIO]) -> N
             report.text(f"{io.provider.name}: {trouble.summary}.")
         if io.verdict == "unclear":
             report.text(f"{io.provider.name}: {io.reason}.")
+        elif io.verdict == "waits":
+            report.text(f"{io.provider.name} is given nothing: {io.reason}.")
         elif io.verdict == "clear" and io.in_flight and trouble is None:
             report.text(f"{io.provider.name} owes nothing: {io.reason}.")
     for io in known.values():
@@ -318,6 +322,9 @@ def _one(kernel: Kernel, report: Report, provider: Provider, io: ProviderIO) -> 
         f"{io.in_flight} in flight ({io.source}): {io.queued} queued, "
         f"{io.at_device} at the device. {_in_words(io)}: {io.reason}."
     )
+    in_cam = cam_sentence(kernel, disk) if disk is not None else None
+    if in_cam is not None:
+        report.text(in_cam)
     trouble = suspended_on(kernel, provider)
     if trouble is not None:
         report.text(f"{trouble.summary} ({trouble.evidence}).")
@@ -410,10 +417,44 @@ def _data(kernel: Kernel, provider: Provider, io: ProviderIO) -> Dict[str, Any]:
             "strategy": disk.strategy,
             "gone": disk.gone,
         },
+        "cam": _cam_data(kernel, disk) if disk is not None else None,
         "consumers": [address(consumer.address) for consumer in provider.consumers],
         "bios": [
             dict(bio_data(kernel, each.bio), state=each.state)
             for each in _bios_of(kernel, provider)
+        ],
+    }
+
+
+def _cam_data(kernel: Kernel, disk: Disk) -> Optional[Dict[str, Any]]:
+    """CAM's side of a disk; null for a disk that is not CAM's."""
+    device = cam_of(kernel, disk)
+    if device is None:
+        return None
+    if not isinstance(device, CamDevice):
+        return {"error": device.why}
+    return {
+        "error": None,
+        "periph": address(device.periph),
+        "device": address(device.device),
+        "sim": device.sim,
+        "sim_address": address(device.sim_address),
+        "devq": address(device.devq),
+        "periph_flags": list(device.periph_flags),
+        "device_frozen": device.device_frozen,
+        "sim_frozen": device.sim_frozen,
+        "recovering": device.recovering,
+        "active": device.active,
+        "waiting": device.waiting,
+        "ccbs": [
+            {
+                "address": address(ccb.address),
+                "bio": address(ccb.bio) if ccb.bio else None,
+                "status": ccb.status,
+                "timeout": ccb.timeout / 1000,
+                "place": ccb.place,
+            }
+            for ccb in device.ccbs
         ],
     }
 

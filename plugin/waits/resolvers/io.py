@@ -10,15 +10,15 @@ from typing import Dict, List, Optional
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.judge import geom_io
+from plugin.judge import cam, geom_io
 from plugin.judge.channel import object_fits
 from plugin.judge.daemons import daemons
-from plugin.judge.geom_io import AT_DEVICE, COMPLETED, LOST, QUEUED, OutstandingBio
+from plugin.judge.geom_io import AT_DEVICE, CAM_QUEUE, COMPLETED, LOST, QUEUED, OutstandingBio
 from plugin.judge.geom_workers import geom_threads, workers
 from plugin.kernel.bio import g_bioqs, try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
 from plugin.kernel.cluster import cluster_of
-from plugin.kernel.disk import DISK_CLASS
+from plugin.kernel.disk import DISK_CLASS, disk_of
 from plugin.kernel.geom import Provider
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
@@ -274,7 +274,7 @@ def queue_node(builder: Builder, name: str, provider: Optional[Provider]) -> Nod
             provider_node(builder, provider),
             EdgeKind.SERVED_BY,
             Certainty.PROVEN,
-            "the driver's own queue",
+            "the device's queue" if name.startswith(CAM_QUEUE) else "the driver's own queue",
         )
     elif not workers:
         node.end = End(CauseKind.UNKNOWN, f"queue {name}: nothing known empties it")
@@ -348,13 +348,25 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
     use = uses(kernel, provider)
     name = provider.name + (f" ({', '.join(use)})" if use else "")
     evidence = account.reason if account is not None else ""
+    disk = disk_of(kernel, provider)
+    stopped = cam.stopped(kernel, disk) if disk is not None else ""
+    unknown = cam.unknown(kernel, disk) if disk is not None else ""
+    if unknown:
+        evidence = f"{evidence}; {unknown}" if evidence else unknown
+    if stopped and account is not None and not account.at_device:
+        waiting = count(account.queued, "request") if account.queued else "its requests"
+        since = max(filter(None, (since, account.oldest)), default=None)
+        return End(CauseKind.DEVICE, f"{name} is not given {waiting}, {stopped}", evidence, since)
     if not what:
         number = account.at_device if account is not None else 0
         what = count(number, "request") if number else "a request"
     if not provider.is_device:
         klass = provider.class_name or "its class"
         return End(CauseKind.UNKNOWN, f"{name}: {klass} holds {what}", evidence, since)
-    return End(CauseKind.DEVICE, f"{name} has not returned {what}", evidence, since)
+    summary = f"{name} has not returned {what}"
+    if stopped:
+        summary += f"; what follows is {stopped}"
+    return End(CauseKind.DEVICE, summary, evidence, since)
 
 
 @cached(MEMORY)

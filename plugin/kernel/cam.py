@@ -1,0 +1,175 @@
+"""CAM: from a disk to its peripheral, device and controller, and to the CCBs that it has out.
+
+Mirrors sys/cam (cam_xpt.c, cam_queue.h, cam_periph.h, cam_ccb.h, scsi/scsi_da.c), 7.0-CURRENT to
+15.x.  d_drv1 of a CAM disk is its cam_periph.  A CCB is in the device's queue (cam_ed.ccbq)
+until xpt_run_devq() hands it to the SIM; a frozen queue (qfrozen_cnt above 0, of the device or of
+the SIM's cam_devq) hands nothing on.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, NamedTuple, Tuple, Union
+
+from plugin.caching import MEMORY, cached
+from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.disk import Disk
+from plugin.session import Kernel, View
+
+#: d_strategy of the disks that are CAM's, and the periph_name that goes with it
+_STRATEGIES = {"dastrategy": "da", "adastrategy": "ada", "ndastrategy": "nda", "cdstrategy": "cd"}
+#: CAM_SIM_QUEUED: xpt_run_devq() has given it to the SIM, which has not returned it (cam.h)
+_CAM_SIM_QUEUED = 0x200
+_MAX_CCBS = 1 << 16
+
+HELD = "in the device's queue"
+AT_SIM = "with the SIM"
+ELSEWHERE = "with CAM"
+
+
+class Ccb(NamedTuple):
+    """A union ccb.  ``bio`` is its ppriv_ptr1, ``timeout`` milliseconds; ``place`` as above."""
+
+    address: int
+    bio: int
+    status: int
+    timeout: int
+    place: str
+
+
+class CamDevice(NamedTuple):
+    """What CAM has of a disk; addresses of its cam_periph, cam_ed, cam_sim and cam_devq.
+
+    ``sim`` is the controller by name ("vtscsi0").  ``device_frozen`` and ``sim_frozen`` are
+    qfrozen_cnt of the device's and of the SIM's queue.  ``active`` counts what the SIM has for this
+    device, the dump's own write too; ``waiting`` what is in the device's queue.  ``ccbs`` has every
+    CCB in that queue and, of da, every one that the SIM has (da alone keeps a list of those).
+    """
+
+    name: str
+    periph: int
+    device: int
+    sim_address: int
+    devq: int
+    sim: str
+    periph_flags: Tuple[str, ...]
+    device_frozen: int
+    sim_frozen: int
+    active: int
+    waiting: int
+    ccbs: Tuple[Ccb, ...]
+    #: True where pending_ccbs told which CCBs the SIM has
+    listed: bool
+
+    @property
+    def frozen(self) -> bool:
+        return bool(self.device_frozen or self.sim_frozen)
+
+    @property
+    def recovering(self) -> bool:
+        """CAM handles an error of this device (cam_periph_error())."""
+        return any(flag.startswith("CAM_PERIPH_RECOVERY") for flag in self.periph_flags)
+
+
+class Unreadable(NamedTuple):
+    """A CAM disk of which CAM's own structs cannot be read."""
+
+    why: str
+
+
+@cached(MEMORY)
+def cam_of(kernel: Kernel, disk: Disk) -> Union[CamDevice, Unreadable, None]:
+    """CAM's side of a disk: None for one that is not CAM's, Unreadable where it cannot be told."""
+    driver = _STRATEGIES.get(disk.strategy)
+    if driver is None:
+        return None
+    try:
+        return _read(kernel, disk, driver)
+    except (MemoryFault, LayoutError) as error:
+        return Unreadable(str(error))
+
+
+def _read(kernel: Kernel, disk: Disk, driver: str) -> Union[CamDevice, Unreadable]:
+    periph = kernel.view("cam_periph", disk.drv1)
+    name = f"{kernel.try_cstring(periph.periph_name)}{periph.unit_number}"
+    if name != disk.name or disk.driver != driver:
+        return Unreadable(f"d_drv1 {disk.drv1:#x} is no periph of {disk.name}")
+    path = kernel.view("cam_path", periph.path)
+    device = kernel.view("cam_ed", path.device)
+    sim = kernel.view("cam_sim", kernel.view("cam_eb", path.bus).sim)
+    devq = kernel.view("cam_devq", sim.devq)
+    ccbs = {ccb.address: ccb for ccb in _waiting(kernel, device)}
+    waiting = len(ccbs)
+    listed = driver == "da"
+    if listed:
+        softc = kernel.view("da_softc", periph.softc)
+        for ccb in _linked(kernel, softc.at("pending_ccbs"), "periph_links", ""):
+            ccbs.setdefault(ccb.address, ccb)
+    return CamDevice(
+        disk.name,
+        periph.address,
+        device.address,
+        sim.address,
+        devq.address,
+        f"{kernel.try_cstring(sim.sim_name)}{sim.unit_number}",
+        tuple(kernel.layouts.flags("cam_periph_flags", periph.flags)),
+        # 7.x and 8.x count at the device, 9.0-CURRENT for each run level.
+        _total(device.get("qfrozen_cnt", device["ccbq.queue.qfrozen_cnt"])),
+        _total(devq["send_queue.qfrozen_cnt"]),
+        device["ccbq.dev_active"],
+        waiting,
+        tuple(ccbs.values()),
+        listed,
+    )
+
+
+def _total(count: Union[int, Tuple[int, ...]]) -> int:
+    return count if isinstance(count, int) else sum(count)
+
+
+def _waiting(kernel: Kernel, device: View) -> Iterator[Ccb]:
+    """The CCBs in a device's queue: a heap that begins at index 1, and what it had no room for."""
+    entries, array = device["ccbq.queue.entries"], device["ccbq.queue.queue_array"]
+    if not 0 <= entries <= _MAX_CCBS:
+        raise LayoutError(f"cam_ed {device.address:#x}: {entries} entries in its queue")
+    for index in range(1, entries + 1):
+        yield _ccb(kernel, kernel.pointer(array + index * kernel.pointer_size), HELD)
+    if device.has("ccbq.queue_extra_head"):
+        yield from _linked(kernel, device.at("ccbq.queue_extra_head"), "xpt_links", HELD)
+
+
+def _linked(kernel: Kernel, head: int, link: str, place: str) -> Iterator[Ccb]:
+    """The CCBs on a list, proven by their back pointers.
+
+    A camq_entry is a union of every kind of list entry: the next, then (of LIST and TAILQ) the
+    place of the pointer to this one.
+    """
+    offset = kernel.layouts.offsetof("ccb_hdr", link)
+    came_from, address = head, kernel.pointer(head)
+    for _ in range(_MAX_CCBS):
+        if not address:
+            return
+        back = kernel.pointer(address + offset + kernel.pointer_size)
+        if back != came_from:
+            raise LayoutError(f"{link} of ccb {address:#x} points back to {back:#x}")
+        yield _ccb(kernel, address, place)
+        came_from = address + offset
+        address = kernel.pointer(came_from)
+    raise LayoutError(f"more than {_MAX_CCBS} CCBs on the list at {head:#x}")
+
+
+def _ccb(kernel: Kernel, address: int, place: str) -> Ccb:
+    header = kernel.view("ccb_hdr", address)
+    # ppriv_ptr1 is the second of two words.
+    bio = kernel.pointer(header.at("periph_priv") + kernel.pointer_size)
+    if not place:
+        place = AT_SIM if header.status & _CAM_SIM_QUEUED else ELSEWHERE
+    return Ccb(address, bio, header.status, header.timeout, place)
+
+
+@cached(MEMORY)
+def ccbs_by_bio(kernel: Kernel, disk: Disk) -> Dict[int, Ccb]:
+    """The CCBs of a disk by the bio each is for; {} where CAM's structs cannot be read."""
+    device = cam_of(kernel, disk)
+    if not isinstance(device, CamDevice):
+        return {}
+    return {ccb.bio: ccb for ccb in device.ccbs if ccb.bio}
