@@ -53,6 +53,28 @@ def test_thirty_processes_that_retry_in_one_unknown_message_are_stuck_timeout_or
     assert "whether there is a deadlock cannot be told" in answer.verdict
 
 
+@pytest.mark.parametrize("wmesg", ["nfscl", "aiordy", "mdwait", "vtbslp"])
+def test_thirty_processes_in_the_message_of_an_idle_service_are_no_idle_service(
+    wmesg: str, m: Machine, tmp_path: Path
+) -> None:
+    channel = m.take(64)
+    service = m.procs.kthread("service")
+    service.sleeps(channel, wmesg, seconds=0.5, timeout=1.0)
+    retrying = [thread(m, f"user{n}") for n in range(30)]
+    for each in retrying:
+        each.sleeps(channel, wmesg, seconds=0.5, timeout=1.0)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert sorted(answer.data["residue"]) == sorted(each.tid for each in retrying)
+    assert f'30 in "{wmesg}"' in answer.verdict
+    assert "No thread is stuck" not in answer.verdict and "No deadlock." not in answer.verdict
+
+
+def test_a_servers_process_that_a_signal_wakes_may_rest(m: Machine, tmp_path: Path) -> None:
+    thread(m, "nfsd").sleeps(m.take(64), "rpcsvc", seconds=500, interruptible=True)
+    assert explain(m, tmp_path).verdict == "No thread is stuck."
+
+
 def test_signals_and_kernel_threads_with_a_timeout_make_no_crowd(
     m: Machine, tmp_path: Path
 ) -> None:

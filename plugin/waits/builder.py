@@ -275,4 +275,10 @@ class Builder(GraphBuilder):
                 key[0], channel.symbol, channel.fits, self.kernel.osreldate
             )
             self._rows[key] = known
+        row = known[0]
+        # A service without work is a thread of the kernel's own, or one a signal wakes:
+        # a process that no signal ends sleeps here for a reason nobody knows.
+        service = row is not None and row.sleep_class is SleepClass.IDLE and not row.resolver
+        if service and not self.is_kernel_thread(thread) and not self.interruptible(thread):
+            return None, ""
         return known
