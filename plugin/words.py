@@ -37,7 +37,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 def verb(number: int, plural: str) -> str:
     """ "sleeps" for one, "sleep" for more: the verb that goes with a count."""
-    one = {"are": "is", "have": "has"}.get(plural, plural + "s")
+    one = {"are": "is", "have": "has", "retry": "retries"}.get(plural, plural + "s")
     return one if number == 1 else plural
 
 

@@ -113,6 +113,45 @@ def test_a_cleanup_that_is_waited_for_again_and_again_is_stuck_however_short_eac
     assert "No deadlock." not in answer.verdict and "No thread is stuck" not in answer.verdict
 
 
+@pytest.mark.parametrize("wmesg", ["ffsupd", "e1000_delay"])
+def test_one_thread_that_looks_again_on_a_busy_machine_is_not_stuck_and_not_called_fine(
+    wmesg: str, m: Machine, tmp_path: Path
+) -> None:
+    m.symbol("pause_wchan", size=64, static=True)
+    user = thread(m, "cp")
+    user.pauses(wmesg, 0.1, seconds=0.01)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["threads"]["stuck"] == 0
+    assert answer.data["threads"]["not_understood"] == 1
+    assert f'1 thread retries: 1 in "{wmesg}", since when is not known.' in answer.verdict
+    assert "No thread is stuck" not in answer.verdict and "No deadlock" not in answer.verdict
+
+
+def test_who_retries_while_another_waits_for_its_lock_is_stuck(m: Machine, tmp_path: Path) -> None:
+    m.symbol("pause_wchan", size=64, static=True)
+    holder, waiter = thread(m, "cp"), thread(m, "ls")
+    lock = m.locks.lockmgr("ufs")
+    lock.owned_by(holder)
+    lock.slept_on_by(waiter, seconds=90)
+    holder.pauses("ffsupd", 0.1, seconds=0.01)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["threads"]["stuck"] == 2
+
+
+def test_a_crowd_that_retries_is_stuck_however_short_each_sleep(m: Machine, tmp_path: Path) -> None:
+    channel = m.take(8)
+    for n in range(3):
+        thread(m, f"user{n}").sleeps(channel, "nlmgrace", seconds=0.1, timeout=1.0)
+    assert explain(m, tmp_path).data["threads"]["stuck"] == 3
+
+
+def test_who_looks_again_after_a_single_long_sleep_is_stuck(m: Machine, tmp_path: Path) -> None:
+    thread(m, "nfsd").sleeps(m.take(8), "nfsdclp", seconds=300)
+    assert explain(m, tmp_path).data["threads"]["stuck"] == 1
+
+
 def test_a_deadlock_is_told_among_what_is_understood_and_the_rest_is_counted(
     m: Machine, tmp_path: Path
 ) -> None:

@@ -78,6 +78,22 @@ def test_thirty_processes_that_retry_for_a_state_lock_are_stuck_behind_the_serve
     assert "filer" in cause["summary"] and cause["kind"] == "external"
 
 
+@pytest.mark.parametrize("request_age, stuck", [(0.1, 0), (200, 2)])
+def test_one_who_retries_for_a_state_lock_is_as_stuck_as_its_holder(
+    request_age: float, stuck: int, tmp_path: Path
+) -> None:
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    lock = mount.state_lock()
+    mount.request(thread(m, "holder"), seconds=request_age)
+    thread(m, "user").sleeps(lock.at("nfslock_lock"), "nfsv4lck", seconds=0.5, timeout=1.0)
+    answer = explain(m, tmp_path)
+    check_contract(answer)
+    assert answer.data["threads"]["stuck"] == stuck
+    said = '1 thread retries: 1 in "nfsv4lck", since when is not known.'
+    assert (said in answer.verdict) == (stuck == 0)
+
+
 def test_a_state_lock_that_nobody_is_seen_to_hold_is_said_to_be_so(tmp_path: Path) -> None:
     m = Machine(1402000)
     lock = NfsMount(m, "/home", "filer", "192.0.2.17").state_lock()

@@ -17,12 +17,10 @@ from plugin.waits.builder import GraphBuilder, Verdict
 from plugin.waits.explain import builder as new_builder
 from plugin.waits.graph import CAUSES, CERTAINTIES, Cycle, Edge, End, Graph, Node, Solution, solve
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
-from plugin.waits.settle import settle
+from plugin.waits.settle import FRESH, settle
 
 #: DEADLKRES (sys/kern/kern_clock.c): a thread blocked on a lock, and one asleep, this long
 LONG_BLOCKED, LONG_ASLEEP = 900.0, 1800.0
-#: seconds; a shorter wait is one that a machine at work has all the time
-FRESH = 1.0
 #: what no time ends
 _FOR_GOOD = (CauseKind.DEADLOCK, CauseKind.LEAK)
 #: more steps than a chain has nodes that differ

@@ -7,8 +7,10 @@ is as stuck as that process is.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Dict, List, Set
 
+from plugin.catalogue import SleepClass
 from plugin.kernel.proc import Thread
 from plugin.waits.builder import GraphBuilder
 from plugin.waits.graph import End, Node
@@ -17,13 +19,91 @@ from plugin.words import count
 
 #: so many processes asleep in one place, uninterruptibly, do not all wait for a timeout
 MANY = 3
+#: seconds; a shorter wait is one that a machine at work has all the time
+FRESH = 1.0
+#: more nodes than what one thread retries for leads to
+_MAX_BEYOND = 10_000
 
 
 def settle(builder: GraphBuilder) -> None:
     """Correct the verdicts that hang on other threads; the graph is not changed but for ends."""
+    _retrying(builder)
     _crowded(builder)
     _held_up(builder)
     _behind_the_stuck(builder)
+
+
+def _retrying(builder: GraphBuilder) -> None:
+    """Of those who retry for what others bring about, who is not seen to be stuck.
+
+    The kernel keeps no start of the retrying: a short sleep may be the first or the
+    thousandth.  It counts as stuck in a crowd, where somebody waits behind it, and where
+    what it retries for has kept anybody waiting for long.
+    """
+    retries = [
+        thread
+        for thread in builder.threads
+        if thread.address in builder.verdicts and retries_since_when(builder, thread)
+    ]
+    if not retries:
+        return
+    crowds = Counter((builder.place(thread), thread.wmesg) for thread in retries)
+    old = {
+        f"thread:{thread.tid}"
+        for thread in builder.threads
+        if thread.address in builder.verdicts
+        and builder.verdicts[thread.address].status is Status.STUCK
+        and thread.age is not None
+        and thread.age >= FRESH
+    }
+    for thread in retries:
+        known = builder.verdicts[thread.address]
+        id = f"thread:{thread.tid}"
+        if (
+            known.status is Status.STUCK
+            and crowds[builder.place(thread), thread.wmesg] < MANY
+            and not any(edge.causal for edge in builder.graph.into.get(id, ()))
+            and _somebody_brings_it_about(builder, id)
+            and not _leads_to(builder, id, old)
+        ):
+            builder.verdicts[thread.address] = known._replace(
+                status=Status.TIMED,
+                why=f'retries in "{thread.wmesg}", since when is not known',
+                understood=False,
+            )
+
+
+def retries_since_when(builder: GraphBuilder, thread: Thread) -> bool:
+    """True for a sleep that looks again and again, and whose own age says nothing."""
+    verdict = builder.verdicts.get(thread.address)
+    row = verdict.row if verdict is not None else None
+    if row is None or row.sleep_class is not SleepClass.RETRY:
+        return False
+    return thread.age is not None and thread.age < FRESH
+
+
+def _somebody_brings_it_about(builder: GraphBuilder, id: str) -> bool:
+    """False where a resolver has looked for who ends the wait and found nobody."""
+    for edge in builder.graph.successors(id):
+        end = builder.graph.nodes[edge.target].end
+        if end is not None and end.kind is CauseKind.UNKNOWN:
+            return False
+    return True
+
+
+def _leads_to(builder: GraphBuilder, start: str, wanted: Set[str]) -> bool:
+    """Whether what ``start`` waits for keeps one of the threads ``wanted`` waiting too."""
+    pending, seen = [start], {start}
+    while pending and len(seen) < _MAX_BEYOND:
+        node = builder.graph.nodes[pending.pop()]
+        if node.id in wanted or (node.id != start and _reached_by(builder, node.id) & wanted):
+            return True
+        # Of several that serve, another than the one that is stuck may.
+        for edge in () if node.any else builder.graph.successors(node.id):
+            if edge.target not in seen:
+                seen.add(edge.target)
+                pending.append(edge.target)
+    return False
 
 
 def _unknown_timed(builder: GraphBuilder) -> List[Thread]:

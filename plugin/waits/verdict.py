@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, List, Sequence, Tuple
 
+from plugin.catalogue import SleepClass
 from plugin.judge.geom_io import ProviderIO, provider_io
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
@@ -102,11 +103,21 @@ def _other_threads(analysis: Analysis) -> List[str]:
         wait = verb(waiting, "wait")
         longest = "" if waiting == 1 else ", the longest"
         since = seconds(analysis.waiting_for or 0.0)
-        yet = "nothing looks" if not analysis.stuck else "that does not look"
+        yet = (
+            "nothing looks"
+            if not (analysis.stuck or analysis.not_understood)
+            else "that does not look"
+        )
         found.append(f"{count(waiting, 'thread')} {wait}{longest} for {since}: {yet} stuck yet.")
     unknown = [thread for group in analysis.residue for thread in group.threads]
     stuck = {thread.tid for thread in analysis.stuck}
     timed = [thread for thread in analysis.not_understood if thread.tid not in stuck]
+    retrying = [thread for thread in timed if _retries(analysis, thread)]
+    timed = [thread for thread in timed if thread not in retrying]
+    if retrying:
+        where = _places(retrying)
+        does = verb(len(retrying), "retry")
+        found.append(f"{count(len(retrying), 'thread')} {does}: {where}, since when is not known.")
     if unknown or timed:
         found.append(_not_understood([*unknown, *timed], _with_timeout(analysis, timed)))
     return found
@@ -131,8 +142,20 @@ def _with_timeout(analysis: Analysis, threads: Sequence[Thread]) -> int:
     return sum(each is not None and each.status is Status.TIMED for each in verdicts)
 
 
+def _retries(analysis: Analysis, thread: Thread) -> bool:
+    verdict = analysis.verdicts.get(thread.address)
+    row = verdict.row if verdict is not None else None
+    return row is not None and row.sleep_class is SleepClass.RETRY
+
+
 def _not_understood(threads: Sequence[Thread], timed: int) -> str:
     """ "4 threads wait for what is not understood: 2 in "ht cv", 2 in "htstuck"."."""
+    with_timeout = f" ({timed} with a timeout, which is no progress)" if timed else ""
+    return f"{_waits(threads)} for what is not understood: {_places(threads)}{with_timeout}."
+
+
+def _places(threads: Sequence[Thread]) -> str:
+    """ "2 in "ht cv" and 2 in "htstuck"": the messages, the most frequent first."""
     places: Dict[str, int] = {}
     for thread in threads:
         place = f'"{thread.wmesg}"' if thread.wmesg else f"state {thread.state}"
@@ -141,8 +164,7 @@ def _not_understood(threads: Sequence[Thread], timed: int) -> str:
     shown = [f"{number} in {place}" for place, number in ranked[:4]]
     if len(ranked) > 4:
         shown.append(f"{sum(number for _, number in ranked[4:])} elsewhere")
-    with_timeout = f" ({timed} with a timeout, which is no progress)" if timed else ""
-    return f"{_waits(threads)} for what is not understood: {listed(shown)}{with_timeout}."
+    return listed(shown)
 
 
 def _limits(analysis: Analysis, deadlock: bool) -> List[str]:

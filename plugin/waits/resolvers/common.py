@@ -8,6 +8,7 @@ from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
 from plugin.waits.kinds import CauseKind, Certainty, Status
 from plugin.waits.registry import resolver
+from plugin.waits.settle import FRESH
 from plugin.words import seconds
 
 #: a timeout further away than what DEADLKRES takes for a deadlock (1800 s) is none
@@ -40,6 +41,11 @@ def generic(case: Case, why: str) -> Verdict:
         # A retry is no progress: what it looks for has to be brought about by somebody.
         does = "looks again and again for" if row.sleep_class is SleepClass.RETRY else "waits for"
         node.end = node.end or End(CauseKind.UNKNOWN, f'"{case.thread.wmesg}" {does} {woken}', why)
+        age = case.thread.age
+        if row.sleep_class is SleepClass.RETRY and age is not None and age < FRESH:
+            # The kernel keeps no start of it: this may be the first look or the thousandth.
+            said = f'retries in "{case.thread.wmesg}", since when is not known'
+            return Verdict(Status.TIMED, said, row, understood=False)
     return Verdict(Status.STUCK, f"{row.function}", row)
 
 
