@@ -108,6 +108,46 @@ def test_one_can_switch_to_a_thread(venv_gdb: Path, amd64: Example) -> None:
     assert re.search(r"^rip .*<sched_switch\+\d+>$", done.out, re.MULTILINE)
 
 
+#: what scripts written for kgdb do with a thread: find it by ptid[2], go there and back
+KGDB_HABITS = """
+import gdb
+def thread_of(tid):
+    return next((t for t in gdb.inferiors()[0].threads() if t.ptid[2] == tid), None)
+class OnTid(gdb.Command):
+    def __init__(self):
+        super().__init__("on-tid", gdb.COMMAND_USER)
+    def invoke(self, arg, from_tty):
+        before = gdb.selected_thread()
+        thread_of(gdb.parse_and_eval(arg)).switch()
+        gdb.execute("bt")
+        print("there:", gdb.selected_thread().ptid[2], isinstance(before, gdb.InferiorThread))
+        before.switch()
+        print("back:", gdb.selected_thread() == before, thread_of(before.ptid[2]) == before)
+class Tid(gdb.Function):
+    def __init__(self):
+        super().__init__("TID")
+    def invoke(self):
+        return gdb.selected_thread().ptid[2]
+OnTid()
+Tid()
+"""
+
+
+@pytest.mark.parametrize("which", ["venv_gdb", "system_gdb"])
+def test_a_script_written_for_kgdb_finds_a_thread_by_its_tid(
+    which: str, amd64: Example, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    script = tmp_path / "habits.py"
+    script.write_text(KGDB_HABITS, encoding="utf-8")
+    program = request.getfixturevalue(which)
+    tid = amd64.sleeper
+    done = debuggers.gdb(program, amd64, f"source {script}", f"on-tid {tid}", "p $TID()")
+    assert f"there: {tid} True\nback: True True\n" in done.out, done.err
+    functions = debuggers.functions(done.out)
+    assert functions[functions.index(WAITS[0]) :][: len(WAITS)] == WAITS
+    assert re.search(r"^\$1 = (\d+)$", done.out, re.MULTILINE)
+
+
 def test_a_dump_stays_as_it_is(venv_gdb: Path, amd64: Example) -> None:
     done = debuggers.gdb(venv_gdb, amd64, "continue", "set var *(int *)&hz = 1", "p *(int *)&hz")
     assert "This is a dump: it cannot run." in done.out + done.err

@@ -32,7 +32,7 @@ FLOORS: Tuple[Tuple[str, ...], ...] = (
 #: Who may import a debugger's own module.
 DEBUGGERS = {
     "lldb": {"plugin.targets.lldb", "plugin.hosts.lldb"},
-    "gdb": {"plugin.targets.gdb", "plugin.hosts.gdb"},
+    "gdb": {"plugin.targets.gdb", "plugin.hosts.gdb", "plugin.hosts.gdb_threads"},
 }
 #: opening finds out which kernel it is: for those who start a session.
 OPENERS = ("plugin.hosts", "plugin.batch", "plugin.opening")

@@ -25,6 +25,7 @@ from plugin.arch import BY_NAME
 from plugin.arch.common import Architecture
 from plugin.errors import EXIT_FAILED, WchanError
 from plugin.hosts import debugger as shared
+from plugin.hosts import gdb_threads
 from plugin.kernel import stack
 from plugin.session import Kernel
 from plugin.targets.gdb import ARCHES, GdbTarget
@@ -253,6 +254,7 @@ def register() -> None:
     session = shared.Session(debugger)
     gdb.unwinder.register_unwinder(None, KernelUnwinder(debugger, session), replace=True)
     gdb.invalidate_cached_frames()
+    gdb_threads.install()
     ours = _registered()
     exiting = getattr(gdb.events, "gdb_exiting", None)
     if exiting is not None and not ours:
