@@ -176,6 +176,11 @@ def in_browser(browser: str, path: Path, profile: Path, query: str = "") -> Tupl
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
+            "--disable-quic",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
             f"--user-data-dir={profile}",
             "--enable-logging=stderr",
             "--virtual-time-budget=2000",
@@ -217,6 +222,50 @@ def test_in_a_real_browser_a_search_leaves_what_was_searched_for(
     assert all("g_down" in row and "wswbuf0" in row for row in shown)
     assert f"{len(shown)} rows" in dom
     assert 'class="box off"' in dom
+
+
+def clicked(page: Path, folder: Path, *heads: str) -> Path:
+    """A copy of the page that clicks these heads of its table of threads itself."""
+    source = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
+    script = "".join(
+        "Array.from(document.querySelectorAll('th')).filter(h => h.textContent === "
+        f"'{head}' && /^Threads/.test(h.closest('section').textContent))[0].click();"
+        for head in heads
+    )
+    copy = folder / "clicked.html"
+    copy.write_text(
+        source.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
+    )
+    return copy
+
+
+def columns(dom: str) -> List[List[str]]:
+    """The cells of the table of threads as text, row by row."""
+    table = dom[dom.index("<h2>Threads") :]
+    table = table[table.index("<tbody>") : table.index("</tbody>")]
+    rows = [re.findall(r"<td.*?</td>", row, re.DOTALL) for row in table.split("<tr")[1:]]
+    return [[html_module.unescape(re.sub(r"<[^>]*>", "", c)) for c in row] for row in rows]
+
+
+def test_in_a_real_browser_a_click_on_a_head_sorts_its_table_and_another_turns_it_round(
+    browser: str, tmp_path: Path
+) -> None:
+    m = Machine(1402000, "amd64")
+    lock = m.locks.sx("held")
+    lock.owned_by(thread(m, "holder"))
+    ages = {"ten minutes": 600, "nine seconds": 9, "two hours": 7200, "a minute": 61}
+    for name, age in ages.items():
+        lock.slept_on_by(thread(m, name), seconds=age)
+    path, _ = page_of(explain(m, tmp_path), tmp_path)
+    wanted = sorted(ages, key=lambda name: ages[name])
+    for number, heads in enumerate((["age"], ["age", "age"])):
+        page = clicked(path, tmp_path, *heads)
+        dom, console = in_browser(browser, page, tmp_path / f"profile{number}")
+        assert console == ""
+        names = [row[2] for row in columns(dom)]
+        assert [name for name in names if name in ages] == wanted
+        assert f'aria-sort="{("ascending", "descending")[number]}"' in dom
+        wanted.reverse()
 
 
 def test_a_hostile_page_runs_nothing_in_a_real_browser(browser: str, tmp_path: Path) -> None:

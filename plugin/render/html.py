@@ -1,9 +1,10 @@
 """The whole answer of why-stuck as one page that a bug report can carry.
 
 The page needs no network and no script to be read: the graph is drawn here, the
-tables are plain.  One short script adds the search.  A Content-Security-Policy
-admits that script and the style by their hashes and nothing else, and every
-text from the core is escaped, so that a hostile core cannot speak through it.
+tables are plain.  One short script adds the search and sorts a table by the head
+clicked.  A Content-Security-Policy admits that script and the style by their hashes
+and nothing else, and every text from the core is escaped, so that a hostile core
+cannot speak through it.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ svg { display: block; background: #fff; }
 svg text { font: 11px system-ui, sans-serif; fill: #111; }
 svg .off { opacity: .12; }
 .hidden { display: none; }
+th[tabindex] { cursor: pointer; }
+th[aria-sort=ascending]::after { content: " \\2191"; }
+th[aria-sort=descending]::after { content: " \\2193"; }
 """
 _STYLE += "".join(f".k-{kind} {{ background: {fill}; }}\n" for kind, fill in FILLS.items())
 
@@ -114,6 +118,43 @@ _SCRIPT = """
     });
   });
   search();
+  function key(row, column) {
+    var cell = row.cells[column];
+    var exact = cell.querySelector("data");
+    var text = exact ? exact.value : cell.textContent.trim();
+    var number = /^-?(0x[0-9a-f]+|[0-9.]+)(-[0-9]+)?$/i.test(text);
+    return text === "" ? null : number ? Number(text.replace(/(.)-.*/, "$1")) : text.toLowerCase();
+  }
+  function order(one, other) {
+    if (typeof one === typeof other) { return one < other ? -1 : one > other ? 1 : 0; }
+    return typeof one === "number" ? -1 : 1;
+  }
+  function sort(head) {
+    var body = head.closest("table").tBodies[0];
+    var down = head.getAttribute("aria-sort") === "ascending";
+    var keyed = Array.from(body.rows, function (row) {
+      return { row: row, key: key(row, head.cellIndex) };
+    });
+    keyed.sort(function (one, other) {
+      // What has no value comes last, whichever way.
+      if (one.key === null || other.key === null) {
+        return (one.key === null) - (other.key === null);
+      }
+      return order(one.key, other.key) * (down ? -1 : 1);
+    });
+    Array.from(head.parentNode.cells).forEach(function (cell) {
+      cell.removeAttribute("aria-sort");
+    });
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    keyed.forEach(function (each) { body.appendChild(each.row); });
+  }
+  document.querySelectorAll("thead th").forEach(function (head) {
+    head.tabIndex = 0;
+    head.addEventListener("click", function () { sort(head); });
+    head.addEventListener("keydown", function (event) {
+      if (event.key === "Enter") { sort(head); }
+    });
+  });
 }());
 """
 
@@ -206,6 +247,13 @@ def _kind(kind: str) -> str:
     return f'<span class="kind k-{text(kind)}">{text(kind)}</span>'
 
 
+def _duration(value: Optional[float]) -> str:
+    """Seconds as people read them, and as the page sorts them."""
+    if value is None:
+        return ""
+    return f'<data value="{value:.3f}">{text(seconds(value))}</data>'
+
+
 # Tables
 
 _Row = Tuple[Sequence[str], bool]
@@ -272,7 +320,7 @@ def _causes(analysis: Analysis) -> str:
             _kind(cause.kind),
             text(cause.summary + more),
             text(sum(len(each.tids) for each in group)),
-            text(seconds(max(ages)) if ages else ""),
+            _duration(max(ages, default=None)),
             text(cause.certainty),
             text(cause.evidence),
         )
@@ -323,7 +371,7 @@ def _threads(analysis: Analysis) -> str:
             text(first.state),
             text(first.wmesg or ""),
             text(f"{first.wchan:#x}" if first.wchan and single else ""),
-            text(seconds(max(ages)) if ages else ""),
+            _duration(max(ages, default=None)),
             text(group[0].status),
             text(ranks[0] if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}" if ranks else ""),
             text(group[0].why),
