@@ -309,6 +309,30 @@ def test_a_bio_marked_queued_that_is_on_no_queue_is_lost(tmp_path: Path) -> None
     assert (ours.verdict, ours.lost, ours.queued, ours.at_device) == ("unclear", 1, 3, 0)
 
 
+@pytest.mark.parametrize(
+    ("service", "state", "says"),
+    [
+        ("g_up", "completed, not delivered", "in the hands of g_up"),
+        ("g_down", "queued", "taken off"),
+    ],
+)
+def test_a_bio_that_is_on_no_queue_is_in_the_hands_of_the_thread_whose_stack_has_it(
+    service: str, state: str, says: str, tmp_path: Path
+) -> None:
+    m = fresh()
+    queued(m, 1)
+    bio = m.geom.request(m.geom.geoms[-1].consumers[0], 1, 4096, 4096)
+    thread = m.services[service]
+    local = thread.local(service.replace("g_", "g_io_schedule_"), m.pointer_size)
+    thread.blocks_on(m.locks.mutex("softc"))
+    m.write_pointer(local, bio)
+    kernel = opened(m, tmp_path)
+    known = geom_io.outstanding_by_address(kernel)[bio.obj.address]
+    assert (known.state, known.queue) == (state, service)
+    assert says in known.why
+    assert f"thread {thread.tid}" in known.why
+
+
 def test_a_clone_that_is_nowhere_makes_its_request_lost(tmp_path: Path) -> None:
     m = fresh()
     disk = m.geom.disk("da", 0, mediasize=1 << 30)

@@ -14,7 +14,8 @@ Versions are ordered as the ``kernels`` document lists them.
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Sequence, Tuple
+import re
+from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.errors import LayoutError
 
@@ -65,6 +66,24 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     near = [k for k in known if sorted(k) == sorted(word)]
     near += difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _nearest_version(version: str, known: Sequence[str]) -> str:
+    """The nearest by number, of equals the later: "14.0" is no misspelt "10.4"."""
+    wanted = _numbers(version)
+    if wanted is None:
+        return _nearest(version, known)
+
+    def distance(one: Tuple[int, int]) -> Tuple[int, int]:
+        return abs(one[0] - wanted[0]), abs(one[1] - wanted[1])
+
+    numbered = [(distance(found), k) for k in known for found in [_numbers(k)] if found]
+    return f"; did you mean {min(reversed(numbered), key=lambda each: each[0])[1]!r}?"
+
+
+def _numbers(version: str) -> Optional[Tuple[int, int]]:
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", version)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class Spans:
@@ -150,7 +169,7 @@ class Spans:
         try:
             return self._index[version]
         except KeyError:
-            near = _nearest(version, self.versions)
+            near = _nearest_version(version, self.versions)
             raise LayoutError(
                 f"span {item!r}: version {version!r} is not in the list{near}"
             ) from None
