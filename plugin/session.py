@@ -178,6 +178,16 @@ class Kernel:
         except MemoryFault:
             return default
 
+    def name_at(self, what: str, address: int, limit: int = 256) -> str:
+        """The text at ``address``, "" for NULL; a finding and "?" where it cannot be read."""
+        if not address:
+            return ""
+        try:
+            return self.cstring(address, limit)
+        except MemoryFault as fault:
+            self.warnings.add(what, fault.address, f"its name: {fault.reason}")
+            return "?"
+
     def view(self, struct_name: str, address: int) -> View:
         return View(self, struct_name, address)
 

@@ -10,12 +10,16 @@ import pytest
 from answers import opened
 
 from plugin.catalogue import shipped
-from plugin.kernel.counter import mp_maxid
+from plugin.kernel.buf import bufs
+from plugin.kernel.counter import mp_maxid, zpcpu_offsets
+from plugin.kernel.disk import disk_at, disks
 from plugin.kernel.geom import mesh
+from plugin.kernel.mount import mount_at
 from plugin.kernel.proc import Thread, processes, threads
 from plugin.kernel.stack import frames
 from plugin.kernel.vm_domain import domains
 from plugin.opening import open_core
+from plugin.render.vmscan import whole_scan
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, analyse
 from tests.damage import PAGE, damaged
@@ -294,3 +298,60 @@ def test_a_zero_word_in_geom_hides_no_class_geom_provider_or_consumer(
 
 def test_a_zero_word_in_geom_of_a_real_machine_hides_nothing(real_dump: Any) -> None:
     check_geom(opened(real_dump))
+
+
+def test_a_page_counter_that_is_off_makes_a_whole_scan_partial(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    whole_scan(kernel, None)
+    assert not kernel.warnings.partial, list(kernel.warnings)
+    at = domains(kernel)[0].address + kernel.layouts.offsetof("vm_domain", "vmd_free_count")
+    off_by_one = kernel.unsigned(at, 4) + 1
+    broken = damaged(kernel, words={at: off_by_one.to_bytes(4, "little")})
+    whole_scan(broken, None)
+    assert broken.warnings.partial
+    assert any("counter" in finding.detail for finding in broken.warnings)
+
+
+def test_buffer_headers_without_a_count_of_them_are_said(tmp_path: Path) -> None:
+    vmcore, file = geom_tour().write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    assert list(bufs(kernel))
+    assert not kernel.warnings.partial
+    broken = damaged(kernel, words={kernel.address_of("nbuf"): bytes(4)})
+    assert not list(bufs(broken))
+    assert [finding.what for finding in broken.warnings] == ["nbuf"]
+    assert broken.warnings.partial
+
+
+def test_a_disk_whose_name_cannot_be_read_is_said_and_not_blank(tmp_path: Path) -> None:
+    vmcore, file = geom_tour().write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    disk = next(iter(disks(kernel).values()))
+    at = disk.address + kernel.layouts.offsetof("disk", "d_name")
+    broken = damaged(kernel, words={at: pointer(kernel, 0xFFFFF8007FFFFFF0)})
+    read = disk_at(broken, disk.address)
+    assert read is not None and read.name.startswith("?")
+    assert broken.warnings.partial
+
+
+def test_writes_that_are_counted_per_cpu_are_summed(tmp_path: Path) -> None:
+    """From 13.0 on a mount's writes lie in struct mount_pcpu, one part per CPU."""
+    machine = Machine(1402000)
+    made = machine.vfs.mount("tmpfs", "/tmp", "tmpfs")
+    # mntp_thread_in_ops and mntp_ref are the first eight bytes, the write count the last four.
+    parts = machine.counter(0)
+    offset = machine.layouts.offsetof("mount_pcpu", "mntp_writeopcount")
+    made.obj["mnt_pcpu"] = parts
+    vmcore, file = machine.write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    mask = (1 << 8 * kernel.pointer_size) - 1
+    places = [parts + each + offset & mask for each in zpcpu_offsets(kernel)]
+    assert len(places) > 1
+    per_cpu = {at: (3 + 2 * cpu).to_bytes(4, "little") for cpu, at in enumerate(places)}
+    busy = mount_at(damaged(kernel, words=per_cpu), int(made))
+    assert busy is not None
+    assert busy.writeopcount == sum(3 + 2 * cpu for cpu in range(len(places)))

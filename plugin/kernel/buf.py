@@ -116,6 +116,8 @@ def buf_array(kernel: Kernel) -> Optional[BufArray]:
     try:
         base = _buf_variable(kernel)
         count = kernel.global_value("nbuf", 0)
+        if base and not 0 < count < _MAX_BUFS:
+            kernel.warnings.add("nbuf", None, f"is {count}, and there are buffer headers")
         if not base or not 0 < count < _MAX_BUFS:
             return None
         stride = kernel.layouts.sizeof("buf")

@@ -51,7 +51,7 @@ def disk_at(kernel: Kernel, address: int) -> Optional[Disk]:
     except MemoryFault as fault:
         kernel.warnings.add("struct disk", fault.address, fault.reason)
         return None
-    name = kernel.try_cstring(view.d_name)
+    name = kernel.name_at(f"disk {address:#x}", view.d_name)
     stat = view.d_devstat
     return Disk(
         address,

@@ -146,12 +146,12 @@ def linker_files(kernel: Kernel) -> List[LinkerFile]:
         found.append(
             LinkerFile(
                 at,
-                kernel.try_cstring(filename),
+                kernel.name_at(f"linker_file {at:#x}", filename),
                 base,
                 size,
                 refs,
                 number,
-                kernel.try_cstring(path[0], limit=1024) if path else "",
+                kernel.name_at(f"linker_file {at:#x}", path[0], 1024) if path else "",
                 _linker(kernel, ops),
             )
         )

@@ -50,7 +50,6 @@ def whole_scan(kernel: Kernel, limit: Optional[int]) -> Report:
                 None,
                 f"{check.what}: {check.scanned} pages by the scan, {check.counted} by the "
                 "kernel's counter",
-                partial=False,
             )
     types, _ = objects_by_type(kernel, found)
     report = Report(
