@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -95,6 +96,26 @@ def test_a_disk_behind_a_frozen_queue_is_never_said_to_owe_nothing(tmp_path: Pat
         status, text, _ = ask(dump, "provider", *named, width=1000)
         assert status == 0 and "owes nothing" not in text
         assert "held back by CAM: the device queue is frozen, count 1" in text
+
+
+def test_bioq_names_the_command_of_a_request_and_that_its_timeout_has_passed(
+    tmp_path: Path,
+) -> None:
+    m, cam, clones = machine(1402000, "amd64")
+    cam.given(clones[0]).held(*clones[1:]).freeze_device()
+    vmcore, kernel = m.write(tmp_path)
+    dump = type("Dump", (), {"vmcore": vmcore, "kernel": kernel})
+    _, text, _ = ask(dump, "bioq", width=1000)
+    assert "At da0: 1 CCB in vtscsi0, 2 held back in the device queue; the device" in text
+    _, text, _ = ask(dump, "bioq", f"{clones[0].obj.address:#x}", width=1000)
+    assert "with the SIM, status 0x200, timeout 1 m 00 s, asked for longer ago than that" in text
+    _, text, _ = ask(dump, "bioq", f"{clones[1].obj.address:#x}", width=1000)
+    assert "queued: held back by CAM: the device queue is frozen, count 1 [proven]" in text
+    _, text, _ = ask(dump, "bioq", "--json")
+    places = [
+        each["ccb"]["place"] for each in json.loads(text)["data"]["outstanding"] if each["ccb"]
+    ]
+    assert sorted(places) == [*["in the device's queue"] * 2, "with the SIM"]
 
 
 def test_of_a_frozen_queue_what_the_device_has_and_what_is_held_back_are_told_apart(

@@ -8,11 +8,12 @@ the SIM's cam_devq) hands nothing on.
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, NamedTuple, Tuple, Union
+from typing import Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.disk import Disk
+from plugin.kernel.bio import Bio
+from plugin.kernel.disk import Disk, disks
 from plugin.session import Kernel, View
 
 #: d_strategy of the disks that are CAM's, and the periph_name that goes with it
@@ -164,6 +165,12 @@ def _ccb(kernel: Kernel, address: int, place: str) -> Ccb:
     if not place:
         place = AT_SIM if header.status & _CAM_SIM_QUEUED else ELSEWHERE
     return Ccb(address, bio, header.status, header.timeout, place)
+
+
+def ccb_of(kernel: Kernel, bio: Bio) -> Optional[Ccb]:
+    """The CCB of a clone that a CAM disk's driver has; None for any other bio, or unknown."""
+    disk = next((d for d in disks(kernel).values() if d.address == bio.disk), None)
+    return ccbs_by_bio(kernel, disk).get(bio.address) if bio.disk and disk else None
 
 
 @cached(MEMORY)

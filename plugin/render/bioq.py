@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Sequence
+from typing import Any, Dict, Iterator, Optional, Sequence
 
+from plugin.judge.cam import sentence as cam_sentence
 from plugin.judge.geom_io import (
     LOST,
     OutstandingBio,
@@ -29,7 +30,8 @@ from plugin.kernel.bio import (
     g_bioqs,
 )
 from plugin.kernel.buf import b_pages, iodone_name, try_buf_at
-from plugin.kernel.disk import provider_of_disk
+from plugin.kernel.cam import ccb_of
+from plugin.kernel.disk import disks, provider_of_disk
 from plugin.kernel.geom import consumer_at, provider_at
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import vnode_at
@@ -82,6 +84,11 @@ def everything(kernel: Kernel) -> Report:
         _show_groups(report, grouped(kernel, elsewhere))
         report.heading("The oldest first:")
         show_bios(kernel, report, sorted(elsewhere, key=lambda r: -(age_of(kernel, r) or 0)))
+    asked = {each.bio.disk for each in everything}
+    for disk in disks(kernel).values():
+        in_cam = cam_sentence(kernel, disk) if disk.address in asked else None
+        if in_cam is not None:
+            report.text(in_cam)
     for each in everything:
         if each.state == LOST or (each.queue in ("g_down", "g_up") and not each.clones):
             report.text(f"bio {each.bio.address:#x} is {each.state}: {each.why}")
@@ -225,12 +232,28 @@ def one_bio(kernel: Kernel, bio: Bio) -> Report:
             details.append(f"bio_done {done_name(kernel, link) or hex(link.done)}")
         if each is not None:
             details.append(f"{each.state}: {each.why} [{each.certainty}]")
+        details += _in_cam(kernel, link)
         report.pre(*("  " * depth + "    " + line for line in details))
     origin = found_bios(kernel).origin(bio)
     report.text(f"It is for {behind(kernel, origin)} ({origin.evidence}).")
     for line in _behind_it(kernel, origin):
         report.text(line)
     return report
+
+
+def _in_cam(kernel: Kernel, bio: Bio) -> Iterator[str]:
+    """The CCB of a clone, and whether the SIM has had longer than it may take."""
+    ccb = ccb_of(kernel, bio)
+    if ccb is None:
+        return
+    line = f"ccb {ccb.address:#x} {ccb.place}, status {ccb.status:#x}"
+    since = age(kernel, bio)
+    if ccb.timeout:
+        allowed = ccb.timeout / 1000
+        line += f", timeout {seconds(allowed)}"
+        if since is not None and since > allowed:
+            line += ", asked for longer ago than that"
+    yield line
 
 
 def _behind_it(kernel: Kernel, origin: Origin) -> Iterator[str]:
@@ -325,8 +348,20 @@ def _outstanding_data(kernel: Kernel, each: OutstandingBio) -> Dict[str, Any]:
         at=each.provider.name if each.provider else None,
         provider=provider_name(kernel, each) or None,
         clones=[address(clone) for clone in each.clones],
+        ccb=_ccb_data(kernel, each.bio),
     )
     return data
+
+
+def _ccb_data(kernel: Kernel, bio: Bio) -> Optional[Dict[str, Any]]:
+    """The CCB of a clone; null for a bio that CAM does not have, or of which it cannot be told."""
+    ccb = ccb_of(kernel, bio)
+    return ccb and {
+        "address": address(ccb.address),
+        "status": ccb.status,
+        "timeout": ccb.timeout / 1000,
+        "place": ccb.place,
+    }
 
 
 def one_queue(kernel: Kernel, queue: BioQueue) -> Report:
