@@ -41,7 +41,7 @@ def test_the_modules_of_a_real_machine_are_listed(zfs_kernel: Kernel) -> None:
     assert [f.filename for f in files] == ["kernel", "zfs.ko", "nullfs.ko", "fusefs.ko"]
     assert [f.linker for f in files] == ["elf64"] + 3 * ["elf64_obj"]
     assert files[1].pathname == "/boot/kernel/zfs.ko"
-    assert [len(t.table.used) > 100 for t in linker.module_tables(zfs_kernel)] == 3 * [True]
+    assert [len(t.table.used) > 100 for t in module_file.module_tables(zfs_kernel)] == 3 * [True]
 
 
 def test_a_modules_functions_and_statics_are_found_with_no_file_at_hand(
@@ -223,6 +223,42 @@ def test_a_damaged_symbol_table_costs_one_finding_and_no_other_module(
     assert linker.name_of(kernel, module.base + 16) == "example.ko+0x10"
 
 
+@pytest.mark.parametrize("damage", [_huge, _elsewhere, _noise])
+def test_a_module_whose_table_in_memory_is_damaged_is_named_by_the_file_of_its_build_id(
+    damage: Callable[[Machine, Module], None], tmp_path: Path
+) -> None:
+    def damaged(machine: Machine, module: Module) -> None:
+        damage(machine, module)
+        module.write(tmp_path / "example.ko")
+
+    kernel = _forged("14.2 amd64", tmp_path, damaged)
+    assert kernel.global_value("example_head") == 0x1234
+    thread = next(t for t in threads(kernel) if t.wmesg == "example")
+    names = stack.backtrace(kernel, thread)
+    assert [n for n in names if n.startswith("example")] == ["example_wait", "example_ioctl"]
+    (found,) = [f for f in kernel.warnings if "example.ko" in f.what]
+    assert "example.ko (build id 6578616d706c652e6b6f" in found.detail
+    assert not kernel.warnings.partial
+    _, out, _ = wchan("-k", str(tmp_path / "kernel"), str(tmp_path / "vmcore"), "modules", "--json")
+    listed = json.loads(out)["data"]["modules"]
+    assert [m["symbols"]["source"] for m in listed] == ["file", "file", "memory"]
+
+
+def test_a_damaged_table_in_memory_gets_no_names_of_a_file_of_another_build(
+    tmp_path: Path,
+) -> None:
+    def damaged(machine: Machine, module: Module) -> None:
+        _huge(machine, module)
+        module.build_id = b"another".ljust(20)
+        module.write(tmp_path / "example.ko")
+
+    kernel = _forged("14.2 amd64", tmp_path, damaged)
+    assert kernel.symbol("example_head") is None
+    assert kernel.warnings.partial
+    ((_, why),) = module_file.module_file(kernel, linker.modules(kernel)[0]).refused
+    assert why.startswith("build id") and "loaded is 6578616d706c65" in why
+
+
 def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
     def loop(machine: Machine, module: Module) -> None:
         last = machine.modules.files[-1]
@@ -318,7 +354,7 @@ def test_whatever_a_symbol_table_holds_it_raises_nothing(
     zfs_kernel: Kernel, symbols: List[Tuple[int, int]], strings: List[Tuple[int, int]]
 ) -> None:
     """Indexes, sizes and names that lead anywhere: an answer or none, and an end."""
-    table = linker.module_tables(zfs_kernel)[1].table
+    table = module_file.module_tables(zfs_kernel)[1].table
     damaged, names = bytearray(table.symbols), bytearray(table.strings)
     for at, value in symbols:
         damaged[at * 7 % len(damaged)] = value

@@ -11,7 +11,8 @@ import os
 import struct
 from typing import List, NamedTuple
 
-from plugin.kernel.linker import ModuleTable, module_tables
+from plugin.kernel.linker import ModuleTable
+from plugin.kernel.module_file import module_tables
 from plugin.session import Kernel
 from plugin.vmcore.elf import (
     ARCHITECTURES,

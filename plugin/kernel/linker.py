@@ -14,7 +14,7 @@ from bisect import bisect_right
 from typing import Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
-from plugin.errors import LayoutError, MemoryFault, SymbolMissing
+from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.queue import tailq_foreach
 from plugin.session import Kernel
 from plugin.symbol import Symbol
@@ -178,27 +178,18 @@ def modules(kernel: Kernel) -> List[LinkerFile]:
     return [file for file in linker_files(kernel)[1:] if file.size]
 
 
-@cached(MEMORY)
-def module_tables(kernel: Kernel) -> List[ModuleTable]:
-    """The symbol tables of the modules; one that cannot be used is a finding."""
-    # The tables of a live kernel's modules stay the same as long as the files do.
-    return [table for file in modules(kernel) for table in [module_table(kernel, file)] if table]
-
-
 @cached(LAYOUT)
-def module_table(kernel: Kernel, file: LinkerFile) -> Optional[ModuleTable]:
-    """The symbol table of one module in memory, None, with a finding, where it is unusable."""
-    what = f"symbols of {file.filename}"
+def memory_table(kernel: Kernel, file: LinkerFile) -> Tuple[Optional[ModuleTable], str]:
+    """The symbol table of one module in memory; None, and why, where it is unusable."""
     reasons = []
     for kind in _kinds(file):
         try:
-            return _READERS[kind](kernel, file)
+            return _READERS[kind](kernel, file), ""
         except LayoutError as error:
             reasons.append(str(error))
         except MemoryFault as fault:
             reasons.append(f"{fault.address:#x} cannot be read ({fault.reason})")
-    kernel.warnings.add(what, file.address, "; ".join(reasons))
-    return None
+    return None, "; ".join(reasons)
 
 
 def _kinds(file: LinkerFile) -> Tuple[str, ...]:
@@ -270,45 +261,6 @@ def _table(kernel: Kernel, symtab: int, count: int, strtab: int, length: int) ->
     if any(symbols[: form.symbol.size]) or strings[0] or strings[-1]:
         raise LayoutError(f"what lies at {symtab:#x} is no symbol table")
     return SymbolTable(form, symbols, strings)
-
-
-class ModuleSymbols:
-    """The symbols of all modules, for a Kernel to ask: read when first asked for one."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-        self._asking = False
-
-    def symbols(self, name: str) -> List[Symbol]:
-        """Every symbol of that name, of all modules in the order of loading."""
-        return [symbol for table in self._tables() for symbol in table.symbols(name)]
-
-    def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
-        """(name, offset) of the module's symbol that covers ``address``, or None.
-
-        Only the module that holds the address is read.
-        """
-        for file in self._files():
-            if file.holds(address):
-                table = module_table(self._kernel, file)
-                return table.symbolize(address) if table is not None else None
-        return None
-
-    def _files(self) -> List[LinkerFile]:
-        # What reads linker_files may itself ask for symbols that the kernel lacks.
-        if self._asking:
-            return []
-        self._asking = True
-        try:
-            return modules(self._kernel)
-        except (LayoutError, SymbolMissing):
-            return []
-        finally:
-            self._asking = False
-
-    def _tables(self) -> List[ModuleTable]:
-        files = self._files()
-        return module_tables(self._kernel) if files else []
 
 
 def linker_file_of(kernel: Kernel, address: int) -> Optional[LinkerFile]:

@@ -1,4 +1,4 @@
-"""Files of the kernel's modules on this machine: ``zfs.ko``, and the types in it.
+"""Files of the kernel's modules on this machine: ``zfs.ko``, the types and symbols in it.
 
 A file is used only where it is proven to be the one that was loaded: by its build id,
 or by the symbols that the kernel keeps of it.  One of another build is refused, and the
@@ -12,15 +12,15 @@ from __future__ import annotations
 import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from plugin.caching import LAYOUT, cached
-from plugin.errors import LayoutError, MemoryFault, WchanError
-from plugin.kernel.linker import LinkerFile, ModuleTable, module_table, modules
+from plugin.caching import LAYOUT, MEMORY, cached
+from plugin.errors import LayoutError, MemoryFault, SymbolMissing, WchanError
+from plugin.kernel.linker import LinkerFile, ModuleTable, memory_table, modules
 from plugin.session import Kernel
 from plugin.structs.ctf import SECTION, Ctf
 from plugin.structs.dwarf import Dwarf, has_dwarf
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.symbol import Symbol
-from plugin.vmcore.elf import ET_REL, SHN_LORESERVE, ElfFile, SymbolTable, notes
+from plugin.vmcore.elf import ET_REL, SHN_LORESERVE, SHN_UNDEF, ElfFile, SymbolTable, notes
 
 _DEBUG_ROOT = "usr/lib/debug"
 _NOTE_SECTION = ".note.gnu.build-id"
@@ -44,7 +44,7 @@ class ModuleFile(NamedTuple):
 def module_file(kernel: Kernel, file: LinkerFile) -> ModuleFile:
     """The file that ``file`` was loaded from, beside the kernel or where the dump says."""
     refused: List[Tuple[str, str]] = []
-    table = module_table(kernel, file)
+    table, _ = memory_table(kernel, file)
     for path in _candidates(kernel, file):
         try:
             elf = ElfFile(path)
@@ -165,17 +165,10 @@ def _same_table(loaded: SymbolTable, own: SymbolTable) -> bool:
 
 def _build_id(kernel: Kernel, file: LinkerFile) -> Optional[str]:
     """The build id that was loaded with a relocatable module, None where it cannot be read."""
-    struct = kernel.layouts.having("elf_file", "progtab")
-    if struct is None or "Elf_progent" not in kernel.layouts or not file.linker.endswith("_obj"):
+    if not file.linker.endswith("_obj"):
         return None
-    fields = kernel.layouts.fields("Elf_progent", "addr", "size", "name")
-    stride = kernel.layouts.sizeof("Elf_progent")
     try:
-        view = kernel.view(struct, file.address)
-        count = min(view.nprogtab, _MOST_SECTIONS)
-        raw = kernel.read(view.progtab, count * stride)
-        for at in range(0, count * stride, stride):
-            address, size, name = fields.unpack_from(raw, at)
+        for address, size, name in _progtab(kernel, file, "addr", "size", "name"):
             if 0 < size <= 4096 and kernel.try_cstring(name, limit=32) == _NOTE_SECTION:
                 for owner, type_, descriptor in notes(kernel.read(address, size)):
                     if owner == b"GNU" and type_ == 3 and any(descriptor):
@@ -183,6 +176,69 @@ def _build_id(kernel: Kernel, file: LinkerFile) -> Optional[str]:
     except (MemoryFault, LayoutError):
         pass
     return None
+
+
+@cached(MEMORY)
+def module_tables(kernel: Kernel) -> List[ModuleTable]:
+    """The symbol tables of the modules; one that cannot be used is a finding."""
+    # The tables of a live kernel's modules stay the same as long as the files do.
+    return [table for file in modules(kernel) for table in [module_table(kernel, file)] if table]
+
+
+@cached(LAYOUT)
+def module_table(kernel: Kernel, file: LinkerFile) -> Optional[ModuleTable]:
+    """The symbols of one module: those in memory, else those of the file proven to be it.
+
+    None where neither serves; that the table in memory does not is a finding.
+    """
+    table, why = memory_table(kernel, file)
+    if table is not None:
+        return table
+    what = f"symbols of {file.filename}"
+    found = module_file(kernel, file)
+    if found.elf is not None and found.elf.etype == ET_REL:
+        try:
+            table = _placed(kernel, file, found.elf)
+        except (LayoutError, MemoryFault) as error:
+            why += f"; {found.elf.path}: {error}"
+        else:
+            why += f"; taken from {found.elf.path} ({found.why})"
+    kernel.warnings.add(what, file.address, why, partial=table is None)
+    return table
+
+
+def _placed(kernel: Kernel, file: LinkerFile, elf: ElfFile) -> ModuleTable:
+    """The file's symbols where link_elf_obj.c put their sections (struct Elf_progent)."""
+    where = {}
+    for number, address, size in _progtab(kernel, file, "sec", "addr", "size"):
+        where[number] = (address, address + size)
+    own = elf.table
+    form = own.form
+    section, value = (3, 4) if form.word == "Q" else (5, 1)
+    symbols = bytearray(own.symbols)
+    for at in range(0, len(symbols), form.symbol.size):
+        fields = list(form.symbol.unpack_from(symbols, at))
+        if not 0 < fields[section] < SHN_LORESERVE:
+            continue
+        # What was not loaded (debug information) has no address to be named by.
+        start, _ = where.get(fields[section], (0, 0))
+        fields[value] = (fields[value] + start) & ((1 << 8 * kernel.pointer_size) - 1)
+        fields[section] = fields[section] if start else SHN_UNDEF
+        form.symbol.pack_into(symbols, at, *fields)
+    table = SymbolTable(form, bytes(symbols), own.strings)
+    return ModuleTable(file, table, 0, (), [ends for ends in where.values() if ends[0]])
+
+
+def _progtab(kernel: Kernel, file: LinkerFile, *members: str) -> List[Tuple[int, ...]]:
+    """Members of each struct Elf_progent of a relocatable module; LayoutError, MemoryFault."""
+    struct = kernel.layouts.having("elf_file", "progtab")
+    if struct is None:
+        raise LayoutError("no layout of link_elf_obj.c's struct elf_file for this kernel")
+    fields = kernel.layouts.fields("Elf_progent", *members)
+    stride = kernel.layouts.sizeof("Elf_progent")
+    view = kernel.view(struct, file.address)
+    raw = kernel.read(view.progtab, min(view.nprogtab, _MOST_SECTIONS) * stride)
+    return [fields.unpack_from(raw, at) for at in range(0, len(raw), stride)]
 
 
 @cached(LAYOUT)
@@ -232,3 +288,42 @@ class ModuleTypes:
         finally:
             self._asking = False
         return None
+
+
+class ModuleSymbols:
+    """The symbols of all modules, for a Kernel to ask: read when first asked for one."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._asking = False
+
+    def symbols(self, name: str) -> List[Symbol]:
+        """Every symbol of that name, of all modules in the order of loading."""
+        return [symbol for table in self._tables() for symbol in table.symbols(name)]
+
+    def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
+        """(name, offset) of the module's symbol that covers ``address``, or None.
+
+        Only the module that holds the address is read.
+        """
+        for file in self._files():
+            if file.holds(address):
+                table = module_table(self._kernel, file)
+                return table.symbolize(address) if table is not None else None
+        return None
+
+    def _files(self) -> List[LinkerFile]:
+        # What reads linker_files may itself ask for symbols that the kernel lacks.
+        if self._asking:
+            return []
+        self._asking = True
+        try:
+            return modules(self._kernel)
+        except (LayoutError, SymbolMissing):
+            return []
+        finally:
+            self._asking = False
+
+    def _tables(self) -> List[ModuleTable]:
+        files = self._files()
+        return module_tables(self._kernel) if files else []

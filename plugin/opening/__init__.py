@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Callable, Optional, Sequence
 
 from plugin.errors import LayoutError
-from plugin.kernel.linker import ModuleSymbols
-from plugin.kernel.module_file import ModuleTypes
+from plugin.kernel.module_file import ModuleSymbols, ModuleTypes
 from plugin.opening.find_kernel import open_dump
 from plugin.opening.identify import identify
 from plugin.opening.layouts import choose_layouts, without_layouts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
-from plugin.kernel.linker import LinkerFile, linker_files, module_table
-from plugin.kernel.module_file import module_file, module_types
+from plugin.kernel.linker import LinkerFile, linker_files, memory_table
+from plugin.kernel.module_file import module_file, module_table, module_types
 from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.words import address, count
@@ -88,7 +88,8 @@ def _module(kernel: Kernel, file: LinkerFile) -> Dict[str, Any]:
     found = module_file(kernel, file)
     types = module_types(kernel, file)
     if table is not None:
-        entry["symbols"] = {"source": "memory", "count": table.table.count}
+        source = "memory" if memory_table(kernel, file)[0] is not None else "file"
+        entry["symbols"] = {"source": source, "count": table.table.count}
     path: Optional[str] = found.elf.path if found.elf is not None else None
     if types is not None:
         entry["types"] = {"source": types.name, "path": path}
@@ -104,7 +105,8 @@ def _symbols(entry: Dict[str, Any]) -> str:
         return "none"
     if symbols["count"] is None:
         return "kernel file"
-    return f"{symbols['count']} in memory"
+    where = "in memory" if symbols["source"] == "memory" else "of its file"
+    return f"{symbols['count']} {where}"
 
 
 def _types(entry: Dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ Mirrors sys/kern/kern_linker.c, link_elf.c and link_elf_obj.c, 7.0-CURRENT to 15
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
 
 from plugin.symbol import Symbol
 from tests.forge.builder import Obj
@@ -46,6 +47,7 @@ class Module:
             "text": Arena(base, base + _TEXT),
             "data": Arena(base + _TEXT, base + _SIZE),
         }
+        self.build_id = name.encode().ljust(20, b"\1")[:20]
         self.obj: Optional[Obj] = None
         self.symtab = self.strtab = 0
 
@@ -67,7 +69,13 @@ class Module:
         self.obj.set(ddbsymtab=self.symtab, ddbsymcnt=count)
         self.obj.set(ddbstrtab=self.strtab, ddbstrcnt=len(strings))
         if self.relocatable:
-            ends = ((".text", self.base, _TEXT), (".data", self.base + _TEXT, _SIZE - _TEXT))
+            ends: tuple[tuple[str, int, int], ...] = (
+                (".text", self.base, _TEXT),
+                (".data", self.base + _TEXT, _SIZE - _TEXT),
+            )
+            note = m.take(len(self.note), align=16)
+            m.space.write(note, self.note)
+            ends += ((".note.gnu.build-id", note, len(self.note)),)
             sections = m.array("Elf_progent", len(ends), arena="kmem")
             for number, (section, (name, start, size)) in enumerate(zip(sections, ends), 1):
                 section.set(addr=start, size=size, sec=number, name=m.string(name))
@@ -76,16 +84,48 @@ class Module:
         return m.view("linker_file", self.obj.address)
 
     @property
+    def note(self) -> bytes:
+        """What a linker puts into .note.gnu.build-id."""
+        return struct.pack("<III4s", 4, len(self.build_id), 3, b"GNU") + self.build_id
+
+    def write(self, path: Path) -> None:
+        """The relocatable .ko, of a 64-bit machine, that it was loaded from, without its code."""
+        symbols, strings, _ = self._tables(filed=True)
+        names = b"\0.text\0.data\0.note.gnu.build-id\0.symtab\0.strtab\0.shstrtab\0"
+        # (name, type, flags, content or size, link, size of an entry), in sh_type's numbers
+        rows: List[Tuple[str, int, int, Union[int, bytes], int, int]] = [
+            (".text", 8, 6, _TEXT, 0, 0),
+            (".data", 8, 3, _SIZE - _TEXT, 0, 0),
+            (".note.gnu.build-id", 7, 2, self.note, 0, 0),
+            (".symtab", 2, 0, symbols, 5, 24),
+            (".strtab", 3, 0, strings, 0, 0),
+            (".shstrtab", 3, 0, names, 0, 0),
+        ]
+        headers, body = bytearray(64), bytearray(64)
+        for name, kind, flags, content, link, entry in rows:
+            size = content if isinstance(content, int) else len(content)
+            at = names.index(b"\0" + name.encode() + b"\0") + 1
+            place = (at, kind, flags, 0, len(body), size, link, 1, 8, entry)
+            headers += struct.pack("<IIQQQQIIQQ", *place)
+            body += b"" if isinstance(content, int) else content
+            body += bytes(-len(body) % 8)
+        head = (1, 62, 1, 0, 0, len(body), 0, 64, 0, 0, 64, len(rows) + 1, len(rows))
+        body[:64] = b"\x7fELF\2\1\1\x09".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", *head)
+        path.write_bytes(bytes(body + headers))
+
+    @property
     def linker(self) -> str:
         return f"elf{8 * self.machine.pointer_size}" + ("_obj" if self.relocatable else "")
 
-    def _tables(self) -> tuple[bytes, bytes, int]:
+    def _tables(self, filed: bool = False) -> tuple[bytes, bytes, int]:
         wide = self.machine.pointer_size == 8
         symbols, strings = bytearray(24 if wide else 16), bytearray(b"\0")
         for symbol in self.symbols:
-            value = symbol.address - (0 if self.relocatable else self.base)
             info = (0 if symbol.local else 0x10) | _TYPES.get(symbol.kind, 0)
             home = 1 if symbol.address < self.base + _TEXT else 2
+            value = symbol.address - (0 if self.relocatable else self.base)
+            if filed:
+                value = symbol.address - self.base - (_TEXT if home == 2 else 0)
             if wide:
                 symbols += struct.pack("<IBBHQQ", len(strings), info, 0, home, value, symbol.size)
             else:
