@@ -7,6 +7,7 @@ from typing import Tuple
 
 from commands import Needs
 from plugin.errors import MemoryFault, UsageError
+from plugin.kernel.pcpu import vnet_address
 from plugin.render.kprint import list_elements, one_struct
 from plugin.render.report import Report
 from plugin.session import Kernel
@@ -71,9 +72,15 @@ def _place(kernel: Kernel, where: str) -> Tuple[str, int]:
         pass
     name, plus, offset = text.partition("+")
     try:
-        return name if not plus else "", kernel.address_of(name) + (int(offset, 0) if plus else 0)
+        distance = int(offset, 0) if plus else 0
     except ValueError:
         raise UsageError(f"{offset!r} is no offset") from None
+    if not kernel.has_symbol(name):
+        # "ifnet" for V_ifnet, of which only the template has a symbol
+        at = vnet_address(kernel, name)
+        if at is not None:
+            return "", at + distance
+    return name if not plus else "", kernel.address_of(name) + distance
 
 
 def _start(kernel: Kernel, where: str, symbol: str, at: int, size: int) -> int:

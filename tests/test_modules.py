@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugin.kernel import linker, module_file, stack
+from plugin.kernel import callout, linker, module_file, pcpu, stack
 from plugin.kernel.proc import threads
 from plugin.opening import open_core
 from plugin.session import Kernel
@@ -297,6 +297,53 @@ def test_ctf_that_is_not_used_is_said_in_the_first_lines(
     assert status == 0
     assert "layouts: yaml:14.2-amd64." in first
     assert "CTF version 9 is not supported" in first
+
+
+# Variables that every CPU or every network stack has a copy of
+
+
+@pytest.mark.parametrize(
+    "osreldate, arch", [(903000, "amd64"), (1402000, "amd64"), (1402000, "i386")]
+)
+@pytest.mark.parametrize("home", ["the kernel", "a module"])
+def test_variables_of_each_cpu_and_of_a_network_stack_are_read_where_their_copies_are(
+    osreldate: int, arch: str, home: str, tmp_path: Path
+) -> None:
+    machine = Machine(osreldate, arch)
+    if home == "a module":
+        machine.modules.load("example.ko", "pcpu_entry_example", "vnet_entry_example")
+    width = machine.pointer_size
+
+    entries = [
+        machine.symbol(f"{set_}_entry_example", size=width).address for set_ in ("pcpu", "vnet")
+    ]
+    copies, own = [machine.take(width) for _ in range(machine.cpus)], machine.take(64)
+    offsets = machine.symbol("dpcpu_off", size=width * machine.cpus)
+    # A copy that lies below its template is told by a distance that wraps.
+    for cpu, copy in enumerate(copies):
+        distance = (copy - entries[0]) % (1 << 8 * width)
+        machine.write_int(offsets.address + cpu * width, distance, width)
+    distance = (own - entries[1]) % (1 << 8 * width)
+    vnet0 = machine.new("vnet", vnet_data_base=distance)
+    machine.write_pointer(machine.symbol("vnet0", size=width).address, vnet0)
+    vmcore, file = machine.write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    assert list(pcpu.dpcpu_addresses(kernel, "example")) == list(enumerate(copies))
+    assert pcpu.vnet_address(kernel, "example") == own
+    assert list(pcpu.dpcpu_addresses(kernel, "other")) == []
+    assert pcpu.vnet_address(kernel, "other") is None
+    _, out, _ = wchan("-k", str(file), str(vmcore), "kprint", "mtx", "example", "--json")
+    assert f"{own:#x}" in out
+
+
+def test_a_real_machines_network_stack_and_callouts_are_where_it_keeps_them(
+    zfs_kernel: Kernel,
+) -> None:
+    interfaces = pcpu.vnet_address(zfs_kernel, "if_index")
+    assert interfaces is not None and int.from_bytes(zfs_kernel.read(interfaces, 4), "little") == 1
+    clocks = [each.thread for each in callout.callout_cpus(zfs_kernel)]
+    names = {thread.address: thread.name for thread in threads(zfs_kernel)}
+    assert [names[clock] for clock in clocks] == ["clock (0)", "clock (1)"]
 
 
 # In the debuggers

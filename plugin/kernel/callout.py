@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Iterator, NamedTuple, Optional, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.counter import mp_maxid
+from plugin.kernel.pcpu import dpcpu_addresses
 from plugin.session import Kernel
-
-_MAX_CPUS = 1 << 12
 
 
 class CalloutCpu(NamedTuple):
@@ -46,28 +46,15 @@ def callout_cpus(kernel: Kernel) -> Iterator[CalloutCpu]:
 
 
 def _addresses(kernel: Kernel) -> Iterator[Tuple[int, int]]:
-    number = min(
-        max(kernel.global_value("mp_ncpus", 1), kernel.global_value("mp_maxid", 0) + 1), _MAX_CPUS
-    )
     symbol = kernel.symbol("cc_cpu")
-    if symbol is not None:
-        stride = kernel.layouts.sizeof("callout_cpu")
-        for cpu in range(number):
-            if symbol.size and (cpu + 1) * stride > symbol.size:
-                return
-            yield cpu, symbol.address + cpu * stride
+    if symbol is None:
+        yield from dpcpu_addresses(kernel, "cc_cpu")
         return
-    entry, offsets = kernel.symbol("pcpu_entry_cc_cpu"), kernel.symbol("dpcpu_off")
-    if entry is None or offsets is None:
-        return
-    size = kernel.pointer_size
-    for cpu in range(number):
-        try:
-            offset = kernel.pointer(offsets.address + cpu * size)
-        except MemoryFault:
+    stride = kernel.layouts.sizeof("callout_cpu")
+    for cpu in range(mp_maxid(kernel) + 1):
+        if symbol.size and (cpu + 1) * stride > symbol.size:
             return
-        if offset:
-            yield cpu, (entry.address + offset) & ((1 << 8 * size) - 1)
+        yield cpu, symbol.address + cpu * stride
 
 
 def waited_for(kernel: Kernel, channel: int) -> Optional[Tuple[CalloutCpu, Executing]]:
