@@ -491,7 +491,7 @@ def test_without_the_g_bio_zone_the_drivers_memory_is_searched(
     owing, clear = (geom.mesh(kernel).providers[d.provider.obj.address] for d in (disk, idle))
     assert geom_io.provider_io(kernel)[owing.address].verdict == "owes"
     assert geom_io.provider_io(kernel)[owing.address].at_device == 3
-    # The counters alone acquit the other.
+    # The counters alone clear the other.
     assert geom_io.provider_io(kernel)[clear.address].verdict == "clear"
     assert geom_io.held_by_driver(kernel, owing).keys() == {c.obj.address for c in clones}
 
