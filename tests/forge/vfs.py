@@ -80,6 +80,8 @@ class Vfs:
         obj["mnt_stat.f_mntonname"] = on
         obj["mnt_stat.f_mntfromname"] = source
         obj.probe(mnt_ref=1)
+        if m.has("mount", "mnt_pcpu"):
+            obj["mnt_pcpu"] = m.counter(0)
         m.locks.initialize(obj.sub("mnt_mtx"), "sleep mutex", "struct mount mtx")
         made = Mount(m, obj, fstype, on)
         self.mounts.append(made)
