@@ -64,12 +64,12 @@ def mount_at(kernel: Kernel, address: int) -> Optional[Mount]:
     if found is not None:
         return found
     try:
-        return _mount(kernel, address)
+        return _mount(kernel, address, listed=False)
     except (MemoryFault, LayoutError):
         return None
 
 
-def _mount(kernel: Kernel, address: int) -> Mount:
+def _mount(kernel: Kernel, address: int, *, listed: bool = True) -> Mount:
     view = kernel.view("mount", address)
     return Mount(
         address,
@@ -78,13 +78,13 @@ def _mount(kernel: Kernel, address: int) -> Mount:
         _text(view, "mnt_stat.f_mntonname"),
         view.mnt_kern_flag,
         view.get("mnt_susp_owner", 0),
-        _writeopcount(kernel, view),
+        _writeopcount(kernel, view, listed),
         view.get("mnt_ref", 0),
         view.get("mnt_lockref", 0),
     )
 
 
-def _writeopcount(kernel: Kernel, view: View) -> Optional[int]:
+def _writeopcount(kernel: Kernel, view: View, listed: bool) -> Optional[int]:
     """vfs_mount_fetch_counter(): mnt_writeopcount and each CPU's part of it.
 
     While somebody is in vfs_op_enter() (mnt_vfs_ops) the CPUs' parts have been moved
@@ -102,7 +102,9 @@ def _writeopcount(kernel: Kernel, view: View) -> Optional[int]:
         for offset in zpcpu_offsets(kernel):
             total += kernel.signed(parts + offset + member.offset & mask, member.size)
     except MemoryFault as fault:
-        kernel.warnings.add("mnt_pcpu", fault.address, fault.reason)
+        # What is on no list of mounts may be none at all.
+        if listed:
+            kernel.warnings.add("mnt_pcpu", fault.address, fault.reason)
         return None
     return total
 
