@@ -489,3 +489,21 @@ def test_the_stack_printed_with_a_panic_says_where_it_was(
     out = " ".join(capsys.readouterr().out.split())
     assert "panic: page fault" in out
     assert "is not recorded; it was in arc_prune_task called by taskq_run." in out
+
+
+SERVICES = """\
+db> ps
+  pid  ppid  pgrp   uid  state  wmesg   wchan               cmd
+  901     1   901     0  D+      nfscl   0xfffff80003a1c000  cp
+  902     1   902     0  D       aiordy  0xfffff80003a1d000  rsync
+  905     1   905     0  S       rpcsvc  0xfffff80003a1e000  nfsd
+   12     0     0     0  DL      nfscl   0xfffff80003a1c000  [nfscl]
+   13     0     0     0  DL      aiordy  0xfffff80003a1d000  [aiod1]
+"""
+
+
+def test_a_process_in_state_d_is_no_idle_service_whatever_its_message(tmp_path: Path) -> None:
+    kernel = TextKernel(of(SERVICES, tmp_path))
+    found = explain.analyse(kernel, shipped())
+    assert sorted(thread.pid for thread in found.stuck) == [901, 902]
+    assert len(found.not_understood) == 2

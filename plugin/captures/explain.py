@@ -206,7 +206,8 @@ class TextBuilder(GraphBuilder):
             self._wait_for(node, held[0], Certainty.CATALOGUED, f"{wait.said}; {held[1]}")
             return Verdict(Status.STUCK, "waits for a vnode lock")
         row, why = self._row(wait, text)
-        if row is None:
+        idle = row is not None and row.sleep_class is SleepClass.IDLE
+        if row is None or (idle and self._is_no_service(thread, text)):
             channel = self._channel_node(text, wait)
             self.join(node, channel, EdgeKind.WAITS_FOR, wait.certainty, wait.said)
             channel.end = channel.end or End(
@@ -216,6 +217,11 @@ class TextBuilder(GraphBuilder):
         if row.resolver in ("buf", "bio") and row.sleep_class is SleepClass.WORK:
             return self._buf(thread, text, node, wait, row)
         return self._generic(thread, text, node, wait, row, why)
+
+    def _is_no_service(self, thread: Thread, text: TextThread) -> bool:
+        """A process in state D, which no signal wakes: services without work are the kernel's."""
+        state = text.raw_state
+        return state.startswith("D") and "L" not in state and not self.is_kernel_thread(thread)
 
     def _wait(self, text: TextThread) -> Optional[_Wait]:
         if text.wmesg:
