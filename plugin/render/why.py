@@ -154,9 +154,19 @@ def _figures(analysis: Analysis) -> List[str]:
         status: analysis.statuses.get(status, 0)
         for status in (Status.WAITING, Status.SPINNING, Status.RUNNABLE, Status.RUNNING)
     }
-    idle = len(analysis.threads) - len(analysis.stuck) - sum(told.values())
     words = [f"{len(analysis.stuck)} stuck"]
     words += [f"{number} {status}" for status, number in told.items() if number]
+    # A sleep that nobody understands is not idle, though nothing says that it is stuck.
+    stuck = {thread.tid for thread in analysis.stuck}
+    counted = {*told, Status.STUCK}
+    blind = [
+        thread
+        for thread in analysis.not_understood
+        if thread.tid not in stuck and analysis.status(thread) not in counted
+    ]
+    if blind:
+        words.append(f"{len(blind)} not understood")
+    idle = len(analysis.threads) - len(analysis.stuck) - sum(told.values()) - len(blind)
     return [*words, f"{idle} idle"]
 
 

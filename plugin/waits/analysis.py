@@ -99,6 +99,11 @@ class Analysis(NamedTuple):
     #: a thread's functions, innermost first
     stack: Callable[[Thread], Sequence[str]]
 
+    def status(self, thread: Thread) -> Status:
+        """What a thread is taken for; one that nothing led to runs or rests by itself."""
+        verdict = self.verdicts.get(thread.address)
+        return verdict.status if verdict is not None else Status.RUNNING
+
     def node_of(self, thread: Thread) -> Optional[Node]:
         return self.graph.nodes.get(f"thread:{thread.tid}")
 
