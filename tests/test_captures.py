@@ -18,7 +18,7 @@ from plugin.captures.lines import clean, looks_like_text
 from plugin.captures.machine import TextKernel
 from plugin.captures.model import Capture
 from plugin.captures.reader import read, read_one
-from plugin.catalogue import shipped
+from plugin.catalogue import SleepClass, shipped
 from plugin.errors import WchanError
 from plugin.hosts.shell import main
 from plugin.waits.analysis import Analysis
@@ -507,3 +507,20 @@ def test_a_process_in_state_d_is_no_idle_service_whatever_its_message(tmp_path: 
     found = explain.analyse(kernel, shipped())
     assert sorted(thread.pid for thread in found.stuck) == [901, 902]
     assert len(found.not_understood) == 2
+
+
+def test_a_lone_retry_is_no_progress_and_no_all_clear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = next(
+        row
+        for row in shipped().rows
+        if row.sleep_class is SleepClass.RETRY and not row.server and len(row.wmesg[0]) < 6
+    )
+    head = DDB[DDB.index("  pid  ppid") : DDB.index("   42 ")]
+    line = f"   20     1     1     0  D+      {row.wmesg[0]:7} 0xfffff80002cf1af0  reader\n"
+    (tmp_path / "log").write_text("db> ps\n" + head + line)
+    main([str(tmp_path / "log"), "why-stuck"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 not understood" in out and "No thread is stuck" not in out
+    assert "No deadlock." not in out and "pacing" not in out

@@ -287,10 +287,16 @@ class TextBuilder(GraphBuilder):
             )
         elif servers:
             self.served_by(target, servers, f"by {why}: {woken}")
-        elif row.sleep_class in (SleepClass.PACING, SleepClass.RETRY):
+        elif row.sleep_class is SleepClass.PACING:
             target.end = target.end or End(
                 CauseKind.PACING, f'"{wait.wmesg}": tries again by itself', why
             )
+        elif row.sleep_class is SleepClass.RETRY:
+            said = f'"{wait.wmesg}" looks again and again for {woken}'
+            target.end = target.end or End(CauseKind.UNKNOWN, said, why)
+            # Text tells no start of it: this may be the first look or the thousandth.
+            said = f'retries in "{wait.wmesg}", since when is not known'
+            return Verdict(Status.TIMED, said, row, understood=False)
         else:
             target.end = target.end or End(
                 CauseKind.UNKNOWN, f'"{wait.wmesg}" waits for {woken}', why
