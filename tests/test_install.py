@@ -727,7 +727,7 @@ sys.path[:0] = sys.argv[1:]
 import commands, plugin
 # Not the modules that only a debugger's own Python can import.
 hosted = {f"plugin.{room}.{name}" for room in ("targets", "hosts") for name in ("lldb", "gdb")}
-hosted |= {"plugin.kernel-gdb", "plugin.__main__"}
+hosted |= {"plugin.kernel-gdb", "plugin.__main__", "plugin.hosts.gdb_threads"}
 for package in (plugin, commands):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if module.name not in hosted:
