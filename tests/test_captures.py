@@ -524,3 +524,14 @@ def test_a_lone_retry_is_no_progress_and_no_all_clear(
     out = " ".join(capsys.readouterr().out.split())
     assert "1 not understood" in out and "No thread is stuck" not in out
     assert "No deadlock." not in out and "pacing" not in out
+
+
+def test_a_report_is_never_written_over_the_text_it_is_made_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "console.log"
+    log.write_text(DDB)
+    assert main([str(log), "why-stuck", "-o", str(log)]) == 1
+    assert "it is what the report is made of" in capsys.readouterr().err
+    assert main([str(log), "why-stuck", "--html", str(log)]) == 1
+    assert log.read_text() == DDB

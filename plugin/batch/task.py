@@ -88,7 +88,7 @@ def identity(path: str) -> Dict[str, Any]:
 
 def _open(task: Task) -> Kernel:
     if looks_like_text(task.path):
-        return TextKernel(read_one([task.path]))
+        return TextKernel(read_one([task.path]), [task.path])
     try:
         return open_core(task.path)
     except WchanError:

@@ -31,10 +31,10 @@ class _NoMemory:
     page_size = 4096
     memory = None
 
-    def __init__(self, arch: str, files: Sequence[str]) -> None:
+    def __init__(self, arch: str, names: Sequence[str], paths: Sequence[str]) -> None:
         self.arch = arch
-        self.description = ", ".join(files)
-        self.files = files
+        self.description = ", ".join(names)
+        self.files = paths
 
     def read(self, address: int, size: int) -> bytes:
         raise MemoryFault(address, "this is text: it holds no memory")
@@ -86,12 +86,14 @@ class _NoStructs:
 class TextKernel(Kernel):
     """The machine that a Capture tells of.  ``threads`` as ``plugin.kernel.proc`` yields them.
 
+    ``paths``: the files it was read from, which no report may be written over.
+
     A thread printed without a number has its pid for one where that is free, else one above
     ``10000000``; one printed without an address has a negative number for it, which is shown
     nowhere.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, paths: Sequence[str] = ()) -> None:
         kinds = ", ".join(capture.kinds) or "text"
         layouts = Layouts([_NoStructs(f"text: {kinds}")], _NoTables())
         variant: FrozenSet[str] = frozenset(capture.options)
@@ -104,7 +106,7 @@ class TextKernel(Kernel):
             page_size=4096,
         )
         arch = capture.arch if capture.arch in _ARCHES else "amd64"
-        super().__init__(_NoMemory(arch, capture.files), layouts, facts)
+        super().__init__(_NoMemory(arch, capture.files, paths), layouts, facts)
         self.arch = capture.arch or "unknown"
         self.capture = capture
         #: the text behind each thread, by the thread's tid

@@ -265,7 +265,7 @@ def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
         from plugin.captures.machine import TextKernel
         from plugin.captures.reader import read_one
 
-        return TextKernel(read_one(args.files))
+        return TextKernel(read_one(args.files), args.files)
     if len(args.files) > 1:
         raise UsageError(f"wchan: {args.vmcore} is no text: one dump at a time")
     from plugin.opening import open_core
