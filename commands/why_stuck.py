@@ -57,10 +57,6 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         analysis = explain.analyse(text, catalogue, everything=everything)
     else:
         analysis = analyse(kernel, catalogue, everything=everything)
-    known = matches(
-        seen_in(analysis, text.capture.panic_frames if text is not None else ()),
-        entries(args.known),
-    )
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:
@@ -69,6 +65,11 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         report = why.in_full(analysis, chosen, args.width)
     else:
         report = why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
+    # A drawing and a page do not name them: their stacks are read for those who are told.
+    known = matches(
+        seen_in(analysis, text.capture.panic_frames if text is not None else ()),
+        entries(args.known),
+    )
     why.add_known(report, known)
     return report
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Callable, Dict, Optional, Tuple
 
-from plugin.captures.lines import Line
+from plugin.captures.lines import Line, plain_name
 from plugin.captures.model import (
     Blocked,
     Capture,
@@ -170,7 +170,7 @@ class Ddb:
             self._pid = pid
             self.capture.parents[pid] = int(match["ppid"])
             if rest.startswith("(threaded)"):
-                self._comm = _plain(rest[10:].strip())
+                self._comm = plain_name(rest[10:].strip())
                 return True
             thread = TextThread(None, pid, listed=line.source, raw_state=state)
             self._wait(thread, rest)
@@ -192,7 +192,7 @@ class Ddb:
         if match is not None:
             pid = int(match["pid"])
             self.capture.parents[pid] = int(match["ppid"])
-            self._pid, self._comm = pid, _plain(match["cmd"].strip())
+            self._pid, self._comm = pid, plain_name(match["cmd"].strip())
             if match["states"].startswith("("):
                 return True
             thread = TextThread(
@@ -208,7 +208,7 @@ class Ddb:
         address = number(match["td"])
         thread = self.capture.thread(-(address & 0x7FFFFFFF), self._pid)
         thread.address, thread.comm = address, self._comm
-        thread.name, thread.listed = _plain(match["name"]) or self._comm, line.source
+        thread.name, thread.listed = plain_name(match["name"]) or self._comm, line.source
         self._old_states(thread, match["states"])
         return True
 
@@ -240,7 +240,7 @@ class Ddb:
         match = _PS_CPU.match(rest)
         if match is not None:
             thread.cpu = int(match["cpu"])
-            thread.name = _plain(match["cmd"])
+            thread.name = plain_name(match["cmd"])
         else:
             match = _PS_WAIT.match(rest)
             if match is not None:
@@ -251,9 +251,9 @@ class Ddb:
                 thread.wchan = number(match["wchan"])
                 if wmesg.startswith("*"):
                     thread.lock_name = wmesg[1:]
-                thread.name = _plain(match["cmd"])
+                thread.name = plain_name(match["cmd"])
             else:
-                thread.name = _plain(rest)
+                thread.name = plain_name(rest)
         thread.idle = thread.name.startswith("idle")
         thread.kernel = rest.rstrip().endswith("]")
 
@@ -618,9 +618,3 @@ class Ddb:
         named = [w for w in words if w.isupper() and w.replace("_", "").replace("-", "").isalnum()]
         capture.ident = tail[-1] if tail else (named[0] if named else capture.ident)
         return True
-
-
-def _plain(name: str) -> str:
-    """A command's name without the brackets of a kernel process."""
-    name = name.strip()
-    return name[1:-1] if name.startswith("[") and name.endswith("]") else name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from bisect import bisect_left
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 from plugin.captures.machine import TextKernel
@@ -18,6 +19,7 @@ from plugin.judge import panics
 from plugin.kernel.proc import Thread
 from plugin.waits.analysis import Analysis, conclude
 from plugin.waits.builder import GraphBuilder, Verdict
+from plugin.waits.explain import STATE_WORDS
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.words import count
@@ -28,14 +30,7 @@ _FRAMES = os.path.join(os.path.dirname(__file__), "frames.yaml")
 _INSIDE = 0x400
 _MEMORY = ("memory", "pageout_memory", "pacing_memory")
 #: functions that only do the sleeping: what is beneath them says what for
-_STATES = {
-    "suspended": "is stopped (a signal, a debugger, or its process single-threading)",
-    "swapped": "is swapped out and has to be brought in",
-    "iwait": "waits for an interrupt",
-    "inactive": "is not started, or has ended",
-    "zombie": "has ended; its parent has to wait for it",
-    "unknown": "is in no listing that tells its state",
-}
+_UNLISTED = "is in no listing that tells its state"
 
 
 class _Wait(NamedTuple):
@@ -76,10 +71,16 @@ class TextBuilder(GraphBuilder):
         self._tid_of: Dict[int, int] = {
             text.tid: tid for tid, text in kernel.texts.items() if text.tid is not None
         }
-        self._sleepers: Dict[int, int] = {}
-        for text in kernel.texts.values():
-            if text.wchan:
-                self._sleepers[text.wchan] = self._sleepers.get(text.wchan, 0) + 1
+        # Asked for every sleeper: worked out once, so that a log costs time linear in its size.
+        self._pacer = next((t for t in self.threads if t.name == t.wmesg == "g_down"), None)
+        self._vnodes = sorted(self.capture.vnodes)
+        self._devices: Dict[int, List[TextVnode]] = {}
+        for vnode in self.capture.vnodes.values():
+            lock = self.capture.locks.get(vnode.lock or "")
+            for tid in lock.owners if lock is not None and vnode.device else ():
+                self._devices.setdefault(tid, []).append(vnode)
+        self._busy: Dict[Tuple[str, int], List[Thread]] = {}
+        self._completed: Dict[str, List[str]] = {}
 
     def stack(self, thread: Thread) -> Sequence[str]:
         return self.text_kernel.stack(thread)
@@ -117,8 +118,9 @@ class TextBuilder(GraphBuilder):
                 CauseKind.RUNNABLE, f"{node.label} is runnable and waits for a CPU", where
             )
             return Verdict(Status.RUNNING, "waits for a CPU")
-        words = _STATES.get(thread.state, thread.state)
-        kind = CauseKind.UNKNOWN if thread.state == "unknown" else CauseKind.EXTERNAL
+        unknown = thread.state == "unknown"
+        words = _UNLISTED if unknown else STATE_WORDS.get(thread.state, thread.state)
+        kind = CauseKind.UNKNOWN if unknown else CauseKind.EXTERNAL
         node.end = End(kind, f"{node.label} {words}", where)
         return Verdict(Status.OTHER, words)
 
@@ -176,15 +178,14 @@ class TextBuilder(GraphBuilder):
         """The printed vnode or buf whose lock is the channel."""
         if text.wchan is None:
             return None
-        best: Optional[Tuple[int, TextLock, str]] = None
-        for vnode in self.capture.vnodes.values():
-            inside = text.wchan - vnode.address
-            if not vnode.lock or not 0 < inside < _INSIDE or wmesg[:6] != vnode.tag[:6]:
-                continue
-            if best is None or inside < best[0]:
+        for at in range(bisect_left(self._vnodes, text.wchan) - 1, -1, -1):
+            vnode = self.capture.vnodes[self._vnodes[at]]
+            if text.wchan - vnode.address >= _INSIDE:
+                break
+            if vnode.lock and wmesg[:6] == vnode.tag[:6]:
                 what = f"{vnode.source}: vnode {vnode.address:#x}, which the channel lies in"
-                best = inside, self.capture.locks[vnode.lock], what
-        return (best[1], best[2]) if best is not None else None
+                return self.capture.locks[vnode.lock], what
+        return None
 
     # Sleeps
 
@@ -252,7 +253,10 @@ class TextBuilder(GraphBuilder):
     def _messages(self, wmesg: str, text: TextThread) -> List[str]:
         if not text.wmesg_cut or wmesg != text.wmesg:
             return [wmesg]
-        return [wmesg, *_begun(self.catalogue, wmesg.lstrip("*"))]
+        known = self._completed.get(wmesg)
+        if known is None:
+            known = self._completed[wmesg] = [wmesg, *_begun(self.catalogue, wmesg.lstrip("*"))]
+        return known
 
     def _channel_node(self, text: TextThread, wait: _Wait) -> Node:
         if text.wchan:
@@ -305,22 +309,19 @@ class TextBuilder(GraphBuilder):
 
     def _servers(self, thread: Thread, row: Row) -> List[Thread]:
         """The threads a row names that are not idle themselves: an idle one serves nobody."""
-        found = [each for each in self.named(row.server) if each.tid != thread.tid]
-        busy = []
-        for each in found:
-            text = self.texts[each.tid]
-            wait = self._wait(text) if each.state == "sleeping" else None
-            own = self._row(wait, text)[0] if wait is not None else None
-            if own is None or own.sleep_class is not SleepClass.IDLE:
-                busy.append(each)
-        return busy
+        key = row.source, row.number
+        busy = self._busy.get(key)
+        if busy is None:
+            named = self.named(row.server) if row.server else []
+            busy = self._busy[key] = [each for each in named if not self._idles(each)]
+        return [each for each in busy if each.tid != thread.tid]
 
-    def _pacer(self) -> Optional[Thread]:
-        """g_down where it sleeps after a failed allocation: GEOM lets one bio through a turn."""
-        for each in self.threads:
-            if each.name == "g_down" and each.wmesg == "g_down":
-                return each
-        return None
+    def _idles(self, thread: Thread) -> bool:
+        """The thread sleeps where a service waits for work to come."""
+        text = self.texts[thread.tid]
+        wait = self._wait(text) if thread.state == "sleeping" else None
+        row = self._row(wait, text)[0] if wait is not None else None
+        return row is not None and row.sleep_class is SleepClass.IDLE
 
     def _memory(self) -> Node:
         free = [d.counts["free"] for d in self.capture.domains.values() if "free" in d.counts]
@@ -343,7 +344,7 @@ class TextBuilder(GraphBuilder):
             )
         self.join(node, target, EdgeKind.WAITS_FOR, wait.certainty, wait.said)
         device, certainty, said = self._device(text, buf)
-        pacer = self._pacer()
+        pacer = self._pacer
         if pacer is not None:
             # Which bios are in its queue is in memory alone; those it has passed on are few.
             said = f"{self.texts[pacer.tid].listed}: GEOM is pacing, I/O goes through g_down"
@@ -368,16 +369,12 @@ class TextBuilder(GraphBuilder):
                     Certainty.PROVEN,
                     f"{buf.source}: b_vp; {vnode.source}: its device",
                 )
-        mine = [v for v in self.capture.vnodes.values() if v.device and self._holds(text, v)]
+        mine = self._devices.get(text.tid, []) if text.tid is not None else []
         names = sorted({vnode.device for vnode in mine})
         if len(names) == 1:
             said = f"{mine[0].source}: the vnode it holds locked is there"
             return names[0], Certainty.GUESSED, said
         return "", Certainty.GUESSED, ""
-
-    def _holds(self, text: TextThread, vnode: TextVnode) -> bool:
-        lock = self.capture.locks.get(vnode.lock or "")
-        return lock is not None and text.tid is not None and text.tid in lock.owners
 
     def _provider(self, name: str) -> Node:
         made = self.node(NodeKind.PROVIDER, name, name)

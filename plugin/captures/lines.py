@@ -77,6 +77,12 @@ def clean(text: str) -> str:
     return text.rstrip()
 
 
+def plain_name(name: str) -> str:
+    """A command's name without the brackets of a kernel process."""
+    name = name.strip()
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
+
 def _backspaced(text: str) -> str:
     kept: List[str] = []
     for char in text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Dict, List, Optional
 
-from plugin.captures.lines import Line
+from plugin.captures.lines import Line, plain_name
 from plugin.captures.model import Capture, TextThread
 
 _FRAME_OFFSET = re.compile(r"(?:^| )(?P<first>[A-Za-z_.][\w.]*\+0x[0-9a-f]+)(?: |$)")
@@ -138,7 +138,9 @@ class Listings:
         command = row.get("COMMAND", "").strip()
         self._tops += 1
         comm, _, name = command.partition("{")
-        thread = TextThread(None, int(row["PID"]), _plain(comm), name.rstrip("}") or _plain(comm))
+        thread = TextThread(
+            None, int(row["PID"]), plain_name(comm), name.rstrip("}") or plain_name(comm)
+        )
         state = row.get("STATE", "")
         thread.listed = line.source
         thread.idle = thread.comm == "idle"
@@ -259,8 +261,3 @@ def _command(text: str) -> str:
         return inner.split("/")[0]
     word = text.split()[0] if text else ""
     return word.rsplit("/", 1)[-1].rstrip(":")
-
-
-def _plain(name: str) -> str:
-    name = name.strip()
-    return name[1:-1] if name.startswith("[") and name.endswith("]") else name

@@ -9,6 +9,7 @@ from plugin.errors import MemoryFault
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel, KernelFacts
 from plugin.structs import Layouts
+from plugin.structs.kernels import osreldate_of
 from plugin.structs.layout import Layout
 from plugin.targets import Symbol
 
@@ -99,7 +100,7 @@ class TextKernel(Kernel):
         variant: FrozenSet[str] = frozenset(capture.options)
         facts = KernelFacts(
             release=capture.release or "unknown",
-            osreldate=capture.osreldate or _osreldate(capture.release),
+            osreldate=capture.osreldate or osreldate_of(capture.release or ""),
             ident=capture.ident or "unknown",
             version=capture.version,
             variant=variant,
@@ -168,11 +169,3 @@ class TextKernel(Kernel):
             kstack_size=0,
             blocked=0,
         )
-
-
-def _osreldate(release: Optional[str]) -> int:
-    """The __FreeBSD_version that a release's name implies, 0 where it names none."""
-    parts = (release or "").split("-")[0].split(".")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        return 0
-    return int(parts[0]) * 100000 + int(parts[1]) * 1000

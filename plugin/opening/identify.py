@@ -13,6 +13,7 @@ from typing import Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.arch import BY_NAME, architecture
 from plugin.errors import KernelMismatch, MemoryFault, WchanError
+from plugin.structs.kernels import osreldate_of
 from plugin.targets import Target
 from plugin.targets.msgbuf import MSG_MAGIC, ring
 
@@ -109,16 +110,6 @@ def identify(target: Target) -> Identity:
     return Identity(
         release, osreldate, ident, version or f"FreeBSD {release}", _page_size(target), tuple(notes)
     )
-
-
-def osreldate_of(release: str) -> int:
-    """The __FreeBSD_version that a release name implies: "14.2-RELEASE" is 1402000."""
-    match = re.match(r"(\d+)\.(\d+)", release)
-    if match is None:
-        return 0
-    major, minor = int(match.group(1)), int(match.group(2))
-    # -RELEASE is M.mm000 since 5.0; -CURRENT counts up from M00000.
-    return major * 100000 + (minor * 1000)
 
 
 def _page_size(target: Target) -> int:

@@ -230,3 +230,13 @@ class Spans:
                     text = run[0] if len(run) == 1 else f"{run[0]}..{run[-1]}"
                 yield {name for v in run for name in of_version[v]}, text
             run = []
+
+
+def osreldate_of(release: str) -> int:
+    """The __FreeBSD_version that a release name implies: "14.2-RELEASE" is 1402000."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        return 0
+    major, minor = int(match.group(1)), int(match.group(2))
+    # -RELEASE is M.mm000 since 5.0; -CURRENT counts up from M00000.
+    return major * 100000 + (minor * 1000)

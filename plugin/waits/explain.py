@@ -19,7 +19,7 @@ from plugin.waits.resolvers.procs import single_threading
 from plugin.waits.resolvers.rmslocks import wait_for_rms
 
 #: what a state other than asleep, blocked or running means for a thread
-_STATES = {
+STATE_WORDS = {
     "suspended": "is stopped (a signal, a debugger, or its process single-threading)",
     "swapped": "is swapped out and has to be brought in",
     "iwait": "waits for an interrupt",
@@ -66,7 +66,7 @@ def _explain_state(builder: Builder, thread: Thread, node: Node) -> Verdict:
         found = single_threading(builder, thread, node)
         if found is not None:
             return found
-    text = _STATES.get(thread.state, thread.state)
+    text = STATE_WORDS.get(thread.state, thread.state)
     node.end = End(CauseKind.EXTERNAL, f"{who} {text}", f"thread state {thread.state}")
     return Verdict(Status.OTHER, text)
 

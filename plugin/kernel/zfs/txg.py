@@ -12,7 +12,6 @@ from typing import List, NamedTuple, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.proc import Thread
 from plugin.kernel.zfs.common import peek, try_peek
 from plugin.session import Kernel
 
@@ -182,8 +181,3 @@ def cv_index(kernel: Kernel, txg: Txg, cv: int) -> Optional[Tuple[int, int]]:
     if 0 <= cpu < _cpus(kernel) and 0 <= index < TXG_SIZE and not odd:
         return cpu, index
     return None
-
-
-def is_txg_thread(txg: Txg, thread: Thread) -> bool:
-    """True for the pool's own two threads; both are named "txg_thread_enter"."""
-    return thread.address in (txg.sync_thread, txg.quiesce_thread)

@@ -120,12 +120,6 @@ def provider_of(kernel: Kernel, vdev: Vdev) -> Optional[Provider]:
     return consumer.provider if consumer is not None else None
 
 
-def vdev_of_provider(kernel: Kernel, provider: Provider, vdevs: List[Vdev]) -> Optional[Vdev]:
-    """The leaf whose consumer hangs on ``provider``."""
-    own = {consumer.address for consumer in provider.consumers}
-    return next((vdev for vdev in vdevs if vdev.leaf and vdev.tsd in own), None)
-
-
 class VdevQueue(NamedTuple):
     """What a leaf's struct vdev_queue holds.
 

@@ -7,7 +7,7 @@ tree; io_child_list holds zio_link_t by zl_child_node, io_parent_list by zl_pare
 from __future__ import annotations
 
 import struct
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
@@ -180,20 +180,6 @@ def _linked(kernel: Kernel, zio: int, member: str, end: str) -> Iterator[int]:
 
 #: enum zio_child and enum zio_wait_type: io_children[type][ready or done] (sys/zio.h)
 CHILD_TYPES = ("vdev", "gang", "ddt", "logical")
-
-
-def waits_for_children(kernel: Kernel, zio: int) -> Dict[str, int]:
-    """How many children of each kind it still waits for: {"vdev": 1}; {} if for none."""
-    at = zio + kernel.layouts.offsetof("zio", "io_children")
-    try:
-        counts = struct.unpack("<8Q", kernel.read(at, 64))
-    except MemoryFault:
-        return {}
-    return {
-        name: counts[2 * i + 1]
-        for i, name in enumerate(CHILD_TYPES)
-        if 0 < counts[2 * i + 1] < MOST_LINKS
-    }
 
 
 def age(kernel: Kernel, zio: Zio) -> Optional[float]:
