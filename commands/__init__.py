@@ -1,9 +1,9 @@
 """The debugger commands, one module each: arguments in, report out, nothing else.
 
 A module ``commands/<name>.py`` (underscores become dashes) is a command in every host by
-lying here.  It has what ``Command`` asks for; its JSON is described in
-``docs/schema/<name>.schema.json`` and it has a row in the README's table of commands: a
-command with less fails tests/test_contract.py.
+lying here.  It has what ``Command`` asks for, and its JSON is described in
+``docs/schema/<name>.schema.json``: a command with less fails tests/test_contract.py.  What the
+README and the manual say of it, and how every host is tested with it, it says itself.
 """
 
 from __future__ import annotations
@@ -43,10 +43,18 @@ class Needs(NamedTuple):
 
 
 class Command(Protocol):
-    """What every module here provides."""
+    """What every module here provides.
+
+    ``HELP``: what it answers, without a full stop: for ``--help``, the README and the manual,
+    which ``python docs/commands_listed.py`` writes.
+    ``EXAMPLE``: command lines for ``--help``.
+    ``FORMS``: arguments that any kernel has an answer to, one line for each form whose JSON has
+    fields of its own; every host and the contract are tested with them.
+    """
 
     HELP: str
     EXAMPLE: str
+    FORMS: Tuple[str, ...]
     NEEDS: Needs
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...

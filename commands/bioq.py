@@ -22,8 +22,11 @@ from plugin.render.bioq import everything, one_bio, one_queue
 from plugin.render.report import Report
 from plugin.session import Kernel
 
-HELP = "bios: GEOM's queues, any queue by address, and where every outstanding I/O is"
+HELP = (
+    "each bio queued, at a device, done but not delivered, or lost; from whom, for whom, since when"
+)
 EXAMPLE = "bioq down --limit 20"
+FORMS = ("", "down")
 NEEDS = Needs(symbols=("g_bio_run_down",), structs=("bio", "g_bioq"))
 
 _SHORT = {"down": "g_bio_run_down", "up": "g_bio_run_up", "task": "g_bio_run_task"}

@@ -19,8 +19,12 @@ from plugin.render.hangreport import Section
 from plugin.render.report import Report
 from plugin.session import Kernel
 
-HELP = "everything a developer asks for: verdict, threads, locks, stacks, GEOM, memory"
+HELP = (
+    "all of it, in the sections FreeBSD developers ask for: ps, allpcpu, alllocks, lockedvnods, "
+    "lockedbufs, allchains, alltrace, geom, pageq, uma; one that fails costs itself alone"
+)
 EXAMPLE = "hang-report -o report.txt\nhang-report --profile io --html hang.html"
+FORMS = ("",)
 NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
 

@@ -14,8 +14,12 @@ from plugin.render.klocks import every_lock, one_lock
 from plugin.render.report import Report
 from plugin.session import Kernel
 
-HELP = "every contended lock, its owners and waiters; or one lock decoded"
+HELP = (
+    "every contended lock, its owners and waiters; one lock decoded; every held lock that "
+    "anything tells of, locked vnodes, locked bufs"
+)
 EXAMPLE = "klocks 0xfffff80002cf03f0"
+FORMS = ("", "--all", "--vnodes", "--bufs")
 NEEDS = Needs(symbols=("allproc",), structs=("thread", "lock_object"), text=True)
 
 

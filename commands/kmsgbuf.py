@@ -13,6 +13,7 @@ from plugin.session import Kernel
 
 HELP = "the kernel message buffer and the panic string"
 EXAMPLE = "kmsgbuf --limit 50"
+FORMS = ("",)
 NEEDS = Needs(symbols=("msgbufp",), text=True, layouts=False)
 
 

@@ -13,8 +13,11 @@ from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.structs.value import find_link, head_of_symbol
 
-HELP = "any struct at an address or symbol, decoded; --list walks one of its lists"
+HELP = (
+    "any struct at an address or symbol, flags decoded, pointers symbolized; --list walks its lists"
+)
 EXAMPLE = "kprint proc allproc --list p_list --members p_pid,p_comm,p_flag"
+FORMS = ("proc allproc --list p_list", "proc allproc")
 NEEDS = Needs()
 
 

@@ -13,8 +13,12 @@ from plugin.render.kthreads import cpus, grouped_by_stack, ps
 from plugin.render.report import Report
 from plugin.session import Kernel
 
-HELP = "every thread: its state, what it waits for, since when (DDB's ps)"
+HELP = (
+    "every thread as DDB's ps shows it, with the age of its wait; identical stacks grouped; "
+    "what each CPU runs"
+)
 EXAMPLE = "kthreads --stacks --wmesg biord"
+FORMS = ("", "--stacks", "--cpus")
 NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
 STATES = (
@@ -31,11 +35,17 @@ STATES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
         "--stacks", action="store_true", help="group the threads by their stack and show it"
     )
-    parser.add_argument("--cpus", action="store_true", help="what each CPU runs (DDB's allpcpu)")
-    parser.add_argument("--state", choices=STATES, help="only threads in this state")
+    shape.add_argument("--cpus", action="store_true", help="what each CPU runs (DDB's allpcpu)")
+    parser.add_argument(
+        "--state",
+        choices=STATES,
+        metavar="STATE",
+        help=f"only threads in this state: {', '.join(STATES)}",
+    )
     parser.add_argument("--wmesg", metavar="W", help="only threads with this wait message")
 
 

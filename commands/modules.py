@@ -9,8 +9,12 @@ from plugin.render.modules import linked
 from plugin.render.report import Report
 from plugin.session import Kernel
 
-HELP = "loaded modules: address, size, references, where their symbols and types come from"
+HELP = (
+    "what is loaded beside the kernel: address, size, references; where symbols and types come "
+    "from (memory, a .ko beside the kernel or under --sysroot), files of another build refused"
+)
 EXAMPLE = "modules\nmodules --json"
+FORMS = ("",)
 NEEDS = Needs()
 
 

@@ -9,8 +9,9 @@ from plugin.render.pbuf import pbufs
 from plugin.render.report import Report
 from plugin.session import Kernel
 
-HELP = "pager buffers: each pool's limit, use and waiters, and the I/O behind every one in use"
+HELP = "every pool of pager buffers: limit, in use, free, who waits; the I/O behind each buffer"
 EXAMPLE = "pbuf\npbuf --json"
+FORMS = ("",)
 NEEDS = Needs(structs=("buf",))
 
 

@@ -18,8 +18,9 @@ from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.words import did_you_mean
 
-HELP = "GEOM: every provider, what it owes, the topology as tree, dot, xml or svg"
+HELP = "GEOM: providers with access counts, errors, what they owe; as tree, dot, xml or svg"
 EXAMPLE = "provider vtbd1\nprovider --tree"
+FORMS = ("",)
 NEEDS = Needs(
     symbols=("g_classes",), structs=("g_class", "g_geom", "g_provider", "g_consumer"), text=True
 )

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 # What only the shell needs is imported where it is needed: this module is loaded
 # with every command's name and help.
 
-HELP = "struct layouts: list, show; from the shell also generate, add, check, diff, import"
+HELP = "which layouts are in use; in the shell also generate, add, check, diff, import"
 EXAMPLE = "structs show bio\nstructs list"
+FORMS = ("list", "show bio")
 NEEDS = Needs(layouts=False)
 
 

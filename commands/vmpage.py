@@ -20,12 +20,16 @@ from plugin.render.vmpage import object_pages, page_array, pages_in_full, unaske
 from plugin.render.vmscan import picked, whole_scan
 from plugin.session import Kernel
 
-HELP = "pages: one decoded bit by bit, all busy ones, a pager's page array, an object's pages"
+HELP = (
+    "pages: busy word bit by bit, owner, queue, flags, bogus_page; all busy ones; a pager's array "
+    "against its contract; with no argument the page a panic is about"
+)
 EXAMPLE = (
     "vmpage 0xfffff807ebbd8f98\n"
     "vmpage --scan --busy exclusive\n"
     "vmpage --array 0xfffffe00b3c36400 16"
 )
+FORMS = ("", "--scan")
 NEEDS = Needs(structs=("vm_page",))
 
 

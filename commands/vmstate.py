@@ -11,8 +11,9 @@ from plugin.render.report import Report
 from plugin.render.vmstate import vmstate
 from plugin.session import Kernel
 
-HELP = "memory: free pages, thresholds, waiters, page daemon, laundry, swap, buffers, zones"
+HELP = "free pages, thresholds, waiters, page daemon and laundry, swap, buffers, arenas, UMA zones"
 EXAMPLE = "vmstate\nvmstate --zones"
+FORMS = ("",)
 NEEDS = Needs(text=True)
 
 

@@ -19,8 +19,9 @@ from plugin.waits.known import matches, seen_in
 from plugin.waits.known import shipped as entries
 from plugin.waits.registry import RESOLVERS
 
-HELP = "who waits for whom, to the end of each chain; the ranked root causes"
+HELP = "who waits for whom, to the end of each chain; the ranked root causes with evidence"
 EXAMPLE = "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html"
+FORMS = ("", "--all")
 NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
 
@@ -40,12 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--html", metavar="FILE", help="everything as one page that a bug report can carry"
     )
-    parser.add_argument(
+    own = parser.add_argument_group("what you know better")
+    own.add_argument(
         "--catalogue", metavar="FILE", help="wait messages of your own, over the shipped ones"
     )
-    parser.add_argument(
-        "--known", metavar="FILE", help="known bugs of your own, before the shipped"
-    )
+    own.add_argument("--known", metavar="FILE", help="known bugs of your own, before the shipped")
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:

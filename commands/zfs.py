@@ -9,8 +9,12 @@ from plugin.render.report import Report
 from plugin.render.zfs import pools
 from plugin.session import Kernel
 
-HELP = "ZFS pools: state, txg numbers and who holds them, outstanding zios by vdev, who waits"
+HELP = (
+    "ZFS pools: state and suspension, txg numbers and who holds them, zios at each vdev by age "
+    "and priority, who waits for what"
+)
 EXAMPLE = "zfs tank"
+FORMS = ("",)
 NEEDS = Needs(symbols=("allproc",), structs=("thread",))
 
 

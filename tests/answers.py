@@ -1,7 +1,4 @@
-"""A command's answer on a dump, in this process: quick, and what coverage sees.
-
-``ASKED`` is what tests ask of every command; a command without an entry fails test_contract.
-"""
+"""A command's answer on a dump, in this process: quick, and what coverage sees."""
 
 from __future__ import annotations
 
@@ -10,24 +7,6 @@ from typing import Any, Dict, List, Tuple
 from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 from plugin.session import Kernel
-
-#: Command: the arguments it is asked with; every form whose JSON has fields of its own.
-ASKED: Dict[str, Tuple[Tuple[str, ...], ...]] = {
-    "bioq": ((), ("down",)),
-    "hang-report": ((),),
-    "klocks": ((), ("--all",), ("--vnodes",), ("--bufs",)),
-    "kmsgbuf": ((),),
-    "kprint": (("proc", "allproc", "--list", "p_list"), ("proc", "proc0")),
-    "kthreads": ((), ("--stacks",), ("--cpus",)),
-    "modules": ((),),
-    "pbuf": ((),),
-    "provider": ((),),
-    "structs": (("list",), ("show", "bio")),
-    "vmpage": ((), ("--scan",)),
-    "vmstate": ((),),
-    "zfs": ((),),
-    "why-stuck": ((), ("--all",)),
-}
 
 #: the dump opened last: a test module asks many things of one
 _opened: Dict[Tuple[str, str], Kernel] = {}

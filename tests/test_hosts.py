@@ -13,7 +13,6 @@ from typing import Any, Callable, Dict, List
 
 import debuggers
 import pytest
-from answers import ASKED
 from debuggers import Batch
 from hosts import ROOT
 
@@ -22,11 +21,11 @@ from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
-#: by the name of a file: what is run; every command there is, as answers.ASKED asks it
+#: by the name of a file: what is run; every command there is, in all its FORMS
 LINES: Dict[str, str] = {
-    f"{name}.{number}": " ".join((name, *words, "--json --limit 0"))
+    f"{name}.{number}": f"{name} {form} --json --limit 0"
     for name in commands.NAMES
-    for number, words in enumerate(ASKED[name])
+    for number, form in enumerate(commands.load(name).FORMS)
 }
 LINES["table"] = "kthreads --limit 0"
 

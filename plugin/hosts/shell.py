@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: options before the dump that take a value
 _WITH_VALUE = ("-k", "--kernel", "--structs", "--sysroot")
+#: The command that a dump without one is asked.
+DEFAULT = "why-stuck"
 #: Subcommands of the shell alone: module, function (argv -> exit status), what it does.
 SHELL: Dict[str, Tuple[str, str, str]] = {
     "lldb": (
@@ -240,7 +242,7 @@ def _with_command(words: List[str]) -> List[str]:
     while end < len(words) and words[end] not in commands.NAMES and os.path.isfile(words[end]):
         end += 1
     if end == len(words) or (words[end].startswith("-") and not _help(words[end:])):
-        words.insert(end, "why-stuck")
+        words.insert(end, DEFAULT)
     return words
 
 
