@@ -19,6 +19,7 @@ from hosts import ROOT
 import commands
 from plugin.hosts.runner import run_command
 from plugin.opening import open_core
+from tests.forge.machine import Machine
 from tests.forge.scenarios.storage_deadlock import storage_deadlock
 
 #: by the name of a file: what is run; every command there is, in all its FORMS
@@ -106,6 +107,29 @@ def test_every_report_of_a_real_machine_is_the_same(
     assert_same(in_a_debugger(host, real_dump, tmp_path), expected)
 
 
+def test_every_report_of_a_real_machine_with_modules_is_the_same(
+    host: Host, zfs_dump: Any, tmp_path: Path
+) -> None:
+    assert_same(in_a_debugger(host, zfs_dump, tmp_path), in_the_shell(zfs_dump))
+
+
+def test_a_modules_variables_are_named_and_read_alike_without_its_file(
+    host: Host, tmp_path: Path
+) -> None:
+    """A debugger finds them in the symbol file it was given, where they have no type."""
+
+    class WithModule:
+        machine = Machine(1402000, "amd64")
+        machine.modules.load("example.ko", "example_")
+        sleeper = machine.procs.process("user").thread(calls=["example_wait"])
+        sleeper.sleeps(machine.symbol("example_cv", size=16, static=True).address, "example")
+        vmcore, kernel = machine.write(tmp_path)
+
+    expected = in_the_shell(WithModule)
+    assert "example_cv" in expected["why-stuck.0"]
+    assert_same(in_a_debugger(host, WithModule, tmp_path), expected)
+
+
 def test_memory_read_through_the_debugger_gives_the_same_reports(
     host: Host, demo: Forged, tmp_path: Path
 ) -> None:
@@ -142,8 +166,6 @@ def test_help_needs_no_dump_and_is_no_failure(host: Host, demo: Forged) -> None:
 def test_a_kernel_that_is_not_the_dumps_is_refused_before_the_debugger_starts(
     host: Host, demo: Forged, tmp_path: Path
 ) -> None:
-    from tests.forge.machine import Machine
-
     class Wrong:
         vmcore = demo.vmcore
         kernel = Machine(700014, "i386", ident="OTHER").write(tmp_path)[1]

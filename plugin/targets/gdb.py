@@ -55,6 +55,7 @@ class GdbTarget:
         self.image = KernelImage.open(gdb.current_progspace().filename)
         if self.image is not None:
             self.image.slide = _slide(self.image)
+        self._is_whole = self.image is not None and self.image.is_whole
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         self.files = (memory.path, memory.file_path) if memory is not None else ()
         if memory is not None:
@@ -82,9 +83,9 @@ class GdbTarget:
 
     def symbols(self, name: str) -> Sequence[Symbol]:
         found = self.image.symbols(name) if self.image else []
-        if found or not _NAME.match(name):
+        if found or self._is_whole or not _NAME.match(name):
             return found
-        # In a module, or there is no file to read: ask gdb.
+        # There is no file to read, or one without statics: ask gdb.
         try:
             value = gdb.parse_and_eval("&" + name)
             kind = value.type.strip_typedefs()
@@ -99,7 +100,9 @@ class GdbTarget:
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         if address not in self._symbolized:
             found = self.image.symbolize(address) if self.image else None
-            self._symbolized[address] = found or _info_symbol(address)
+            if found is None and not self._is_whole:
+                found = _info_symbol(address)
+            self._symbolized[address] = found
         return self._symbolized[address]
 
     def types(self, notes: List[str]) -> Optional[LayoutSource]:

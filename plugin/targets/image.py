@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 from plugin.errors import WchanError
 from plugin.structs.debuginfo import open_debug
 from plugin.symbol import Symbol
-from plugin.vmcore.elf import ElfFile
+from plugin.vmcore.elf import SHT_SYMTAB, ElfFile
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -62,6 +62,15 @@ class KernelImage:
             wanted = ("allproc", "osreldate")
             self._is_kernel = not low and all(map(self.elf.symbols, wanted))
         return self._is_kernel
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the file names all that the kernel has: statics too (.symtab).
+
+        What it does not name is then a module's, whose table in memory knows it better than
+        a debugger that was handed some file of it.
+        """
+        return any(s.type == SHT_SYMTAB and s.size for s in self.elf.sections)
 
     def types(self, notes: List[str]) -> Optional[LayoutSource]:
         """Layouts out of the file's own debug information or one beside it, None if none.

@@ -62,6 +62,7 @@ class LldbTarget:
         self.image = KernelImage.open(target.GetExecutable().fullpath)
         if self.image is not None:
             self.image.slide = _slide(target)
+        self._is_whole = self.image is not None and self.image.is_whole
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         self.files = (memory.path, memory.file_path) if memory is not None else ()
         if memory is not None:
@@ -91,9 +92,9 @@ class LldbTarget:
 
     def symbols(self, name: str) -> Sequence[Symbol]:
         found = self.image.symbols(name) if self.image else []
-        if found:
+        if found or self._is_whole:
             return found
-        # In a module, or there is no file to read: ask lldb.
+        # There is no file to read, or one without statics: ask lldb.
         return [
             _symbol(name, context.GetSymbol(), self._target)
             for context in self._target.FindSymbols(name)
@@ -103,7 +104,9 @@ class LldbTarget:
     def symbolize(self, address: int) -> Optional[Tuple[str, int]]:
         if address not in self._symbolized:
             found = self.image.symbolize(address) if self.image else None
-            self._symbolized[address] = found or self._resolve(address)
+            if found is None and not self._is_whole:
+                found = self._resolve(address)
+            self._symbolized[address] = found
         return self._symbolized[address]
 
     def _resolve(self, address: int) -> Optional[Tuple[str, int]]:
