@@ -214,6 +214,7 @@ TABLES: Tuple[TableRule, ...] = (
     TableRule("ahci_slot_state", "enum", "ahci_slot.state", r"AHCI_SLOT_\w+"),
     TableRule("md_type", "enum", "md_s.type", r"MD_(MALLOC|PRELOAD|VNODE|SWAP|NULL)"),
     # sys/pipe.h, sys/socketvar.h, sys/sockbuf.h, sys/event.h, netinet/tcp_fsm.h
+    TableRule("f_type", "enum", "file.f_type", r"DTYPE_\w+", "DTYPE_EVENTFD DTYPE_TIMERFD"),
     TableRule("pipe_state", "flags", "pipe.pipe_state", r"PIPE_(?!ACTIVE|CLOSING|FINALIZED)\w+"),
     TableRule("so_state", "flags", "socket.so_state", r"SS_\w+"),
     TableRule("sb_flags", "flags", "sockbuf.sb_flags", r"SB_\w+"),
