@@ -166,14 +166,45 @@ def test_an_interrupted_walk_gives_what_it_has() -> None:
     k, target, _ = bio_queue(3000)
     target.stop = True
     assert 0 < len(walk(k)) < 3000
-    assert "interrupted" in next(iter(k.warnings)).detail
-
-
-def test_an_unreadable_head_is_one_finding() -> None:
-    k, _ = kernel()
-    assert walk(k) == []
     (finding,) = k.warnings
-    assert finding.address == HEAD
+    assert "interrupted" in finding.detail
+
+
+def test_a_walk_asks_for_an_interruption_once_in_1024_elements() -> None:
+    k, target, bios = bio_queue(3000)
+    asked = []
+    target.interrupted = lambda: bool(asked.append(1))  # type: ignore[func-returns-value]
+    assert len(walk(k)) == len(bios)
+    assert len(asked) == 2
+
+
+def test_a_loop_says_nothing_of_a_tail_that_it_did_not_reach() -> None:
+    k, target, bios = bio_queue(5)
+    target.word(bios[2] + k.layouts.offsetof("bio", "bio_queue.tqe_next"), bios[1])
+    assert [address for address, _ in walk(k)] == bios[:3]
+    (finding,) = k.warnings
+    assert "loops back" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("foreach", "name"),
+    [
+        (tailq_foreach, f"tail queue of struct proc at {HEAD:#x}"),
+        (list_foreach, f"list of struct proc at {HEAD:#x}"),
+        (stailq_foreach, f"list of struct proc at {HEAD:#x}"),
+        (slist_foreach, f"list of struct proc at {HEAD:#x}"),
+    ],
+)
+def test_an_unreadable_head_is_one_finding_by_the_name_given_or_that_of_the_head(  # type: ignore[no-untyped-def]
+    foreach, name
+) -> None:
+    for given in ("allproc", ""):
+        k, _ = kernel()
+        assert not list(foreach(k, HEAD, "proc", "p_list", what=given))
+        (finding,) = k.warnings
+        assert finding.address == HEAD
+        assert finding.what == (given or name)
+        assert finding.detail.startswith("list head")
 
 
 @pytest.mark.parametrize(

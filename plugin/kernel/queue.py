@@ -17,7 +17,7 @@ is the most elements that are yielded; where there are more, that is a finding.
 
 from __future__ import annotations
 
-from typing import Generator, Iterator, Optional, Sequence, Set, Tuple
+from typing import Generator, Iterator, Sequence, Set, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.session import Kernel
@@ -41,12 +41,8 @@ def tailq_foreach(
 ) -> Iterator[Element]:
     """Elements of the TAILQ whose head is at ``head``; ``link`` is the entry's name."""
     what = what or f"tail queue of struct {struct} at {head:#x}"
-    first = _head(kernel, head, what)
-    if first is None:
-        return
-    last_link, ended = yield from _walk(
-        kernel, first, struct, f"{link}.tqe_next", f"{link}.tqe_prev", head, paths, what, bound
-    )
+    links = (f"{link}.tqe_next", f"{link}.tqe_prev")
+    last_link, ended = yield from _walk(kernel, head, struct, links, paths, what, bound)
     if ended:
         _prove_end(kernel, head, last_link, "tqh_last", what)
 
@@ -80,12 +76,8 @@ def list_foreach(
 ) -> Iterator[Element]:
     """Elements of the LIST whose head is at ``head``."""
     what = what or f"list of struct {struct} at {head:#x}"
-    first = _head(kernel, head, what)
-    if first is None:
-        return
-    yield from _walk(
-        kernel, first, struct, f"{link}.le_next", f"{link}.le_prev", head, paths, what, bound
-    )
+    links = (f"{link}.le_next", f"{link}.le_prev")
+    yield from _walk(kernel, head, struct, links, paths, what, bound)
 
 
 def stailq_foreach(
@@ -100,9 +92,8 @@ def stailq_foreach(
 ) -> Iterator[Element]:
     """Elements of the STAILQ whose head is at ``head``."""
     what = what or f"list of struct {struct} at {head:#x}"
-    last_link, ended = yield from _singly(
-        kernel, head, struct, f"{link}.stqe_next", paths, what, bound
-    )
+    links = (f"{link}.stqe_next",)
+    last_link, ended = yield from _walk(kernel, head, struct, links, paths, what, bound)
     if ended:
         _prove_end(kernel, head, last_link, "stqh_last", what)
 
@@ -118,53 +109,35 @@ def slist_foreach(
     bound: int = LIMIT,
 ) -> Iterator[Element]:
     """Elements of the SLIST whose head is at ``head``."""
-    yield from _singly(kernel, head, struct, f"{link}.sle_next", paths, what, bound)
-
-
-def _singly(
-    kernel: Kernel,
-    head: int,
-    struct: str,
-    next_path: str,
-    paths: Sequence[str],
-    what: str,
-    bound: int,
-) -> Generator[Element, None, Tuple[int, bool]]:
     what = what or f"list of struct {struct} at {head:#x}"
-    first = _head(kernel, head, what)
-    if first is None:
-        return head, False
-    return (yield from _walk(kernel, first, struct, next_path, None, head, paths, what, bound))
-
-
-def _head(kernel: Kernel, head: int, what: str) -> Optional[int]:
-    try:
-        return kernel.pointer(head)
-    except MemoryFault as fault:
-        kernel.warnings.add(what, fault.address, f"list head: {fault.reason}")
-        return None
+    yield from _walk(kernel, head, struct, (f"{link}.sle_next",), paths, what, bound)
 
 
 def _walk(
     kernel: Kernel,
-    first: int,
-    struct: str,
-    next_path: str,
-    prev_path: Optional[str],
     head: int,
+    struct: str,
+    links: Sequence[str],
     paths: Sequence[str],
     what: str,
     bound: int,
 ) -> Generator[Element, None, Tuple[int, bool]]:
-    """The elements; returns where the last link lies, and whether the list ended there."""
-    skip = 1 if prev_path is None else 2
-    links = (next_path,) if prev_path is None else (next_path, prev_path)
+    """The elements; returns where the last link lies, and whether the list ended there.
+
+    ``links`` are the members that lead to the next element and, where there is one, back.
+    """
+    try:
+        address = kernel.pointer(head)
+    except MemoryFault as fault:
+        kernel.warnings.add(what, fault.address, f"list head: {fault.reason}")
+        return head, False
+    skip = len(links)
     fields = kernel.layouts.fields(struct, *links, *paths)
     read, unpack, span = kernel.read, fields.unpack, fields.span
-    next_offset = kernel.layouts.offsetof(struct, next_path)
+    next_offset = kernel.layouts.offsetof(struct, links[0])
     seen: Set[int] = set()
     seen_add = seen.add
-    address, came_from = first, head
+    came_from = head
     #: how many elements there may be before the next look at the bound and for Ctrl-C
     checkpoint = min(bound, _POLL)
     while address:

@@ -17,7 +17,7 @@ import gc
 import json
 import os
 import random
-import signal
+import resource
 import sys
 import tempfile
 import time
@@ -48,10 +48,12 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "plugin/waits/verdict.py": ("test_verdicts", "test_waits_graph", "test_why_stuck"),
     "plugin/arch/space.py": ("test_vmcore_minidump", "test_vmcore_full"),
 }
-#: seconds after which a fault that makes a test hang counts as noticed
-LIMIT = 30.0
-#: seconds of tests that one fault may cost
+#: seconds of CPU time that the tests of one fault may cost
 ENOUGH = 12.0
+#: a fault that makes its tests take this many times as long, and so many seconds, is noticed
+FACTOR, MARGIN = 3.0, 3.0
+#: and so is one that makes them take more memory than this, in bytes
+MEMORY = 4 << 30
 
 
 class Result(NamedTuple):
@@ -63,11 +65,12 @@ class Result(NamedTuple):
 class Runner:
     """A pytest plugin: collects once, then runs mutants instead of the tests."""
 
-    def __init__(self, module: str, sample: int, seed: int) -> None:
+    def __init__(self, module: str, sample: int, seed: int, jobs: int) -> None:
         self.path = str(ROOT / module)
         self.module = module
         self.sample = sample
         self.seed = seed
+        self.jobs = jobs
         self.results: List[Result] = []
         self._items: Dict[str, pytest.Item] = {}
 
@@ -79,55 +82,55 @@ class Runner:
         chosen = list(mutants(Path(self.path).read_text()))
         if self.sample and len(chosen) > self.sample:
             chosen = random.Random(self.seed).sample(chosen, self.sample)
-            chosen.sort(key=lambda mutant: mutant.line)
-        for number, mutant in enumerate(chosen, 1):
+        running: Dict[int, Mutant] = {}
+        functions = made_from(self.path)
+        for mutant in sorted(chosen, key=lambda mutant: mutant.line):
             code = code_of(mutant, self.path)
             if code is None:
                 continue
+            names = sorted(entered.get(mutant.line, ()), key=lambda name: spent[name])
             if (mutant.function[0], mutant.what) in excused:
-                outcome = "excused"
+                self.results.append(Result(mutant, "excused"))
+            elif not names:
+                self.results.append(Result(mutant, "not entered"))
             else:
-                outcome = self._try(code, mutant, entered, spent)
-            self.results.append(Result(mutant, outcome))
+                if len(running) == self.jobs:
+                    self._reap(running)
+                replaced = functions.get(mutant.function, ())
+                running[self._forked(names, spent, code, replaced)] = mutant
             if sys.stderr.isatty():
-                sys.stderr.write(f"\r{self.module}: {number}/{len(chosen)} ")
+                sys.stderr.write(f"\r{self.module}: {len(self.results)}/{len(chosen)} ")
+        while running:
+            self._reap(running)
+        self.results.sort(key=lambda result: result.mutant.line)
         return True
 
-    def _try(
-        self,
-        code: types.CodeType,
-        mutant: Mutant,
-        entered: Dict[int, Set[str]],
-        spent: Dict[str, float],
-    ) -> str:
-        names = sorted(entered.get(mutant.line, ()), key=lambda name: spent.get(name, 0.0))
-        if not names:
-            return "not entered"
-        chosen: List[str] = []
-        total = 0.0
-        for name in names:
-            total += spent.get(name, 0.0)
-            if chosen and total > ENOUGH:
-                break
-            chosen.append(name)
-        return "noticed" if self._forked(chosen, code, mutant.function) else "survived"
+    def _reap(self, running: Dict[int, Mutant]) -> None:
+        child, status = os.wait()
+        outcome = "noticed" if status else "survived"
+        self.results.append(Result(running.pop(child), outcome))
 
     def _forked(
-        self, names: Sequence[str], code: types.CodeType, function: Tuple[str, int]
-    ) -> bool:
-        """True where one of the tests fails with that code, or hangs."""
+        self,
+        names: Sequence[str],
+        spent: Dict[str, float],
+        code: types.CodeType,
+        functions: Sequence[types.FunctionType],
+    ) -> int:
+        """A process whose status is 0 where every one of the tests passes with that code."""
         child = os.fork()
         if not child:
             status = 2
             try:
                 _silence()
-                replace(self.path, function, code)
-                status = 1 if self._fails([self._items[name] for name in names]) else 0
-            except BaseException:
-                status = 1
+                chosen = _affordable(names, spent)
+                _bound(MARGIN + FACTOR * sum(spent[name] for name in chosen))
+                for function in functions:
+                    function.__code__ = code
+                status = 1 if self._fails([self._items[name] for name in chosen]) else 0
             finally:
                 os._exit(status)
-        return _wait(child) != 0
+        return child
 
     def _fails(self, items: Sequence[pytest.Item]) -> bool:
         from _pytest.runner import runtestprotocol
@@ -156,6 +159,7 @@ class Runner:
         from _pytest.runner import runtestprotocol
 
         lines: Dict[int, Set[str]] = {}
+        broken: Set[str] = set()
         spent: Dict[str, float] = {}
         current = ""
 
@@ -173,25 +177,26 @@ class Runner:
         items = list(self._items.values())
         for item in items:
             current = item.nodeid
-            begun = time.perf_counter()
+            begun = time.process_time()
             sys.settrace(trace)
             # each test with fixtures of its own: what a shared one enters counts for all
-            runtestprotocol(item, log=False, nextitem=None)
+            reports = runtestprotocol(item, log=False, nextitem=None)
             sys.settrace(None)
-            spent[current] = time.perf_counter() - begun
-        return {line: sorted(names) for line, names in lines.items()}, spent
+            spent[current] = time.process_time() - begun
+            if any(report.failed for report in reports):
+                # What fails as it is would notice every fault.
+                broken.add(current)
+        return {line: sorted(names - broken) for line, names in lines.items()}, spent
 
 
-def replace(path: str, function: Tuple[str, int], code: types.CodeType) -> None:
-    """Give every function object made from that place of that file another code."""
-    for found in gc.get_objects():
-        if (
-            isinstance(found, types.FunctionType)
-            and found.__code__.co_filename == path
-            and (found.__code__.co_name, found.__code__.co_firstlineno) == function
-            and len(found.__code__.co_freevars) == len(code.co_freevars)
-        ):
-            found.__code__ = code
+def made_from(path: str) -> Dict[Tuple[str, int], List[types.FunctionType]]:
+    """{(name, first line): the functions of that place of that file}."""
+    found: Dict[Tuple[str, int], List[types.FunctionType]] = {}
+    for each in gc.get_objects():
+        if isinstance(each, types.FunctionType) and each.__code__.co_filename == path:
+            place = (each.__code__.co_name, each.__code__.co_firstlineno)
+            found.setdefault(place, []).append(each)
+    return found
 
 
 def _silence() -> None:
@@ -200,16 +205,22 @@ def _silence() -> None:
         os.dup2(sink, handle)
 
 
-def _wait(child: int) -> int:
-    end = time.monotonic() + LIMIT
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -1
+def _affordable(names: Sequence[str], spent: Dict[str, float]) -> List[str]:
+    """The quickest tests, one at least, which together take no longer than ENOUGH."""
+    total = 0.0
+    chosen: List[str] = []
+    for name in names:
+        total += spent[name]
+        if chosen and total > ENOUGH:
+            break
+        chosen.append(name)
+    return chosen
+
+
+def _bound(seconds: float) -> None:
+    """This process ends after so many seconds of CPU time, or where it takes too much memory."""
+    for what, most in ((resource.RLIMIT_CPU, int(seconds)), (resource.RLIMIT_AS, MEMORY)):
+        resource.setrlimit(what, (most, most))
 
 
 def reasons(module: str) -> Set[Tuple[str, str]]:
@@ -225,9 +236,9 @@ def reasons(module: str) -> Set[Tuple[str, str]]:
     return found
 
 
-def run(module: str, sample: int, seed: int) -> List[Result]:
+def run(module: str, sample: int, seed: int, jobs: int) -> List[Result]:
     """Every result of one module, measured in a process of its own."""
-    runner = Runner(module, sample, seed)
+    runner = Runner(module, sample, seed, jobs)
     files = [str(ROOT / "tests" / f"{name}.py") for name in MODULES[module]]
     there = [name for name in files if os.path.exists(name)]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:warnings"]
@@ -240,13 +251,14 @@ def main() -> int:
     parser.add_argument("module", nargs="*", help="of the modules known; default: all of them")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="N faults of each")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--survivors", action="store_true", help="list what no test noticed")
     args = parser.parse_args()
     os.chdir(ROOT)
     chosen = [m for m in MODULES if not args.module or any(word in m for word in args.module)]
     rows: List[Tuple[str, int, int, int, int, str]] = []
     for module in chosen:
-        results = run(module, args.sample, args.seed)
+        results = run(module, args.sample, args.seed, args.jobs)
         count = {o: sum(r.outcome == o for r in results) for o in _OUTCOMES}
         tried = sum(count.values())
         good = count["noticed"] + count["excused"]

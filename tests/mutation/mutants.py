@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import copy
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Type
+from collections import Counter
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Type
 
 _COMPARE: Dict[Type[ast.cmpop], Tuple[Type[ast.cmpop], ...]] = {
     ast.Eq: (ast.NotEq,),
@@ -32,24 +33,40 @@ _BINARY: Dict[Type[ast.operator], Type[ast.operator]] = {
 
 
 class Mutant(NamedTuple):
-    """One fault: where it is, what it does, and the whole tree that has it."""
+    """One fault: where it is, what it does, and how to make it."""
 
     line: int
     #: (name, first line) of the outermost function it lies in
     function: Tuple[str, int]
     what: str
     tree: ast.Module
+    #: the node of the tree that is changed, and what stands in its place
+    node: ast.AST
+    change: ast.AST
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every fault of every function of a module, in the order of its lines."""
+    """Every fault of every function of a module, function by function."""
     tree = ast.parse(source)
     for function in _functions(tree):
-        for node in ast.walk(function):
-            if node is function or _is_docstring(node, function):
+        first = min([function.lineno, *(d.lineno for d in function.decorator_list)])
+        told: Counter[str] = Counter()
+        for node, parent in _nodes(function.body, function):
+            if _is_docstring(node, function):
                 continue
-            for what, change in _changes(node):
-                yield _mutant(tree, function, node, what, change)
+            for what, change in _changes(node, parent):
+                # what a reason names is one fault: the second of that name has its number
+                told[what] += 1
+                name = what if told[what] == 1 else f"{what} ({told[what]})"
+                line = getattr(node, "lineno", first)
+                yield Mutant(line, (function.name, first), name, tree, node, change)
+
+
+def _nodes(nodes: Iterable[ast.AST], parent: ast.AST) -> Iterator[Tuple[ast.AST, ast.AST]]:
+    """Each node with the one it stands in, in the order of the text."""
+    for node in nodes:
+        yield node, parent
+        yield from _nodes(ast.iter_child_nodes(node), node)
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
@@ -66,7 +83,7 @@ def _is_docstring(node: ast.AST, function: ast.FunctionDef) -> bool:
     return node is first and isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
 
 
-def _changes(node: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
+def _changes(node: ast.AST, parent: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
     """(description, what stands in its place) for each fault of one node."""
     if isinstance(node, ast.Compare):
         for index, op in enumerate(node.ops):
@@ -87,16 +104,15 @@ def _changes(node: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield f"{ast.unparse(node)} -> without not", node.operand
     elif isinstance(node, ast.Constant):
-        yield from _constants(node)
+        yield from _constants(node, parent)
     else:
         yield from _statements(node)
 
 
-def _constants(node: ast.Constant) -> Iterator[Tuple[str, ast.AST]]:
-    if isinstance(node.value, bool):
-        yield f"{node.value} -> {not node.value}", ast.Constant(not node.value)
-    elif isinstance(node.value, int):
-        yield f"{node.value} -> {node.value + 1}", ast.Constant(node.value + 1)
+def _constants(node: ast.Constant, parent: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
+    if isinstance(node.value, int):
+        value = not node.value if isinstance(node.value, bool) else node.value + 1
+        yield f"{node.value} -> {value} in {_short(parent)}", ast.Constant(value)
 
 
 def _statements(node: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
@@ -109,10 +125,19 @@ def _statements(node: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
     elif isinstance(node, ast.Return) and node.value is not None:
         if not (isinstance(node.value, ast.Constant) and node.value.value is None):
             yield f"{_short(node)} -> return None", ast.Return(ast.Constant(None))
-    elif isinstance(node, (ast.If, ast.IfExp)):
+    elif isinstance(node, (ast.If, ast.IfExp)) and not _turned_itself(node.test):
         turned = copy.deepcopy(node)
         turned.test = ast.UnaryOp(ast.Not(), turned.test)
         yield f"if {_short(node.test)} -> if not", turned
+
+
+def _turned_itself(test: ast.expr) -> bool:
+    """A condition one of whose own faults is its opposite."""
+    if isinstance(test, ast.UnaryOp):
+        return isinstance(test.op, ast.Not)
+    return isinstance(test, ast.Compare) and isinstance(
+        test.ops[0], (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
+    )
 
 
 def _short(node: ast.AST) -> str:
@@ -121,43 +146,25 @@ def _short(node: ast.AST) -> str:
 
 
 class _Replace(ast.NodeTransformer):
-    def __init__(self, wanted: Tuple[Any, ...], change: ast.AST) -> None:
+    def __init__(self, wanted: ast.AST, change: ast.AST) -> None:
         self.wanted = wanted
         self.change = change
-        self.done = False
 
     def visit(self, node: ast.AST) -> Any:
-        if not self.done and _place(node) == self.wanted:
-            self.done = True
-            return ast.copy_location(self.change, node)
-        return super().visit(node)
-
-
-def _place(node: ast.AST) -> Tuple[Any, ...]:
-    return (
-        type(node),
-        getattr(node, "lineno", None),
-        getattr(node, "col_offset", None),
-        getattr(node, "end_lineno", None),
-        getattr(node, "end_col_offset", None),
-    )
-
-
-def _mutant(
-    tree: ast.Module, function: ast.FunctionDef, node: ast.AST, what: str, change: ast.AST
-) -> Mutant:
-    replaced = _Replace(_place(node), change).visit(copy.deepcopy(tree))
-    ast.fix_missing_locations(replaced)
-    first = min([function.lineno, *(d.lineno for d in function.decorator_list)])
-    return Mutant(getattr(node, "lineno", 0), (function.name, first), what, replaced)
+        return self.change if node is self.wanted else self.generic_visit(node)
 
 
 def code_of(mutant: Mutant, path: str) -> Optional[Any]:
     """The code object of the function with the fault; None where it cannot be compiled."""
+    change = ast.copy_location(mutant.change, mutant.node)
+    _Replace(mutant.node, change).visit(mutant.tree)
+    ast.fix_missing_locations(mutant.tree)
     try:
         whole = compile(mutant.tree, path, "exec")
     except (SyntaxError, ValueError):
         return None
+    finally:
+        _Replace(change, mutant.node).visit(mutant.tree)
     pending: List[Any] = [whole]
     while pending:
         code = pending.pop()
