@@ -101,7 +101,7 @@ def facts(capture: Capture) -> object:
             (t.tid, t.pid, t.comm, t.name, t.state, t.wmesg, t.wchan, t.frames)
             for t in capture.everyone
         ],
-        sorted((lock.key, lock.klass, sorted(lock.owners)) for lock in capture.locks.values()),
+        sorted((lock.key, lock.lc_name, sorted(lock.owners)) for lock in capture.locks.values()),
         sorted((b.tid, b.lock) for b in capture.blocked.values()),
     )
 
@@ -128,7 +128,7 @@ def test_the_next_thread_of_a_chain_holds_what_the_last_one_waits_for(tmp_path: 
     assert list(capture.locks[blocked.lock].owners) == [100101]
     assert str(blocked.source) == "log.txt:18"
     mutex = capture.locks["0xffffffff810acf20"]
-    assert (mutex.klass, mutex.name, list(mutex.owners)) == ("sleep mutex", "ht mtx A", [100074])
+    assert (mutex.lc_name, mutex.name, list(mutex.owners)) == ("sleep mutex", "ht mtx A", [100074])
 
 
 def test_a_stack_is_functions_innermost_first(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def geom_words(kernel: Kernel, members: Any) -> Iterator[int]:
     """Where the mesh's own structs keep those pointers, of each that is not NULL."""
     found = mesh(kernel)
     held = {
-        "g_class": [klass.address for klass in found.classes if klass.geoms],
+        "g_class": [g_class.address for g_class in found.classes if g_class.geoms],
         "g_geom": list(found.geoms),
         "g_consumer": list(found.consumers),
         "g_provider": list(found.providers),
@@ -259,7 +259,7 @@ def geom_words(kernel: Kernel, members: Any) -> Iterator[int]:
 def plain_mesh(kernel: Kernel) -> List[Set[Any]]:
     found = mesh(kernel)
     return [
-        {(geom.address, geom.name, geom.klass.name) for geom in found.geoms.values()},
+        {(geom.address, geom.name, geom.g_class.name) for geom in found.geoms.values()},
         {
             (
                 p.address,

@@ -448,7 +448,7 @@ def test_a_mesh_that_loops_is_cut_and_said_to_be(tmp_path: Path) -> None:
     m = fresh()
     disk = m.geom.disk("da", 0, mediasize=1 << 30)
     m.finish()
-    (first, *_rest) = [g for g in m.geom.geoms if g.klass == "DEV"]
+    (first, *_rest) = [g for g in m.geom.geoms if g.class_name == "DEV"]
     m.write_pointer(first.obj.at("geom.le_next"), first)
     vmcore, elf = m.write(tmp_path)
     status, out, _ = wchan("-k", str(elf), str(vmcore), "provider", "--json")

@@ -195,7 +195,7 @@ def test_who_spins_is_known_by_td_wantedlock_from_15_0(tmp_path: Path) -> None:
     spinner.obj["td_wantedlock"] = held
     kernel = opened(machine, tmp_path)
     wait = lock_waits(kernel)[spinner.obj.address]
-    assert (wait.lock.name, wait.lock.klass) == ("sched lock", locks.SPIN)
+    assert (wait.lock.name, wait.lock.lc_name) == ("sched lock", locks.SPIN)
 
 
 def test_before_15_0_a_spinners_own_frame_points_at_the_lock(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_reader_that_asks_again_behind_a_writer_is_a_deadlock_through_one_rmsl
     (entry,) = contended(kernel)
     (holder,) = entry.holders
     assert (holder.thread.comm, holder.certainty) == ("rsync", "guessed")
-    assert (entry.lock.klass, entry.lock.state, entry.lock.sharers) == (locks.RMS, "shared", 1)
+    assert (entry.lock.lc_name, entry.lock.state, entry.lock.sharers) == (locks.RMS, "shared", 1)
     assert [(t.comm, mode) for t, mode in entry.waiters] == [
         ("mountd", "exclusive"),
         ("rsync", "shared"),
@@ -290,7 +290,7 @@ def test_readers_of_an_rmslock_are_counted_on_every_cpu(
     kernel = opened(m, tmp_path)
     mutex = lock_object(kernel, int(held))
     assert mutex is not None
-    as_rms = locks.decode(kernel, mutex._replace(klass=locks.RMS))
+    as_rms = locks.decode(kernel, mutex._replace(lc_name=locks.RMS))
     assert (as_rms.state, as_rms.sharers) == ("shared", 2)
 
 
@@ -303,7 +303,7 @@ def test_a_lock_of_an_unknown_class_is_a_finding_not_silence(tmp_path: Path) -> 
     kernel.start_command()
     found = lock_object(kernel, int(held))
     assert found is not None
-    assert locks.decode(kernel, found._replace(klass="futurelock")).state == "unreadable"
+    assert locks.decode(kernel, found._replace(lc_name="futurelock")).state == "unreadable"
     assert any("unknown class, 'futurelock'" in f.detail for f in kernel.warnings)
     assert kernel.warnings.partial
 

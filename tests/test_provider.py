@@ -92,8 +92,8 @@ def show_geom(dump: Any) -> List[Dict[str, Any]]:
 def test_the_topology_is_the_one_ddb_showed(dump: Any) -> None:
     ours = [
         {
-            "name": klass["name"],
-            "address": klass["address"],
+            "name": g_class["name"],
+            "address": g_class["address"],
             "geoms": [
                 {
                     "name": geom["name"],
@@ -105,10 +105,10 @@ def test_the_topology_is_the_one_ddb_showed(dump: Any) -> None:
                         for c in geom["consumers"]
                     ],
                 }
-                for geom in klass["geoms"]
+                for geom in g_class["geoms"]
             ],
         }
-        for klass in provider(dump)["classes"]
+        for g_class in provider(dump)["classes"]
     ]
     assert ours == show_geom(dump)
 
@@ -208,9 +208,9 @@ def test_confxml_holds_the_mesh_as_libgeom_reads_it(dump: Any) -> None:
     ids = [e.get("id") for e in mesh.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
     assert {e.get("ref") for e in mesh.iter() if e.get("ref")} <= set(ids)
-    for klass, shown in zip(mesh.findall("class"), show_geom(dump)):
-        assert klass.findtext("name") == shown["name"]
-        assert [g.findtext("name") for g in klass.findall("geom")] == [
+    for g_class, shown in zip(mesh.findall("class"), show_geom(dump)):
+        assert g_class.findtext("name") == shown["name"]
+        assert [g.findtext("name") for g in g_class.findall("geom")] == [
             g["name"] for g in shown["geoms"]
         ]
     for geom in mesh.iter("geom"):
@@ -264,7 +264,7 @@ def test_confdot_has_the_shape_of_the_kernels_own(dump: Any) -> None:
     assert status == 0
     nodes, edges = graph(out)
     shown = show_geom(dump)
-    geoms = [g for klass in shown for g in klass["geoms"]]
+    geoms = [g for g_class in shown for g in g_class["geoms"]]
     assert len(nodes) == sum(1 + len(g["providers"]) + len(g["consumers"]) for g in geoms)
     assert {name for edge in edges for name in edge} <= nodes.keys()
     where = {p["name"]: p["address"] for p in provider(dump)["providers"]}

@@ -32,10 +32,10 @@ from plugin.arch.common import (
 )
 from plugin.arch.space import (
     NOTHING,
+    AddressSpace,
     DirectMap,
     Leaf,
     LinearSpace,
-    Space,
     TableSpace,
     WalkedSpace,
     Words,
@@ -71,7 +71,7 @@ def minidump_header(head: bytes) -> MinidumpHeader:
     )
 
 
-def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> Space:
+def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> AddressSpace:
     dmap = DirectMap(header.dmapbase, header.dmapend)
     if header.version == 1:
         return LinearSpace(entries, header.kernbase, 12, _page_of, dmap)
@@ -97,7 +97,7 @@ class _PdeSpace(TableSpace):
         return self._leaf_of(self._entries[(va - self._kernbase) >> _PDRSHIFT])
 
 
-def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> AddressSpace:
     """The kernel's address space; each guess of where the kernel lies must prove itself.
 
     KernelMismatch where none does.

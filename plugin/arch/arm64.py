@@ -26,7 +26,7 @@ from plugin.arch.common import (
     registers,
     saved,
 )
-from plugin.arch.space import DirectMap, LinearSpace, Space, Words
+from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, Words
 from plugin.errors import DumpError
 
 _ATTR_DESCR_MASK = 3
@@ -60,7 +60,7 @@ def minidump_header(head: bytes) -> MinidumpHeader:
     )
 
 
-def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> Space:
+def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> AddressSpace:
     address = _ADDRESS & ~(header.page_size - 1)
     return LinearSpace(
         entries,
@@ -71,7 +71,7 @@ def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -
     )
 
 
-def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> AddressSpace:
     raise DumpError("this is a full dump of an arm64 machine; FreeBSD/arm64 makes minidumps only")
 
 

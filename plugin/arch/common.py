@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, FrozenSet, Iterator, Mapping, NamedTuple, Optional, Protocol, Tuple
 
-from plugin.arch.space import Space, Words
+from plugin.arch.space import AddressSpace, Words
 from plugin.symbol import Symbol
 
 #: reads a stretch of physical memory, None where the dump has not all of it
@@ -61,7 +61,7 @@ class Minidumps:
     versions: Tuple[int, ...]
     #: the header out of the first 128 bytes of a minidump
     header: Callable[[bytes], MinidumpHeader]
-    space: Callable[[MinidumpHeader, Words, ReadPhysical], Space]
+    space: Callable[[MinidumpHeader, Words, ReadPhysical], AddressSpace]
 
 
 class Saved(NamedTuple):
@@ -173,6 +173,6 @@ class Architecture:
     lowest: int
     minidumps: Minidumps
     #: the address space of a full dump, found by the kernel's symbols, or DumpError
-    full_space: Callable[[KernelFile, PhysicalRanges, ReadPhysical], Space]
+    full_space: Callable[[KernelFile, PhysicalRanges, ReadPhysical], AddressSpace]
     stacks: Stacks
     debuggers: Debuggers

@@ -32,7 +32,7 @@ from plugin.arch.common import (
     registers,
     saved,
 )
-from plugin.arch.space import DirectMap, LinearSpace, Space, TableSpace, WalkedSpace, Words
+from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, TableSpace, WalkedSpace, Words
 from plugin.errors import DumpError, KernelMismatch
 
 KERNBASE = 0xC0000000
@@ -56,7 +56,7 @@ def minidump_header(head: bytes) -> MinidumpHeader:
     )
 
 
-def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> Space:
+def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> AddressSpace:
     frame = _PG_FRAME_PAE if header.entry_size == 8 else _PG_FRAME
     return LinearSpace(
         entries,
@@ -67,7 +67,7 @@ def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -
     )
 
 
-def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> AddressSpace:
     """The kernel's address space; each guess of where the kernel lies must prove itself.
 
     KernelMismatch where none does.

@@ -23,7 +23,7 @@ from plugin.arch.common import (
     registers,
     saved,
 )
-from plugin.arch.space import DirectMap, LinearSpace, Space, Words
+from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, Words
 from plugin.errors import DumpError
 
 _PTE_V = 0x01
@@ -50,7 +50,7 @@ def minidump_header(head: bytes) -> MinidumpHeader:
     )
 
 
-def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> Space:
+def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -> AddressSpace:
     dmap = DirectMap(header.dmapbase, header.dmapend, header.dmapphys)
     return LinearSpace(entries, header.kernbase, 12, _page_of, dmap)
 
@@ -61,7 +61,7 @@ def _page_of(entry: int) -> int:
     return (entry >> _PPN_SHIFT & _PPN) << 12
 
 
-def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> Space:
+def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> AddressSpace:
     raise DumpError(
         "this is a full dump of a riscv64 machine; FreeBSD/riscv64 makes minidumps only"
     )

@@ -13,7 +13,7 @@ _Code = Literal["Q", "I"]
 ReadPage = Callable[[int], Optional[bytes]]
 
 
-class Space(Protocol):
+class AddressSpace(Protocol):
     """A kernel's address space."""
 
     def translate(self, va: int) -> int:

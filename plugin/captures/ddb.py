@@ -54,7 +54,7 @@ _FRAME = re.compile(r"^(?P<function>[A-Za-z_.$][\w.$]*)\(.*?\) at (?P<at>[\w.$]+
 _CHAIN = re.compile(r"^ ?thread (?P<tid>\d+) \(pid (?P<pid>-?\d+), (?P<name>.*?)\) (?P<what>.*)$")
 _SLEEPING = re.compile(r'^(?:is )?sleeping on (?P<wchan>(?:0x)?[0-9a-f]+) "(?P<wmesg>.*)"')
 _BLOCKED = re.compile(
-    r'^(?:is )?blocked on lock (?P<lock>0x[0-9a-f]+)(?: \((?P<klass>[^)]*)\))? "(?P<name>.*)"'
+    r'^(?:is )?blocked on lock (?P<lock>0x[0-9a-f]+)(?: \((?P<lc_name>[^)]*)\))? "(?P<name>.*)"'
 )
 _ON_LOCKMGR = re.compile(
     r"^(?:is )?blocked on lockmgr (?P<name>.*?) ?(?P<mode>EXCL|SHARED \(count (?P<count>\d+)\))"
@@ -67,7 +67,8 @@ _WITNESS = re.compile(
     r"^Process (?P<pid>\d+) \((?P<comm>.*?)\) thread (?P<td>0x[0-9a-f]+) \((?P<tid>\d+)\)"
 )
 _HELD = re.compile(
-    r"^(?P<mode>exclusive|shared) (?P<klass>sleepable rm|sleep mutex|spin mutex|lockmgr|rm|rw|sx) "
+    r"^(?P<mode>exclusive|shared) "
+    r"(?P<lc_name>sleepable rm|sleep mutex|spin mutex|lockmgr|rm|rw|sx) "
     r"(?P<name>.*?) \((?P<type>.*?)\) r = (?P<recurse>\d+) \((?P<lock>0x[0-9a-f]+)\)"
     r"(?: locked @ (?P<at>.*))?"
 )
@@ -353,7 +354,9 @@ class Ddb:
             return None
         match = _BLOCKED.match(what)
         if match is not None:
-            lock = self.lock(number(match["lock"]), match["klass"] or "lock", match["name"], source)
+            lock = self.lock(
+                number(match["lock"]), match["lc_name"] or "lock", match["name"], source
+            )
             thread.state = thread.state or "locked"
         else:
             match = _ON_LOCKMGR.match(what) or _ON_SX.match(what)
@@ -365,16 +368,16 @@ class Ddb:
                     thread.state = "runnable"
                 thread.listed = thread.listed or source
                 return None
-            klass = "lockmgr" if "lockmgr" in what[:24] else "sx"
+            lc_name = "lockmgr" if "lockmgr" in what[:24] else "sx"
             wchan = self._wchan_of(thread)
             if wchan is None:
                 # Not addressed: the waiter's channel, if it is printed later, is the lock.
                 lock = self.capture.locks.setdefault(
                     f"of {thread.tid}",
-                    TextLock(f"of {thread.tid}", None, klass, match["name"], source=source),
+                    TextLock(f"of {thread.tid}", None, lc_name, match["name"], source=source),
                 )
             else:
-                lock = self.lock(wchan, klass, match["name"], source)
+                lock = self.lock(wchan, lc_name, match["name"], source)
             lock.mode = match["mode"]
             if match["count"]:
                 lock.shared = int(match["count"])
@@ -389,12 +392,12 @@ class Ddb:
         process = self.capture.processes.get(thread.pid)
         return process.wchan if process is not None else None
 
-    def lock(self, address: int, klass: str, name: str, source: Source) -> TextLock:
+    def lock(self, address: int, lc_name: str, name: str, source: Source) -> TextLock:
         """The lock at an address, made if new."""
         key = f"{address:#x}"
         known = self.capture.locks.get(key)
         if known is None:
-            known = self.capture.locks[key] = TextLock(key, address, klass, name, source=source)
+            known = self.capture.locks[key] = TextLock(key, address, lc_name, name, source=source)
         return known
 
     def _named(self, thread: TextThread, name: str) -> None:
@@ -418,7 +421,7 @@ class Ddb:
         match = _HELD.match(line.text)
         if match is None:
             return False
-        lock = self.lock(number(match["lock"]), match["klass"], match["name"], line.source)
+        lock = self.lock(number(match["lock"]), match["lc_name"], match["name"], line.source)
         lock.mode = match["mode"]
         lock.taken = match["at"] or ""
         if self._owner is not None and self._owner.tid is not None:

@@ -96,9 +96,9 @@ class TextBuilder(GraphBuilder):
         blocked = self.capture.blocked.get(text.tid) if text.tid is not None else None
         if blocked is not None:
             lock = self.capture.locks[blocked.lock]
-            said = f"{blocked.source}: blocked on {lock.klass} {lock.name}"
+            said = f"{blocked.source}: blocked on {lock.lc_name} {lock.name}"
             self._wait_for(node, lock, Certainty.PROVEN, said)
-            return Verdict(Status.STUCK, f"waits for a {lock.klass} lock")
+            return Verdict(Status.STUCK, f"waits for a {lock.lc_name} lock")
         if thread.state == "locked":
             return self._turnstile(text, node)
         if thread.state == "sleeping":
@@ -132,7 +132,7 @@ class TextBuilder(GraphBuilder):
     def _lock_node(self, lock: TextLock) -> Node:
         where = f" {lock.address:#x}" if lock.address is not None else ""
         made = self.node(
-            NodeKind.LOCK, lock.key, f'{lock.klass} "{lock.name}"{where}', lock.address
+            NodeKind.LOCK, lock.key, f'{lock.lc_name} "{lock.name}"{where}', lock.address
         )
         if made.end is not None or self.graph.out.get(made.id):
             return made

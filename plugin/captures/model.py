@@ -64,7 +64,7 @@ class TextLock:
 
     key: str
     address: Optional[int]
-    klass: str
+    lc_name: str
     name: str
     owners: Dict[int, Source] = field(default_factory=dict)
     shared: Optional[int] = None
@@ -117,7 +117,7 @@ class TextMount(NamedTuple):
 class TextProvider:
     name: str
     address: int
-    klass: str
+    class_name: str
     geom: str
     access: Tuple[int, int, int]
     flags: int = 0

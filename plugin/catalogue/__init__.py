@@ -233,11 +233,11 @@ def _row(path: str, number: int, entry: Any) -> Row:
     wmesg = _texts(entry.get("wmesg"))
     if not wmesg:
         raise bad("has no wmesg")
-    klass = entry.get("class", "work")
+    named = entry.get("class", "work")
     try:
-        sleep_class = SleepClass(klass)
+        sleep_class = SleepClass(named)
     except ValueError:
-        raise bad(f"class {klass!r} is none of {', '.join(CLASSES)}") from None
+        raise bad(f"class {named!r} is none of {', '.join(CLASSES)}") from None
     channel = tuple(_spec(text) for text in _texts(entry.get("channel", "any")))
     versions = str(entry.get("versions", "")).strip()
     bounds = _bounds(versions)

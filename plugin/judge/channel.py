@@ -165,7 +165,7 @@ def _is_buf(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bo
         return False
     if has_old_lockmgr(kernel):
         return True if lock is not None and lock.name in ("bufwait", "pbufwait") else None
-    return lock is not None and lock.klass == "lockmgr"
+    return lock is not None and lock.lc_name == "lockmgr"
 
 
 def _is_bio(kernel: Kernel, address: int, sleep: Optional[Sleep]) -> Optional[bool]:

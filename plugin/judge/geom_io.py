@@ -719,7 +719,7 @@ def check_provider_io(kernel: Kernel) -> None:
         active = consumer_active(kernel, consumer)
         if active is not None and active.bios != asked[at, active.done]:
             kernel.warnings.add(
-                f"{consumer.geom.klass.name} {consumer.geom.name}",
+                f"{consumer.geom.g_class.name} {consumer.geom.name}",
                 at,
                 f"{active.source} says {active.bios} in flight, {asked[at, active.done]} found",
                 partial=False,

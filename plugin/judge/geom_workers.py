@@ -206,7 +206,7 @@ def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
     below), "g_raid3 name", "g_journal name" (kproc_create() calls in sys/geom and
     sys/dev/md).
     """
-    prefix = f"g_{geom.klass.name.lower()}"
+    prefix = f"g_{geom.g_class.name.lower()}"
     subjects = {geom.name, *(p.name for p in geom.providers)}
     subjects |= {c.provider.name for c in geom.consumers if c.provider}
     whole = {name[:_MAXCOMLEN] for name in (geom.name, *(p.name for p in geom.providers))}
@@ -217,7 +217,7 @@ def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
             continue
         name = thread.name or thread.comm
         head, _, rest = name.partition(" ")
-        if name in whole and geom.klass.name != DISK_CLASS:
+        if name in whole and geom.g_class.name != DISK_CLASS:
             found.append(thread)
         elif rest and head.split("[")[0] == prefix:
             room = _MAXCOMLEN - len(head) - 1
@@ -275,12 +275,12 @@ def _object_name(kernel: Kernel, address: int) -> str:
         return f"provider {found.providers[address].name}"
     if address in found.geoms:
         geom = found.geoms[address]
-        return f"geom {geom.klass.name} {geom.name}"
+        return f"geom {geom.g_class.name} {geom.name}"
     if address in found.consumers:
         return f"consumer of {found.consumers[address].geom.name}"
-    for klass in found.classes:
-        if klass.address == address:
-            return f"class {klass.name}"
+    for g_class in found.classes:
+        if g_class.address == address:
+            return f"class {g_class.name}"
     return f"{address:#x}"
 
 

@@ -84,12 +84,12 @@ def _lock_wait(
     if not thread.wchan or not kernel.is_kernel_address(thread.wchan):
         return None
     if thread.wchan not in known:
-        channel = locks.Channel(thread.wchan, sleep.type, sleep.wmesg, thread.wmesg)
+        channel = locks.LockChannel(thread.wchan, sleep.type, sleep.wmesg, thread.wmesg)
         known[thread.wchan] = locks.lock_of_channel(kernel, channel)
     lock = known[thread.wchan]
     if lock is None:
         return None
-    kind = locks.lock_class_named(lock.klass)
+    kind = locks.lock_class_named(lock.lc_name)
     mode = kind.mode(kernel, lock, thread.wchan, sleep.queue) if kind is not None else None
     return LockWait(lock, mode)
 
@@ -118,7 +118,7 @@ def _spinning(kernel: Kernel, thread: Thread) -> Optional[LockWait]:
     return None
 
 
-def _spun_for(kernel: Kernel, thread: Thread, frame: Frame, klass: str) -> Optional[LockWait]:
+def _spun_for(kernel: Kernel, thread: Thread, frame: Frame, lc_name: str) -> Optional[LockWait]:
     """The one lock of another thread that a spinning function's frame points at."""
     size = kernel.pointer_size
     try:
@@ -131,7 +131,7 @@ def _spun_for(kernel: Kernel, thread: Thread, frame: Frame, klass: str) -> Optio
         if address % size or not kernel.is_kernel_address(address) or address in found:
             continue
         lock = locks.lock_at(kernel, address)
-        if lock is None or lock.klass != klass or thread.address in lock.owners:
+        if lock is None or lock.lc_name != lc_name or thread.address in lock.owners:
             continue
         if lock.owners:
             found[address] = lock
@@ -155,7 +155,7 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
         thread = thread_at(kernel, address)
         if thread is None:
             kernel.warnings.add(
-                f"{lock.klass} lock {lock.name!r}",
+                f"{lock.lc_name} lock {lock.name!r}",
                 lock.address,
                 f"its owner {address:#x} is no thread",
             )
@@ -164,7 +164,7 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
             found.append(Holder(thread, shared, certainty, evidence))
 
     blocked = {thread.address for thread in waiting}
-    kind = locks.lock_class_named(lock.klass)
+    kind = locks.lock_class_named(lock.lc_name)
     rm = kind is not None and kind.writer_first
     for owner in lock.owners:
         # A writer of an rmlock owns the lock inside it before the readers have gone.
@@ -194,22 +194,22 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
 
 def _word_evidence(lock: Lock, owner: int) -> str:
     word = "" if lock.word is None else f", lock word {lock.word:#x}"
-    return f"owner {owner:#x} in the {locks.word_for(lock.klass)}{word}"
+    return f"owner {owner:#x} in the {locks.word_for(lock.lc_name)}{word}"
 
 
-def _reader_count(klass: str) -> Optional[str]:
+def _reader_count(lc_name: str) -> Optional[str]:
     """The thread's own count of shared holds of that class."""
-    kind = locks.lock_class_named(klass)
+    kind = locks.lock_class_named(lc_name)
     return kind.reader_count if kind is not None else None
 
 
 @cached(MEMORY)
-def sharing_threads(kernel: Kernel, klass: str) -> List[Tuple[Thread, int]]:
-    """Threads that hold some lock of ``klass`` shared, with how many, by their own count.
+def sharing_threads(kernel: Kernel, lc_name: str) -> List[Tuple[Thread, int]]:
+    """Threads that hold some lock of ``lc_name`` shared, with how many, by their own count.
 
     td_rw_rlocks and td_lk_slocks exist from 8.0 on, td_sx_slocks from 12.0.
     """
-    counter = _reader_count(klass)
+    counter = _reader_count(lc_name)
     if counter is None or not kernel.layouts.has("thread", counter):
         return []
     member = kernel.layouts.resolve("thread", counter)
@@ -232,13 +232,13 @@ def _guess_sharers(
     They hold as many locks of the class as are missing, by their own count, and
     either their stack names this lock or there is no other thread it could be.
     """
-    counter = _reader_count(lock.klass)
+    counter = _reader_count(lock.lc_name)
     if counter is None:
         return _by_stack_alone(kernel, lock, waiting, known, lock.sharers - count)
     exclude = known | {thread.address for thread in waiting}
     candidates = [
         (thread, held)
-        for thread, held in sharing_threads(kernel, lock.klass)
+        for thread, held in sharing_threads(kernel, lock.lc_name)
         if thread.address not in exclude
     ]
     wanted = lock.sharers - count
@@ -250,7 +250,7 @@ def _guess_sharers(
     if named:
         return named[:wanted]
     if sum(held for _, held in candidates) == wanted:
-        why = f"no other thread holds any {lock.klass} lock shared"
+        why = f"no other thread holds any {lock.lc_name} lock shared"
         return [(thread, f"{counter} {held}: {why}") for thread, held in candidates]
     # Whoever keeps the waiters waiting was stuck before they were.
     oldest = max((thread.age or 0.0 for thread in waiting), default=0.0)
@@ -338,7 +338,7 @@ def contended(kernel: Kernel) -> List[Contended]:
         who.sort(key=lambda pair: -(pair[0].age or 0.0))
         blocked = [thread for thread, _ in who]
         held = holders(kernel, lock, blocked)
-        kind = locks.lock_class_named(lock.klass)
+        kind = locks.lock_class_named(lock.lc_name)
         if kind is not None and kind.writer_first and held and held[0].shared:
             # The writer inside waits for these readers: it does not hold the lock yet.
             lock = lock._replace(state="shared", sharers=len(held))

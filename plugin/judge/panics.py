@@ -347,7 +347,7 @@ def _recursed(kernel: Kernel, message: str) -> Optional[Tuple[Optional[Thread], 
     lock = next(
         (lock for lock in mine if lock.name == name or f"{lock.address:x}" in message), None
     )
-    what = f'{lock.klass} "{lock.name}" at {lock.address:#x}' if lock else f'lock "{name}"'
+    what = f'{lock.lc_name} "{lock.name}" at {lock.address:#x}' if lock else f'lock "{name}"'
     proof = ", whose word names it as the owner" if lock else ""
     place = f" (asked for at {match['at']})" if match["at"] else ""
     return thread, (

@@ -70,10 +70,10 @@ def disk_at(kernel: Kernel, address: int) -> Optional[Disk]:
 def disks(kernel: Kernel) -> Dict[int, Disk]:
     """The disks of class DISK by the address of their geom."""
     found: Dict[int, Disk] = {}
-    for klass in mesh(kernel).classes:
-        if klass.name != DISK_CLASS:
+    for g_class in mesh(kernel).classes:
+        if g_class.name != DISK_CLASS:
             continue
-        for geom in klass.geoms:
+        for geom in g_class.geoms:
             address = _of_geom(kernel, geom)
             disk = disk_at(kernel, address) if address else None
             if disk is not None:

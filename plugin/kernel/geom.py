@@ -51,10 +51,10 @@ class Class:
 class Geom:
     """One struct g_geom: an instance of a class, its consumers below and providers above."""
 
-    def __init__(self, view: View, name: str, klass: Class) -> None:
+    def __init__(self, view: View, name: str, g_class: Class) -> None:
         self.address = view.address
         self.name = name
-        self.klass = klass
+        self.g_class = g_class
         self.rank: int = view.rank
         self.flags: int = view.flags
         self.softc: int = view.softc
@@ -71,7 +71,7 @@ class Geom:
         return bool(self.flags & G_GEOM_WITHER)
 
     def __repr__(self) -> str:
-        return f"<geom {self.klass.name} {self.name}>"
+        return f"<geom {self.g_class.name} {self.name}>"
 
 
 class Consumer:
@@ -132,7 +132,7 @@ class Provider:
 
     @property
     def class_name(self) -> str:
-        return self.geom.klass.name if self.geom else ""
+        return self.geom.g_class.name if self.geom else ""
 
     @property
     def is_device(self) -> bool:
@@ -187,11 +187,11 @@ def mesh(kernel: Kernel) -> Mesh:
     return found
 
 
-def _add_class(kernel: Kernel, found: Mesh, klass: Class, names: _Names) -> None:
-    found.classes.append(klass)
-    geoms = klass.address + kernel.layouts.offsetof("g_class", "geom")
+def _add_class(kernel: Kernel, found: Mesh, g_class: Class, names: _Names) -> None:
+    found.classes.append(g_class)
+    geoms = g_class.address + kernel.layouts.offsetof("g_class", "geom")
     for address, _ in list_foreach(
-        kernel, geoms, "g_geom", "geom", what=f"geoms of class {klass.name}"
+        kernel, geoms, "g_geom", "geom", what=f"geoms of class {g_class.name}"
     ):
         if address in found.geoms:
             kernel.warnings.add("g_geom", address, "is on two lists")
@@ -199,13 +199,13 @@ def _add_class(kernel: Kernel, found: Mesh, klass: Class, names: _Names) -> None
         view = _view(kernel, "g_geom", address)
         if view is None:
             continue
-        _add_geom(kernel, found, view, klass, names)
-        _agree(kernel, "g_geom", view, "class", klass.address, f"class {klass.name}")
+        _add_geom(kernel, found, view, g_class, names)
+        _agree(kernel, "g_geom", view, "class", g_class.address, f"class {g_class.name}")
 
 
-def _add_geom(kernel: Kernel, found: Mesh, view: View, klass: Class, names: _Names) -> None:
-    geom = Geom(view, names[view.name], klass)
-    klass.geoms.append(geom)
+def _add_geom(kernel: Kernel, found: Mesh, view: View, g_class: Class, names: _Names) -> None:
+    geom = Geom(view, names[view.name], g_class)
+    g_class.geoms.append(geom)
     found.geoms[geom.address] = geom
     _fill(kernel, found, geom, view, names)
 
@@ -226,7 +226,7 @@ def _add_lost_geoms(kernel: Kernel, found: Mesh, names: _Names) -> None:
     symbol = kernel.symbol("geoms")
     if symbol is None:
         return
-    classes = {klass.address: klass for klass in found.classes}
+    classes = {g_class.address: g_class for g_class in found.classes}
     for address, (owner,) in tailq_foreach(
         kernel, symbol.address, "g_geom", "geoms", ["class"], what="geoms"
     ):
@@ -243,13 +243,13 @@ def _add_lost_geoms(kernel: Kernel, found: Mesh, names: _Names) -> None:
                 continue
         view = _view(kernel, "g_geom", address)
         if view is not None:
-            klass = classes[owner]
+            g_class = classes[owner]
             kernel.warnings.add(
-                f"geoms of class {klass.name}",
+                f"geoms of class {g_class.name}",
                 address,
                 f"the list is cut short: {names[view.name]} is on the list of all geoms alone",
             )
-            _add_geom(kernel, found, view, klass, names)
+            _add_geom(kernel, found, view, g_class, names)
 
 
 def _add_lost_ends(kernel: Kernel, found: Mesh, names: _Names) -> None:
@@ -490,16 +490,16 @@ def select(kernel: Kernel, wanted: str) -> Tuple[List[Provider], Optional[str]]:
         if address in found.consumers:
             attached = found.consumers[address].provider
             return [attached] if attached else [], "consumer"
-        for klass in found.classes:
-            if klass.address == address:
-                return [p for g in klass.geoms for p in g.providers], "class"
+        for g_class in found.classes:
+            if g_class.address == address:
+                return [p for g in g_class.geoms for p in g.providers], "class"
         return [], None
     named = [g for g in found.geoms.values() if g.name == wanted]
     if named:
         return [p for g in named for p in g.providers], "geom"
-    for klass in found.classes:
-        if klass.name.lower() == wanted.lower():
-            return [p for g in klass.geoms for p in g.providers], "class"
+    for g_class in found.classes:
+        if g_class.name.lower() == wanted.lower():
+            return [p for g in g_class.geoms for p in g.providers], "class"
     return [], None
 
 
@@ -522,7 +522,7 @@ def consumer_active(kernel: Kernel, consumer: Consumer) -> Optional[Active]:
     File systems (geom_vfs.c, 9.x on), device nodes (geom_dev.c, 9.x on) and the
     swap pager (g_consumer.index less one, swap_pager.c, 10.x on) do.
     """
-    name = consumer.geom.klass.name
+    name = consumer.geom.g_class.name
     try:
         if name == "VFS" and consumer.geom.softc and kernel.layouts.get("g_vfs_softc"):
             count = kernel.view("g_vfs_softc", consumer.geom.softc).sc_active

@@ -15,11 +15,11 @@ from plugin.session import Kernel
 
 
 class LockObject(NamedTuple):
-    """``name`` is lo_name; ``klass`` lc_name ("sx", "lockmgr", "sleep mutex", ...)."""
+    """``name`` is lo_name; ``lc_name`` lc_name ("sx", "lockmgr", "sleep mutex", ...)."""
 
     address: int
     name: str
-    klass: str
+    lc_name: str
     flags: int
 
 
@@ -91,17 +91,17 @@ def lock_object(kernel: Kernel, address: int) -> Optional[LockObject]:
     if not flags & initialized:
         return None
     if "lo_class" in layout:
-        klass = _class_name(kernel, view.lo_class)
+        lc_name = _class_name(kernel, view.lo_class)
     else:
         names = lock_class_names(kernel)
         mask = kernel.layouts.constant("LO_CLASSMASK")
         index = (flags & mask) >> kernel.layouts.constant("LO_CLASSSHIFT")
         if index >= len(names):
             return None
-        klass = names[index]
-    if not klass:
+        lc_name = names[index]
+    if not lc_name:
         return None
-    return LockObject(address, _lock_name(kernel, address, view.lo_name), klass, flags)
+    return LockObject(address, _lock_name(kernel, address, view.lo_name), lc_name, flags)
 
 
 def _lock_name(kernel: Kernel, lock: int, at: int) -> str:

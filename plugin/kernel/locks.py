@@ -47,7 +47,7 @@ class Lock(NamedTuple):
 
     address: int
     name: str
-    klass: str
+    lc_name: str
     state: str
     owners: Tuple[int, ...] = ()
     sharers: int = 0
@@ -74,19 +74,19 @@ def decode(kernel: Kernel, lock: LockObject) -> Lock:
 
     What cannot be read gives state "unreadable" and a finding.
     """
-    kind = lock_class_named(lock.klass)
+    kind = lock_class_named(lock.lc_name)
     if kind is None:
         kernel.warnings.add(
-            f"lock {lock.name!r}", lock.address, f"is of an unknown class, {lock.klass!r}"
+            f"lock {lock.name!r}", lock.address, f"is of an unknown class, {lock.lc_name!r}"
         )
-        return Lock(lock.address, lock.name, lock.klass, "unreadable")
+        return Lock(lock.address, lock.name, lock.lc_name, "unreadable")
     try:
         return kind.decode(kernel, lock)
     except MemoryFault as fault:
-        kernel.warnings.add(f"{lock.klass} lock {lock.name!r}", fault.address, fault.reason)
+        kernel.warnings.add(f"{lock.lc_name} lock {lock.name!r}", fault.address, fault.reason)
     except LayoutError as error:
-        kernel.warnings.add(f"{lock.klass} lock {lock.name!r}", lock.address, str(error))
-    return Lock(lock.address, lock.name, lock.klass, "unreadable")
+        kernel.warnings.add(f"{lock.lc_name} lock {lock.name!r}", lock.address, str(error))
+    return Lock(lock.address, lock.name, lock.lc_name, "unreadable")
 
 
 class LockClass:
@@ -111,7 +111,7 @@ class LockClass:
         """struct thread * of the readers that the lock names beside its owners."""
         return []
 
-    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+    def at_channel(self, kernel: Kernel, channel: LockChannel) -> Optional[Lock]:
         """The lock whose waiters sleep on ``channel``, None where it is no such lock's."""
         return None
 
@@ -120,7 +120,7 @@ class LockClass:
         return _mode_of_queue(queue)
 
 
-class Channel(NamedTuple):
+class LockChannel(NamedTuple):
     """A wait channel with what the kernel keeps of a sleep on it.
 
     ``type`` as in sleepqueue.TYPES, None where it is not kept; ``text`` the wait message,
@@ -159,7 +159,7 @@ def word_for(name: str) -> str:
     return kind.word if kind is not None else name
 
 
-def lock_of_channel(kernel: Kernel, channel: Channel) -> Optional[Lock]:
+def lock_of_channel(kernel: Kernel, channel: LockChannel) -> Optional[Lock]:
     """The lock that a sleeper on ``channel`` waits for, whatever its kind; None if for none."""
     for kind in _CLASSES.values():
         found = kind.at_channel(kernel, channel)
@@ -168,7 +168,7 @@ def lock_of_channel(kernel: Kernel, channel: Channel) -> Optional[Lock]:
     if channel.type in ("sx", "lockmgr"):
         # The kernel itself says that this is a lock: not to recognise it is worth a word.
         found = lock_at(kernel, channel.address)
-        if found is None or found.klass not in _CLASSES:
+        if found is None or found.lc_name not in _CLASSES:
             kernel.warnings.add(
                 f"lock at {channel.address:#x}",
                 channel.address,
@@ -216,7 +216,7 @@ def _mutex(kernel: Kernel, lock: LockObject) -> Lock:
         return Lock(
             lock.address,
             lock.name,
-            lock.klass,
+            lock.lc_name,
             "exclusive",
             (owner,),
             recursion=_recursion(kernel, "mtx", "mtx_recurse", lock.address),
@@ -227,7 +227,7 @@ def _mutex(kernel: Kernel, lock: LockObject) -> Lock:
     unowned = _constant(kernel, "MTX_UNOWNED", 4 if kernel.osreldate < 1200000 else 0)
     destroyed = unowned | (2 if unowned else 4)
     state = "destroyed" if word == destroyed else "unlocked"
-    return Lock(lock.address, lock.name, lock.klass, state, word=word)
+    return Lock(lock.address, lock.name, lock.lc_name, state, word=word)
 
 
 class _Bits(NamedTuple):
@@ -278,21 +278,21 @@ def _shared_or_exclusive(kernel: Kernel, lock: LockObject, word: int, bits: _Bit
     shift = _constant(kernel, bits.shift, shift)
     flags = _flags(kernel, word, *bits.waiters)
     if bits.destroyed is not None and word == bits.destroyed:
-        return Lock(lock.address, lock.name, lock.klass, "destroyed", word=word)
+        return Lock(lock.address, lock.name, lock.lc_name, "destroyed", word=word)
     if word & _constant(kernel, bits.shared, 1):
         sharers = word >> shift
         state = "shared" if sharers else "unlocked"
         return Lock(
-            lock.address, lock.name, lock.klass, state, sharers=sharers, flags=flags, word=word
+            lock.address, lock.name, lock.lc_name, state, sharers=sharers, flags=flags, word=word
         )
     owner = word & ~mask
     if owner == _kernproc(kernel, mask):
-        return Lock(lock.address, lock.name, lock.klass, "disowned", flags=flags, word=word)
+        return Lock(lock.address, lock.name, lock.lc_name, "disowned", flags=flags, word=word)
     state = "exclusive" if owner else "unlocked"
     return Lock(
         lock.address,
         lock.name,
-        lock.klass,
+        lock.lc_name,
         state,
         (owner,) if owner else (),
         flags=flags,
@@ -340,9 +340,9 @@ def _old_sx(kernel: Kernel, lock: LockObject) -> Lock:
     )
     if count < 0:
         owners = (holder,) if holder else ()
-        return Lock(lock.address, lock.name, lock.klass, "exclusive", owners, flags=flags)
+        return Lock(lock.address, lock.name, lock.lc_name, "exclusive", owners, flags=flags)
     state = "shared" if count else "unlocked"
-    return Lock(lock.address, lock.name, lock.klass, state, sharers=count, flags=flags)
+    return Lock(lock.address, lock.name, lock.lc_name, state, sharers=count, flags=flags)
 
 
 def _lockmgr(kernel: Kernel, lock: LockObject) -> Lock:
@@ -365,9 +365,11 @@ def _rm(kernel: Kernel, lock: LockObject) -> Lock:
     readers = tuple(_active_readers(kernel, lock.address))
     owners = decode(kernel, inner).owners if inner is not None else ()
     if owners:
-        return Lock(lock.address, lock.name, lock.klass, "exclusive", owners, sharers=len(readers))
+        return Lock(
+            lock.address, lock.name, lock.lc_name, "exclusive", owners, sharers=len(readers)
+        )
     state = "shared" if readers else "unlocked"
-    return Lock(lock.address, lock.name, lock.klass, state, readers, sharers=len(readers))
+    return Lock(lock.address, lock.name, lock.lc_name, state, readers, sharers=len(readers))
 
 
 def rm_inner(kernel: Kernel, lock: LockObject) -> Optional[LockObject]:
@@ -496,7 +498,7 @@ class _Sx(LockClass):
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _sx(kernel, lock)
 
-    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+    def at_channel(self, kernel: Kernel, channel: LockChannel) -> Optional[Lock]:
         if not channel.wmesg:
             return None
         if not kernel.layouts.has("sx", "sx_cnt"):
@@ -505,13 +507,17 @@ class _Sx(LockClass):
             found = lock_object(kernel, channel.address)
             # Its name is the wait message: two that could not be read are not the same.
             named = found is not None and found.name and found.name == channel.text
-            return decode(kernel, found) if found and named and found.klass == SX else None
+            return decode(kernel, found) if found and named and found.lc_name == SX else None
         # The condition variable's own name must be the very string the thread sleeps with.
         for member in ("sx_shrd_cv", "sx_excl_cv"):
             at = channel.address - kernel.layouts.offsetof("sx", member)
             found = lock_object(kernel, at)
             try:
-                if found and found.klass == SX and kernel.pointer(channel.address) == channel.wmesg:
+                if (
+                    found
+                    and found.lc_name == SX
+                    and kernel.pointer(channel.address) == channel.wmesg
+                ):
                     return decode(kernel, found)
             except MemoryFault:
                 continue
@@ -533,15 +539,15 @@ class _Lockmgr(LockClass):
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _lockmgr(kernel, lock)
 
-    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+    def at_channel(self, kernel: Kernel, channel: LockChannel) -> Optional[Lock]:
         if has_old_lockmgr(kernel):
             return self._old(kernel, channel)
         if channel.type in _NO_LOCK:
             return None
         found = lock_object(kernel, channel.address)
-        return decode(kernel, found) if found and found.klass == LOCKMGR else None
+        return decode(kernel, found) if found and found.lc_name == LOCKMGR else None
 
-    def _old(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+    def _old(self, kernel: Kernel, channel: LockChannel) -> Optional[Lock]:
         if not channel.wmesg:
             return None
         wmesg = kernel.layouts.offsetof("lock", "lk_wmesg")
@@ -594,7 +600,7 @@ class _Rms(LockClass):
         state = "shared" if sharers > 0 else "unlocked"
         return Lock(lock.address, lock.name, RMS, state, sharers=max(sharers, 0), flags=flags)
 
-    def at_channel(self, kernel: Kernel, channel: Channel) -> Optional[Lock]:
+    def at_channel(self, kernel: Kernel, channel: LockChannel) -> Optional[Lock]:
         layouts = kernel.layouts
         if "rmslock" not in layouts or channel.type not in (None, "sleep") or not channel.wmesg:
             return None
@@ -607,8 +613,8 @@ class _Rms(LockClass):
             except MemoryFault:
                 continue
             found = lock_object(kernel, channel.address - offset)
-            if found is not None and found.klass == MUTEX:
-                return decode(kernel, found._replace(klass=RMS))
+            if found is not None and found.lc_name == MUTEX:
+                return decode(kernel, found._replace(lc_name=RMS))
         return None
 
     def mode(self, kernel: Kernel, lock: Lock, channel: int, queue: Optional[int]) -> Optional[str]:

@@ -18,7 +18,7 @@ from plugin.session import Kernel
 _MAX_DOMAINS = 64
 
 
-class Space(NamedTuple):
+class BufSpace(NamedTuple):
     """One quantity the buffer cache keeps between two marks.
 
     ``value``, ``low`` and ``high`` in ``unit`` ("bytes" or "buffers"); None where
@@ -41,12 +41,12 @@ class Space(NamedTuple):
 
 
 @cached(MEMORY)
-def spaces(kernel: Kernel) -> List[Space]:
+def spaces(kernel: Kernel) -> List[BufSpace]:
     """Running writes, dirty buffers, buffer space and free buffers."""
     return list(_spaces(kernel))
 
 
-def runningbufspace(kernel: Kernel) -> Optional[Space]:
+def runningbufspace(kernel: Kernel) -> Optional[BufSpace]:
     """Bytes of writes in flight; writers wait in "wdrain" while it is above its high mark."""
     return next((space for space in spaces(kernel) if space.name == "runningbufspace"), None)
 
@@ -78,12 +78,12 @@ def _at(kernel: Kernel, name: str) -> int:
     return symbol.address if symbol else 0
 
 
-def _spaces(kernel: Kernel) -> Iterator[Space]:
+def _spaces(kernel: Kernel) -> Iterator[BufSpace]:
     running = _value(kernel, "runningbufspace")
     if running is not None:
         low, high = _value(kernel, "lorunningspace"), _value(kernel, "hirunningspace")
         wchan = _at(kernel, "runningbufreq")
-        yield Space(
+        yield BufSpace(
             "runningbufspace",
             "runningbufspace",
             None,
@@ -103,14 +103,14 @@ def _spaces(kernel: Kernel) -> Iterator[Space]:
         yield from _global(kernel)
 
 
-def _global(kernel: Kernel) -> Iterator[Space]:
+def _global(kernel: Kernel) -> Iterator[BufSpace]:
     needs = _at(kernel, "needsbuffer")
     # bdirtywait has been apart from needsbuffer since 10.0.
     dirty_channel = _at(kernel, "bdirtywait") or needs
     dirty = _value(kernel, "numdirtybuffers")
     if dirty is not None:
         low, high = _value(kernel, "lodirtybuffers"), _value(kernel, "hidirtybuffers")
-        yield Space(
+        yield BufSpace(
             "dirty buffers",
             "numdirtybuffers",
             None,
@@ -127,7 +127,7 @@ def _global(kernel: Kernel) -> Iterator[Space]:
     space = _value(kernel, "bufspace")
     if space is not None:
         low, high = _value(kernel, "lobufspace"), _value(kernel, "hibufspace")
-        yield Space(
+        yield BufSpace(
             "bufspace",
             "bufspace",
             None,
@@ -144,7 +144,7 @@ def _global(kernel: Kernel) -> Iterator[Space]:
     free = _value(kernel, "numfreebuffers")
     if free is not None:
         low, high = _value(kernel, "lofreebuffers"), _value(kernel, "hifreebuffers")
-        yield Space(
+        yield BufSpace(
             "free buffers",
             "numfreebuffers",
             None,
@@ -160,7 +160,7 @@ def _global(kernel: Kernel) -> Iterator[Space]:
         )
 
 
-def _bufdomains(kernel: Kernel) -> Iterator[Space]:
+def _bufdomains(kernel: Kernel) -> Iterator[BufSpace]:
     layouts = kernel.layouts
     base, stride = kernel.address_of("bdomain"), layouts.sizeof("bufdomain")
     count = max(1, min(_value(kernel, "buf_domains") or 1, _MAX_DOMAINS))
@@ -189,7 +189,7 @@ def _bufdomains(kernel: Kernel) -> Iterator[Space]:
             continue
         space, lospace, hispace, dirty, lodirty, hidirty, free, lofree, hifree = values
         symbol = f"bdomain[{number}]"
-        yield Space(
+        yield BufSpace(
             "dirty buffers",
             symbol + ".bd_numdirtybuffers",
             number,
@@ -203,7 +203,7 @@ def _bufdomains(kernel: Kernel) -> Iterator[Space]:
             dirty < (lodirty + hidirty) // 2,
             _tids(kernel, dirty_channel, ("flswai",)) if number == 0 else (),
         )
-        yield Space(
+        yield BufSpace(
             "bufspace",
             symbol + ".bd_bufspace",
             number,
@@ -217,7 +217,7 @@ def _bufdomains(kernel: Kernel) -> Iterator[Space]:
             space < hispace,
             _tids(kernel, wanted, ("newbuf", "bufspace")),
         )
-        yield Space(
+        yield BufSpace(
             "free buffers",
             symbol + ".bd_freebuffers",
             number,

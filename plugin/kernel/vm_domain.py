@@ -69,7 +69,7 @@ class Domain(NamedTuple):
         return self.available < self.free_severe
 
 
-class Channel(NamedTuple):
+class PageChannel(NamedTuple):
     """A wait channel for pages: the threads on it, and whether they should still be.
 
     ``wants``: the condition that wakes them; ``satisfied``: it holds, so that a
@@ -88,7 +88,7 @@ class Shortage(NamedTuple):
     """``channels`` with sleepers or not; ``short`` is True where some domain is below its
     minimum; ``lost`` lists the channels whose sleepers should have been woken."""
 
-    channels: Tuple[Channel, ...]
+    channels: Tuple[PageChannel, ...]
     short: bool
 
     @property
@@ -96,7 +96,7 @@ class Shortage(NamedTuple):
         return tuple(tid for channel in self.channels for tid in channel.tids)
 
     @property
-    def lost(self) -> Tuple[Channel, ...]:
+    def lost(self) -> Tuple[PageChannel, ...]:
         return tuple(c for c in self.channels if c.tids and c.satisfied)
 
 
@@ -300,7 +300,7 @@ def memory_shortage(kernel: Kernel) -> Shortage:
 
     def add(name: str, address: int, wmesgs: Tuple[str, ...], wants: str, holds: bool) -> None:
         tids = tuple(thread.tid for thread in sleepers(kernel).get(address, ()))
-        channels.append(Channel(name, address, wmesgs, tids, wants, holds))
+        channels.append(PageChannel(name, address, wmesgs, tids, wants, holds))
 
     for name, address, wmesgs in _general_channels(kernel):
         if name == "vm_severe_domains":

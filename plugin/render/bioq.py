@@ -226,7 +226,7 @@ def one_bio(kernel: Kernel, bio: Bio) -> Report:
         consumer = consumer_at(kernel, link.from_)
         provider = provider_at(kernel, link.to)
         if provider is not None:
-            by = f"{consumer.geom.klass.name} {consumer.geom.name}" if consumer else "?"
+            by = f"{consumer.geom.g_class.name} {consumer.geom.name}" if consumer else "?"
             details.append(f"asked of {provider.name} by {by}")
         if link.done:
             details.append(f"bio_done {done_name(kernel, link) or hex(link.done)}")

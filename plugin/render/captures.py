@@ -42,7 +42,7 @@ def locks(kernel: TextKernel, wanted: Optional[int], *, every: bool = False) -> 
         [
             (
                 address(lock.address) or lock.key,
-                lock.klass,
+                lock.lc_name,
                 lock.name,
                 ", ".join(_who(kernel, tid) for tid in lock.owners) or _unowned(lock),
                 ", ".join(map(str, waiters.get(lock.key, []))),
@@ -70,7 +70,7 @@ def _lock(lock: TextLock, waiting: List[int]) -> Dict[str, Any]:
     return {
         "address": address(lock.address),
         "name": lock.name,
-        "class": lock.klass,
+        "class": lock.lc_name,
         "state": lock.mode or "unknown",
         "owners": list(lock.owners),
         "waiters": [{"tid": tid, "mode": "unknown"} for tid in waiting],
@@ -90,7 +90,7 @@ def providers(kernel: TextKernel, name: Optional[str]) -> Report:
     report.table(
         ["provider", "class", "geom", "access", "flags"],
         [
-            (p.name, p.klass, p.geom, "r{}w{}e{}".format(*p.access), f"{p.flags:#06x}")
+            (p.name, p.class_name, p.geom, "r{}w{}e{}".format(*p.access), f"{p.flags:#06x}")
             for p in found
         ],
     )
@@ -102,7 +102,7 @@ def _provider(provider: TextProvider) -> Dict[str, Any]:
     return {
         "name": provider.name,
         "address": address(provider.address),
-        "class": provider.klass,
+        "class": provider.class_name,
         "geom": provider.geom,
         "mediasize": None,
         "sectorsize": None,

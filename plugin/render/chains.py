@@ -179,10 +179,10 @@ class Drawing:
 
     def in_full(self, thread: Thread) -> str:
         """The chain of one thread, a step a line, each with the evidence of its edge."""
-        standing = self.analysis.verdicts.get(thread.address)
+        verdict = self.analysis.verdicts.get(thread.address)
         node = self.analysis.node_of(thread)
         age = f", for {seconds(thread.age)}" if thread.age is not None else ""
-        taken = f"; {standing.status}: {standing.why}" if standing is not None else ""
+        taken = f"; {verdict.status}: {verdict.why}" if verdict is not None else ""
         lines = self._wrap(
             f"{thread.tid} {thread.label} (pid {thread.pid}), {thread.state}{age}{taken}", 0
         )

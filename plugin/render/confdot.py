@@ -34,8 +34,8 @@ def _lines(mesh: Mesh, marks: Dict[int, Mark], geoms: Optional[Container[int]]) 
     yield "digraph geom {"
     shown = {
         geom.address: geom
-        for klass in mesh.classes
-        for geom in klass.geoms
+        for g_class in mesh.classes
+        for geom in g_class.geoms
         if geoms is None or geom.address in geoms
     }
     for geom in shown.values():
@@ -44,7 +44,7 @@ def _lines(mesh: Mesh, marks: Dict[int, Mark], geoms: Optional[Container[int]]) 
 
 
 def _geom(geom: Geom, marks: Dict[int, Mark], shown: Container[int]) -> Iterator[str]:
-    label = f"{_quote(geom.klass.name)}\\n{_quote(geom.name)}\\nr#{geom.rank}"
+    label = f"{_quote(geom.g_class.name)}\\n{_quote(geom.name)}\\nr#{geom.rank}"
     yield _node(geom.address, label, "shape=box,", marks)
     for consumer in geom.consumers:
         yield from _consumer(consumer, marks, shown)

@@ -22,10 +22,10 @@ def confxml(mesh: Mesh, config: Config, geoms: Optional[Container[int]] = None) 
 
 def _lines(mesh: Mesh, config: Config, geoms: Optional[Container[int]]) -> Iterator[str]:
     yield "<mesh>"
-    for klass in mesh.classes:
-        yield f'  <class id="{klass.address:#x}">'
-        yield f"    <name>{_escape(klass.name)}</name>"
-        for geom in klass.geoms:
+    for g_class in mesh.classes:
+        yield f'  <class id="{g_class.address:#x}">'
+        yield f"    <name>{_escape(g_class.name)}</name>"
+        for geom in g_class.geoms:
             if geoms is None or geom.address in geoms:
                 yield from _geom(geom, config, geoms)
         yield "  </class>"
@@ -34,7 +34,7 @@ def _lines(mesh: Mesh, config: Config, geoms: Optional[Container[int]]) -> Itera
 
 def _geom(geom: Geom, config: Config, geoms: Optional[Container[int]]) -> Iterator[str]:
     yield f'    <geom id="{geom.address:#x}">'
-    yield f'      <class ref="{geom.klass.address:#x}"/>'
+    yield f'      <class ref="{geom.g_class.address:#x}"/>'
     yield f"      <name>{_escape(geom.name)}</name>"
     yield f"      <rank>{geom.rank}</rank>"
     if geom.withering:

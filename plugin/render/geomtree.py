@@ -18,8 +18,8 @@ def tree(mesh: Mesh, notes: Mapping[int, str], geoms: Optional[Container[int]] =
     """
     lines: List[str] = []
     seen: Set[int] = set()
-    for klass in mesh.classes:
-        for geom in klass.geoms:
+    for g_class in mesh.classes:
+        for geom in g_class.geoms:
             if geom.consumers or not geom.providers or (geoms and geom.address not in geoms):
                 continue
             seen.add(geom.address)
@@ -67,4 +67,4 @@ def _provider(
 
 def _geom_line(geom: Geom, notes: Mapping[int, str]) -> str:
     note = notes.get(geom.address, "")
-    return f"{geom.klass.name} {geom.name}" + (f"  {note}" if note else "")
+    return f"{geom.g_class.name} {geom.name}" + (f"  {note}" if note else "")

@@ -269,15 +269,15 @@ def _table(title: str, headers: Sequence[str], rows: Iterable[_Row]) -> str:
     body: List[str] = []
     for cells, long in rows:
         columns = "".join(
-            f'<td class="{klass}">{cell}</td>' if klass else f"<td>{cell}</td>"
-            for klass, cell in zip(classes, cells)
+            f'<td class="{css}">{cell}</td>' if css else f"<td>{cell}</td>"
+            for css, cell in zip(classes, cells)
         )
         body.append(f'<tr class="long">{columns}</tr>' if long else f"<tr>{columns}</tr>")
     if not body:
         return ""
     head = "".join(
-        f'<th class="{klass}">{text(name)}</th>' if klass == "n" else f"<th>{text(name)}</th>"
-        for klass, name in zip(classes, names)
+        f'<th class="{css}">{text(name)}</th>' if css == "n" else f"<th>{text(name)}</th>"
+        for css, name in zip(classes, names)
     )
     return (
         f"<section><h2>{text(title)}</h2><table><thead><tr>{head}</tr></thead>\n<tbody>\n"
@@ -343,14 +343,14 @@ def _threads(analysis: Analysis) -> str:
     causes = {tid: cause for cause in analysis.causes for tid in cause.tids}
     lines = []
     for thread in analysis.threads:
-        standing = analysis.verdicts.get(thread.address)
+        verdict = analysis.verdicts.get(thread.address)
         cause = causes.get(thread.tid)
         lines.append(
             _Line(
                 thread,
-                str(standing.status) if standing is not None else thread.state,
+                str(verdict.status) if verdict is not None else thread.state,
                 cause.rank if cause is not None else None,
-                standing.why if standing is not None else "",
+                verdict.why if verdict is not None else "",
                 alike(cause.summary) if cause is not None else "",
             )
         )

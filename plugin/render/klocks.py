@@ -45,7 +45,7 @@ def one_lock(kernel: Kernel, entry: Contended) -> Report:
     word = "" if lock.word is None else f", word {lock.word:#x}"
     flags = f" ({', '.join(lock.flags)})" if lock.flags else ""
     report.text(
-        f"{locks.word_for(lock.klass)} {lock_name(kernel, lock)!r} at "
+        f"{locks.word_for(lock.lc_name)} {lock_name(kernel, lock)!r} at "
         f"{lock.address:#x}: {locks.describe(lock)}{word}{flags}"
     )
     for holder in entry.holders:
@@ -69,7 +69,7 @@ def called(kernel: Kernel, lock: locks.Lock) -> str:
     name = lock_name(kernel, lock)
     if name != lock.name:
         return name
-    return f'{locks.word_for(lock.klass)} "{name}"'
+    return f'{locks.word_for(lock.lc_name)} "{name}"'
 
 
 def _short_state(lock: locks.Lock) -> str:
@@ -82,7 +82,7 @@ def _short_state(lock: locks.Lock) -> str:
 
 def lock_name(kernel: Kernel, lock: locks.Lock) -> str:
     """The lock's name; for a vnode's lock the file system and path too."""
-    vnode = vnode_of_lock(kernel, lock.address) if lock.klass == locks.LOCKMGR else None
+    vnode = vnode_of_lock(kernel, lock.address) if lock.lc_name == locks.LOCKMGR else None
     found = vnode_at(kernel, vnode) if vnode is not None else None
     return found.label if found is not None else lock.name
 
@@ -100,7 +100,7 @@ def lock_data(kernel: Kernel, entry: Contended) -> Dict[str, Any]:
     return {
         "address": address(lock.address),
         "name": lock.name,
-        "class": lock.klass,
+        "class": lock.lc_name,
         "state": lock.state,
         "sharers": lock.sharers,
         "recursion": lock.recursion,

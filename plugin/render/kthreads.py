@@ -84,7 +84,8 @@ def _data(thread: Thread) -> Dict[str, Any]:
         "cpu": thread.cpu,
         "wmesg": thread.wmesg,
         "wchan": address(thread.wchan),
-        "lock": lock and {"address": address(lock.address), "name": lock.name, "class": lock.klass},
+        "lock": lock
+        and {"address": address(lock.address), "name": lock.name, "class": lock.lc_name},
         "age": thread.age,
     }
 

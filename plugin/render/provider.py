@@ -90,7 +90,7 @@ def _facts(
     report = Report(
         {
             "providers": [_data(kernel, provider, known[provider.address]) for provider in chosen],
-            "classes": [_class_data(kernel, klass) for klass in found.classes],
+            "classes": [_class_data(kernel, g_class) for g_class in found.classes],
             "health": _health_data(health(kernel)),
         }
     )
@@ -287,7 +287,7 @@ def _one(kernel: Kernel, report: Report, provider: Provider, io: ProviderIO) -> 
     geom = provider.geom
     report.heading(
         f"provider {provider.name} at {provider.address:#x}"
-        + (f", geom {geom.name} of class {geom.klass.name}" if geom else ", of no geom")
+        + (f", geom {geom.name} of class {geom.g_class.name}" if geom else ", of no geom")
     )
     report.text(
         f"access {provider.access}, error {provider.error}, index {provider.index}, "
@@ -343,7 +343,7 @@ def _one(kernel: Kernel, report: Report, provider: Provider, io: ProviderIO) -> 
             [
                 (
                     address(consumer.address),
-                    consumer.geom.klass.name,
+                    consumer.geom.g_class.name,
                     consumer.geom.name,
                     consumer.access,
                     _active(kernel, consumer),
@@ -465,10 +465,10 @@ def _bios_of(kernel: Kernel, provider: Provider) -> Iterator[OutstandingBio]:
             yield each
 
 
-def _class_data(kernel: Kernel, klass: Class) -> Dict[str, Any]:
+def _class_data(kernel: Kernel, g_class: Class) -> Dict[str, Any]:
     return {
-        "name": klass.name,
-        "address": address(klass.address),
+        "name": g_class.name,
+        "address": address(g_class.address),
         "geoms": [
             {
                 "name": geom.name,
@@ -491,7 +491,7 @@ def _class_data(kernel: Kernel, klass: Class) -> Dict[str, Any]:
                     for consumer in geom.consumers
                 ],
             }
-            for geom in klass.geoms
+            for geom in g_class.geoms
         ],
     }
 

@@ -10,7 +10,7 @@ from plugin.judge.pbufs import SwapRequests
 from plugin.kernel import swap_pager, vfs_bio
 from plugin.kernel.proc import thread_by_tid
 from plugin.kernel.uma import Zone, zones
-from plugin.kernel.vfs_bio import Space
+from plugin.kernel.vfs_bio import BufSpace
 from plugin.kernel.vm_domain import Domain, domains, memory_shortage
 from plugin.kernel.vmem import Arena, arenas
 from plugin.render.report import Report
@@ -255,7 +255,7 @@ def _oldest(kernel: Kernel, swap: SwapRequests) -> Optional[float]:
     return max((age for age in ages if age is not None), default=None)
 
 
-def _buffers(kernel: Kernel, report: Report, spaces: List[Space]) -> None:
+def _buffers(kernel: Kernel, report: Report, spaces: List[BufSpace]) -> None:
     if not spaces:
         return
     report.heading(f"buffer cache, {vfs_bio.nbuf(kernel)} buffers:")
@@ -276,7 +276,7 @@ def _buffers(kernel: Kernel, report: Report, spaces: List[Space]) -> None:
     )
 
 
-def _amount(space: Space, value: Optional[int]) -> str:
+def _amount(space: BufSpace, value: Optional[int]) -> str:
     if value is None:
         return ""
     return size(value) if space.unit == "bytes" else str(value)
@@ -387,7 +387,7 @@ def _swap_data(swap: SwapRequests) -> Dict[str, Any]:
     }
 
 
-def _space_data(space: Space) -> Dict[str, Any]:
+def _space_data(space: BufSpace) -> Dict[str, Any]:
     return {
         "name": space.name,
         "symbol": space.symbol,

@@ -218,9 +218,9 @@ def _others(report: Report, analysis: Analysis) -> None:
     """Threads that wait and are not stuck: what they were taken for."""
     rows = []
     for thread in analysis.threads:
-        standing = analysis.verdicts.get(thread.address)
-        if standing is not None and standing.status is not Status.STUCK:
-            rows.append((thread.tid, thread.label, thread.wmesg, standing.status, standing.why))
+        verdict = analysis.verdicts.get(thread.address)
+        if verdict is not None and verdict.status is not Status.STUCK:
+            rows.append((thread.tid, thread.label, thread.wmesg, verdict.status, verdict.why))
     if rows:
         report.heading("not stuck")
         report.table(["tid>", "name", "wmesg", "taken for", "because"], rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from plugin.arch.space import Space
+from plugin.arch.space import AddressSpace
 from plugin.errors import MemoryFault
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.physical import Physical
@@ -43,7 +43,7 @@ class KernelMemory:
         format: str,
         page_size: int,
         physical: Physical,
-        space: Space,
+        space: AddressSpace,
         truncated: bool,
         msgbuf: Tuple[int, int] = (0, 0),
     ) -> None:

@@ -244,8 +244,8 @@ def _not_understood(
 
 
 def _status(builder: GraphBuilder, thread: Thread) -> Status:
-    standing = builder.verdicts.get(thread.address)
-    return standing.status if standing is not None else Status.OTHER
+    verdict = builder.verdicts.get(thread.address)
+    return verdict.status if verdict is not None else Status.OTHER
 
 
 # Chains

@@ -11,7 +11,7 @@ from plugin.waits import resolvers
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Status
-from plugin.waits.registry import AT_WORK, RESOLVERS, STANDING
+from plugin.waits.registry import AT_WORK, RESOLVERS, WITHOUT_THREAD
 from plugin.waits.resolvers.common import generic, unknown
 from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
@@ -32,7 +32,7 @@ def builder(kernel: Kernel, catalogue: Catalogue) -> Builder:
     """A builder that explains threads by every resolver there is."""
     assert resolvers.MODULES
     made = Builder(kernel, catalogue, explain)
-    for add in STANDING:
+    for add in WITHOUT_THREAD:
         add(made)
     return made
 
@@ -41,11 +41,11 @@ def explain(builder: Builder, thread: Thread) -> Verdict:
     """Explain one thread whose node is in the graph already."""
     node = builder.graph.nodes[f"thread:{thread.tid}"]
     wait = builder.lock_waits.get(thread.address)
-    if wait is not None and wait.lock.klass == RMS:
+    if wait is not None and wait.lock.lc_name == RMS:
         return wait_for_rms(builder, thread, node, wait)
     if wait is not None:
         wait_for_lock(builder, thread, node, wait)
-        return Verdict(Status.STUCK, f"waits for a {wait.lock.klass} lock")
+        return Verdict(Status.STUCK, f"waits for a {wait.lock.lc_name} lock")
     if thread.state == "sleeping" or (thread.wchan and thread.state != "locked"):
         return _explain_sleep(builder, thread, node)
     return _explain_state(builder, thread, node)

@@ -66,7 +66,7 @@ def _held(analysis: Analysis, thread: Thread) -> List[str]:
     for held in witness.held_by(kernel, thread.address):
         lock = lock_at(kernel, held.lock)
         name = lock.name if lock is not None else f"{held.lock:#x}"
-        found.append(f'{lock.klass if lock is not None else "lock"} "{name}"')
+        found.append(f'{lock.lc_name if lock is not None else "lock"} "{name}"')
     if not found:
         node = analysis.node_of(thread)
         for edge in analysis.graph.into.get(node.id, ()) if node is not None else ():

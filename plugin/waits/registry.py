@@ -17,19 +17,19 @@ from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import Node
 
 Resolver = Callable[[Case], Optional[Verdict]]
-Standing = Callable[[Builder], None]
+WithoutThread = Callable[[Builder], None]
 AtWork = Callable[[Builder, Thread, Node, Verdict], Optional[Verdict]]
 
 RESOLVERS: Dict[str, Resolver] = {}
 #: what adds causes that are there though no thread sleeps for them
-STANDING: List[Standing] = []
+WITHOUT_THREAD: List[WithoutThread] = []
 #: what knows more of a running or runnable thread than that it is one
 AT_WORK: List[AtWork] = []
 
 
-def standing(function: Standing) -> Standing:
+def without_thread(function: WithoutThread) -> WithoutThread:
     """The function below is asked once for each graph, before any thread is explained."""
-    STANDING.append(function)
+    WITHOUT_THREAD.append(function)
     return function
 
 

@@ -99,9 +99,9 @@ class Consumer:
 class GGeom:
     """A geom: an instance of a class."""
 
-    def __init__(self, obj: Obj, klass: str, name: str) -> None:
+    def __init__(self, obj: Obj, class_name: str, name: str) -> None:
         self.obj = obj
-        self.klass = klass
+        self.class_name = class_name
         self.name = name
         self.providers: List[Provider] = []
         self.consumers: List[Consumer] = []
@@ -124,7 +124,7 @@ class GGeom:
         (g_slice_access(), g_part_access(), g_stripe_access()); MIRROR and ELI
         keep theirs open all the time.
         """
-        if self.klass in (*_SLICERS, "STRIPE"):
+        if self.class_name in (*_SLICERS, "STRIPE"):
             for consumer in self.consumers:
                 extra = 0 if any(consumer.access) else 1
                 consumer.open(read, write, exclusive + extra)
@@ -266,7 +266,7 @@ class Geom:
 
     # Topology
 
-    def klass(self, name: str) -> Obj:
+    def g_class(self, name: str) -> Obj:
         """The class of that name, registered when first used."""
         if name not in self.classes:
             m = self.machine
@@ -279,16 +279,16 @@ class Geom:
             self._class_order.append(name)
         return self.classes[name]
 
-    def geom(self, klass: str, name: str, *, at: Optional[int] = None) -> GGeom:
+    def geom(self, class_name: str, name: str, *, at: Optional[int] = None) -> GGeom:
         m = self.machine
         obj = m.allocate("g_geom", at=at)
-        obj["class"] = self.klass(klass)
+        obj["class"] = self.g_class(class_name)
         # g_new_geomf() copies the name, so it lies in malloc'ed memory.
         obj["name"] = self._copied(name)
-        start = _CLASSES[klass][1]
+        start = _CLASSES[class_name][1]
         if start:
             obj["start"] = start
-        made = GGeom(obj, klass, name)
+        made = GGeom(obj, class_name, name)
         self.geoms.append(made)
         return made
 
@@ -420,7 +420,7 @@ class Geom:
 
     def slice(
         self,
-        klass: str,
+        class_name: str,
         below: Union[Provider, Disk],
         parts: Dict[str, Tuple[int, int]],
         *,
@@ -429,7 +429,7 @@ class Geom:
     ) -> GGeom:
         """A slicer (MBR, BSD, PART, LABEL): ``parts`` are (start, bytes) by provider name."""
         pp = below.provider if isinstance(below, Disk) else below
-        geom = self.geom(klass, pp.name)
+        geom = self.geom(class_name, pp.name)
         self.attach(geom, pp, at=consumer_at)
         for number, (name, (start, size)) in enumerate(parts.items()):
             provider = self.new_provider(geom, name, size, pp.sectorsize)
@@ -481,7 +481,7 @@ class Geom:
 
     def swap(self, provider: Provider) -> Consumer:
         """A swap device's consumer (swapongeom(): r1 w1 e0, so that savecore can read)."""
-        geom = next((g for g in self.geoms if g.klass == "SWAP"), None)
+        geom = next((g for g in self.geoms if g.class_name == "SWAP"), None)
         return self.attach(geom or self.geom("SWAP", "swap"), provider).open(1, 1, 0)
 
     # Requests
@@ -570,21 +570,21 @@ class Geom:
         if bio.provider is None:
             raise UsageError("a bio given to a driver goes no further")
         geom = bio.provider.geom
-        done = _CLASSES[geom.klass][2]
+        done = _CLASSES[geom.class_name][2]
         if geom.disk is not None:
             return [self._to_driver(bio, geom.disk)]
         pieces: List[Tuple[Consumer, int, int]] = []
-        if geom.klass == "MIRROR" and bio.cmd == BIO_READ:
+        if geom.class_name == "MIRROR" and bio.cmd == BIO_READ:
             pieces.append((geom.consumers[0], bio.offset, bio.length))
-        elif geom.klass == "MIRROR":
+        elif geom.class_name == "MIRROR":
             pieces.extend((consumer, bio.offset, bio.length) for consumer in geom.consumers)
-        elif geom.klass == "STRIPE":
+        elif geom.class_name == "STRIPE":
             pieces.extend(_striped(geom, bio))
         else:
             pieces.append((geom.consumers[0], bio.offset + bio.provider.start, bio.length))
-        if geom.klass == "ELI" and bio.cmd == BIO_READ:
+        if geom.class_name == "ELI" and bio.cmd == BIO_READ:
             done = "g_eli_read_done"
-        if geom.klass == "STRIPE" and self.machine.osreldate < 900000:
+        if geom.class_name == "STRIPE" and self.machine.osreldate < 900000:
             done = "g_std_done"
         return [
             self.request(
@@ -637,9 +637,9 @@ class Geom:
         classes = [self.classes[name] for name in reversed(self._class_order)]
         m.list(m.address_of("g_classes"), "class", classes)
         m.tailq(m.address_of("geoms"), "geoms", [g.obj for g in self.geoms])
-        for name, klass in self.classes.items():
-            own = [g.obj for g in reversed(self.geoms) if g.klass == name]
-            m.list(klass.at("geom"), "geom", own)
+        for name, g_class in self.classes.items():
+            own = [g.obj for g in reversed(self.geoms) if g.class_name == name]
+            m.list(g_class.at("geom"), "geom", own)
         for geom in self.geoms:
             m.list(geom.obj.at("consumer"), "consumer", [c.obj for c in reversed(geom.consumers)])
             m.list(geom.obj.at("provider"), "provider", [p.obj for p in reversed(geom.providers)])

@@ -22,7 +22,7 @@ from plugin.kernel.disk import DISK_CLASS, disk_of
 from plugin.kernel.geom import Provider
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
-from plugin.kernel.vfs_bio import Space, runningbufspace, spaces
+from plugin.kernel.vfs_bio import BufSpace, runningbufspace, spaces
 from plugin.kernel.vnode import vnode_at, vnode_of_lock
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
@@ -361,8 +361,8 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
         number = account.at_device if account is not None else 0
         what = count(number, "request") if number else "a request"
     if not provider.is_device:
-        klass = provider.class_name or "its class"
-        return End(CauseKind.UNKNOWN, f"{name}: {klass} holds {what}", evidence, since)
+        holder = provider.class_name or "its class"
+        return End(CauseKind.UNKNOWN, f"{name}: {holder} holds {what}", evidence, since)
     summary = f"{name} has not returned {what}"
     if stopped:
         summary += f"; what follows is {stopped}"
@@ -386,7 +386,7 @@ def uses(kernel: Kernel, provider: Provider) -> List[str]:
         found.extend(on for name in names for on in mounted.get(name, ()) if on not in found)
         for consumer in each.consumers:
             geom = consumer.geom
-            if geom.klass.name == "SWAP" and consumer.access.open and "swap" not in found:
+            if geom.g_class.name == "SWAP" and consumer.access.open and "swap" not in found:
                 found.append("swap")
             pending.extend(geom.providers)
     return found
@@ -395,7 +395,7 @@ def uses(kernel: Kernel, provider: Provider) -> List[str]:
 # Counters of the buffer cache
 
 
-def _space_node(builder: Builder, case: Case, space: Optional[Space], name: str) -> Node:
+def _space_node(builder: Builder, case: Case, space: Optional[BufSpace], name: str) -> Node:
     """A space of the buffer cache: how full it is, and whether its waiters should wait."""
     node = builder.node(
         NodeKind.POOL, space.symbol if space is not None else name, name, case.address
@@ -414,7 +414,7 @@ def _space_node(builder: Builder, case: Case, space: Optional[Space], name: str)
     return node
 
 
-def _space(case: Case, *names: str) -> Optional[Space]:
+def _space(case: Case, *names: str) -> Optional[BufSpace]:
     found = [space for space in spaces(case.kernel) if space.name in names]
     return next((s for s in found if s.wchan == case.address), found[0] if found else None)
 

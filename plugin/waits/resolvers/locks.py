@@ -48,7 +48,7 @@ def lock_node(builder: Builder, lock: locks.Lock) -> Node:
     if known is not None:
         return known
     entry = _entry(builder.kernel, lock)
-    word = locks.word_for(lock.klass)
+    word = locks.word_for(lock.lc_name)
     label, protected = lock_label(builder.kernel, lock)
     node = builder.object(NodeKind.LOCK, lock.address, label)
     node.facts = [word, locks.describe(entry.lock)]
@@ -84,7 +84,7 @@ def _by_address(kernel: Kernel) -> Dict[int, Contended]:
 
 def _ownerless(entry: Contended, label: str) -> End:
     lock = entry.lock
-    name = f"{locks.word_for(lock.klass)} {label}"
+    name = f"{locks.word_for(lock.lc_name)} {label}"
     age = max((thread.age for thread, _ in entry.waiters if thread.age is not None), default=None)
     word = "" if lock.word is None else f"lock word {lock.word:#x}"
     if lock.state == "unlocked":
@@ -122,7 +122,7 @@ class Protected:
 
 def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Protected]]:
     """How people call a lock, and the vnode or buffer it lies in."""
-    if lock.klass == locks.LOCKMGR:
+    if lock.lc_name == locks.LOCKMGR:
         at = vnode_of_lock(kernel, lock.address)
         vnode = vnode_at(kernel, at) if at is not None else None
         if vnode is not None:

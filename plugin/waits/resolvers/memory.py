@@ -10,7 +10,7 @@ from typing import List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.daemons import Daemon, daemons
-from plugin.kernel.vm_domain import Channel, Domain, domains, memory_shortage
+from plugin.kernel.vm_domain import Domain, PageChannel, domains, memory_shortage
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
@@ -116,7 +116,7 @@ def _largest(builder: Builder) -> str:
     return f"; largest: {shown}" if shown else ""
 
 
-def _channel(case: Case) -> Optional[Channel]:
+def _channel(case: Case) -> Optional[PageChannel]:
     return next(
         (each for each in memory_shortage(case.kernel).channels if each.address == case.address),
         None,

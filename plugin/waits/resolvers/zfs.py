@@ -25,7 +25,7 @@ from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
-from plugin.waits.registry import at_work, resolver, standing
+from plugin.waits.registry import at_work, resolver, without_thread
 from plugin.waits.resolvers.io import bio_node, provider_node
 from plugin.waits.resolvers.stacks import guess_holders, runs, sleepers_on
 from plugin.waits.resolvers.tasks import taskqueue_node
@@ -70,7 +70,7 @@ def _join_suspended(builder: Builder, node: Node, spa: Optional[Spa], why: str) 
     return True
 
 
-@standing
+@without_thread
 def suspended_pools(builder: Builder) -> None:
     """A suspended pool is a cause, whoever sleeps, spins or has given up on it."""
     for trouble in judge.suspended(builder.kernel):
