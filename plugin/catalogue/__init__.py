@@ -126,6 +126,9 @@ class Catalogue:
             if both:
                 return _best(both, osreldate), f"channel &{symbol} and message"
             any_message = [row for row in here if "*" in row.wmesg] or here
+            if not wmesg and len({(row.sleep_class, row.resolver) for row in any_message}) > 1:
+                # A message that was not read may be any of theirs.
+                return None, ""
             if any_message:
                 return _best(any_message, osreldate), f"channel &{symbol}"
         best: Optional[Tuple[Tuple[int, int, int, int], Row, str]] = None

@@ -115,7 +115,8 @@ class FoundBios:
         self.sources: Dict[int, str] = {}
         self.clones: Dict[int, List[int]] = {}
         self._on: Dict[int, Tuple[str, int]] = {}
-        self._cut_short = False
+        #: those of GEOM's own queues that could not be walked whole
+        self._cut_short: List[str] = []
         self._in_use: Optional[Set[int]] = None
         self._places: Dict[int, Optional[_Place]] = {}
         self._heads: Dict[int, str] = {}
@@ -131,7 +132,7 @@ class FoundBios:
                 self._on[bio.address] = (queue.name, position)
                 self._add(bio, f"queue {queue.name}")
             if queue.length is not None and queue.length != len(queue.bios):
-                self._cut_short = True
+                self._cut_short.append(queue.name)
         zone = self._zone()
         if zone is not None:
             with kernel.noting() as trouble:
@@ -224,10 +225,14 @@ class FoundBios:
         to = provider_at(kernel, bio.to)
         if bio.on_queue:
             if self._cut_short:
-                return _Place(
-                    QUEUED, "BIO_ONQUEUE, on a queue that could not be walked whole", INFERRED, to
-                )
+                cut = self._cut_short[0] if len(self._cut_short) == 1 else None
+                where = cut or "a queue"
+                why = f"BIO_ONQUEUE, on {where}, which could not be walked whole"
+                state = QUEUED if cut in (None, "g_bio_run_down") else COMPLETED
+                return _Place(state, why, INFERRED, to, cut)
             return _Place(LOST, "BIO_ONQUEUE is set, yet it is on none of the queues", PROVEN, to)
+        if self._may_be_free(bio):
+            return None
         if bio.is_done:
             return _Place(COMPLETED, "BIO_DONE is set, its waiter has not run", PROVEN, to)
         if is_driver_clone(kernel, bio):
@@ -246,6 +251,27 @@ class FoundBios:
             return _Place(AT_DEVICE, "given to a driver outside GEOM", INFERRED, None)
         return None
 
+    def _may_be_free(self, bio: Bio) -> bool:
+        """True for a bio that looks answered and that only a zone not read whole has as in use.
+
+        The items that a bucket which cannot be read has free keep what was last in them.
+        """
+        if self.whole or self.sources[bio.address] != "g_bio zone":
+            return False
+        if bio.is_done or (bio.children and bio.inbed >= bio.children):
+            return True
+        provider = self._provider_of(bio) if bio.disk else None
+        disk = disk_of(self.kernel, provider) if provider is not None else None
+        return disk is not None and disk.owes == 0
+
+    def _provider_of(self, bio: Bio) -> Optional[Provider]:
+        """Of a clone given to a driver the disk's provider: its request was made to that."""
+        found = provider_of_disk(self.kernel, bio.disk)
+        asked = self.bios.get(bio.parent)
+        if found is None and asked is not None:
+            found = provider_at(self.kernel, asked.to)
+        return found
+
     def _on_queue(self, bio: Bio, queue: str, position: int) -> _Place:
         to = provider_at(self.kernel, bio.to)
         if queue == "g_bio_run_down":
@@ -254,7 +280,7 @@ class FoundBios:
 
     def _with_driver(self, bio: Bio) -> _Place:
         kernel = self.kernel
-        provider = provider_of_disk(kernel, bio.disk)
+        provider = self._provider_of(bio)
         name = provider.name if provider else f"disk {bio.disk:#x}"
         head = self._linked_to(bio)
         if head is not None:
@@ -419,7 +445,10 @@ def _stacks(kernel: Kernel, everyone: bool) -> List[Tuple[Thread, bytes]]:
     kproc = kernel_thread_flag(kernel)
     found: List[Tuple[Thread, bytes]] = []
     for thread in sorted(threads(kernel), key=lambda t: t.name not in _GEOM_THREADS):
-        if thread.state == "running" or not (everyone or thread.p_flag & kproc):
+        if thread.state in ("running", "iwait") or not (everyone or thread.p_flag & kproc):
+            continue
+        if thread.name in _GEOM_THREADS and thread.wmesg == "-":
+            # It has nothing in hand: what lies on its stack is left from before.
             continue
         sp = registers(kernel, thread).get("sp", 0)
         top = thread.kstack + thread.kstack_size

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import List, NamedTuple, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
-from plugin.judge.geom_io import OutstandingBio, buf_io
+from plugin.judge.geom_io import OutstandingBio, buf_io, buf_of, top_requests
 from plugin.kernel import swap_pager
+from plugin.kernel.buf import Buf, iodone_name
 from plugin.kernel.pbuf import Pbuf
 from plugin.kernel.swap_pager import SwapDevice
 from plugin.session import Kernel
@@ -64,6 +65,24 @@ def _is_for(kernel: Kernel, pbuf: Pbuf, device: SwapDevice) -> bool:
     # bio_caller1 is the swdevt from 10.x on.
     by_name = device.provider is not None and found.bio.to == device.provider.address
     return found.bio.caller1 == device.address or by_name
+
+
+def swap_write_bufs(kernel: Kernel) -> List[Tuple[Buf, str]]:
+    """The bufs of asynchronous writes to swap, each with what says so.
+
+    By the zones of pbufs, and by the bios: those find one whose slab cannot be read.
+    """
+    found = {each.address: (each.buf, each.why) for each in swap_pager.pbufs(kernel)}
+    for request in top_requests(kernel):
+        buf = buf_of(kernel, request.bio) if request.bio.cmd == "BIO_WRITE" else None
+        if buf is not None and buf.address not in found:
+            found[buf.address] = buf, f"bio {request.bio.address:#x} has it in bio_caller2"
+    return [
+        (buf, why)
+        for buf, why in found.values()
+        if buf.iocmd == "BIO_WRITE"
+        and iodone_name(kernel, buf).startswith("swp_pager_async_iodone")
+    ]
 
 
 def swap_writes(kernel: Kernel) -> List[OutstandingBio]:

@@ -382,7 +382,7 @@ def threads_inside(kernel: Kernel) -> List[Thread]:
 def in_hand(kernel: Kernel, zio: int) -> Optional[Thread]:
     """The thread inside ZFS that works on a zio, and does not merely wait for it."""
     for thread in threads_inside(kernel):
-        if (thread.wmesg or "").startswith("zio->io_cv"):
+        if (thread.wmesg or "").startswith(("zio->io_cv", "zcw->zcw_cv")):
             continue
         if kernel_stack_holds(kernel, thread, zio):
             return thread

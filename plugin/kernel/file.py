@@ -36,7 +36,8 @@ def by_data(kernel: Kernel) -> Dict[int, List[Open]]:
         if file not in known:
             try:
                 known[file] = kernel.pointer(file + data)
-            except MemoryFault:
+            except MemoryFault as fault:
+                kernel.warnings.add("struct file", fault.address, f"{file:#x}: {fault.reason}")
                 known[file] = 0
         if known[file]:
             found.setdefault(known[file], []).append(Open(proc, fd, file, known[file]))
@@ -56,7 +57,8 @@ def _descriptors(kernel: Kernel) -> Iterator[Tuple[int, int, int]]:
                 for fd, file in _table(kernel, table):
                     yield thread.proc, fd, file
         except (MemoryFault, LayoutError) as error:
-            kernel.warnings.add(f"files of pid {thread.pid}", None, str(error), partial=False)
+            at = getattr(error, "address", None)
+            kernel.warnings.add(f"files of pid {thread.pid}", at, str(error))
 
 
 def _table(kernel: Kernel, address: int) -> Iterator[Tuple[int, int]]:

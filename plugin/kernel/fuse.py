@@ -73,6 +73,8 @@ def ticket_at(kernel: Kernel, address: int) -> Optional[Ticket]:
     """The struct fuse_ticket at ``address``, None where it cannot be read as one."""
     try:
         view = kernel.view("fuse_ticket", address)
+        if not kernel.is_kernel_address(view.tk_data):
+            return None
         data = kernel.view("fuse_data", view.tk_data)
         base = kernel.pointer(view.at("tk_ms_fiov"))
         opcode, unique, pid = "request", view.tk_unique, 0
@@ -83,7 +85,10 @@ def ticket_at(kernel: Kernel, address: int) -> Optional[Ticket]:
         return Ticket(
             address, data.address, data.mp, opcode, unique, pid, _unread(kernel, data, address)
         )
-    except (MemoryFault, LayoutError):
+    except LayoutError:
+        return None
+    except MemoryFault as fault:
+        kernel.warnings.add("struct fuse_ticket", fault.address, f"{address:#x}: {fault.reason}")
         return None
 
 
@@ -120,6 +125,8 @@ def daemons(kernel: Kernel, data: int) -> List[int]:
         ):
             if value == data:
                 found += [each.proc for each in by_file(kernel).get(file, ())]
-    except (MemoryFault, LayoutError):
+    except LayoutError:
         return []
+    except MemoryFault as fault:
+        kernel.warnings.add("open files of /dev/fuse", fault.address, fault.reason)
     return list(dict.fromkeys(found))

@@ -175,6 +175,23 @@ def threads(kernel: Kernel) -> List[Thread]:
     return found
 
 
+@cached(MEMORY)
+def all_found(kernel: Kernel) -> bool:
+    """Whether every process and every thread that the kernel counts was found.
+
+    Only then does a search among them that finds nobody prove that there is nobody.
+    """
+    with kernel.noting():
+        found: Dict[int, int] = {}
+        for thread in threads(kernel):
+            found[thread.proc] = found.get(thread.proc, 0) + 1
+        procs = processes(kernel)
+        number = kernel.global_value("nprocs", len(procs))
+    return number - len(procs) in range(_IN_THE_MAKING + 1) and all(
+        found.get(proc.address, 0) >= proc.numthreads for proc in procs if proc.state != PRS_NEW
+    )
+
+
 def thread_at(kernel: Kernel, address: int) -> Optional[Thread]:
     """The thread whose struct thread is at ``address``, or None."""
     return _by_address(kernel).get(address)

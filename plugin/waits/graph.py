@@ -304,7 +304,15 @@ def _way(
         )
         if best is None or rank < best_rank:
             best, best_rank = Route(beyond.cause, edge.target, certainty), rank
-    return best if best is not None else Route(id, None, Certainty.PROVEN)
+    own = graph.nodes[id].end
+    if best is None or (
+        # What it does itself is known; what keeps it at that could not be followed.
+        own is not None
+        and own.kind is CauseKind.PACING
+        and _end_kind(graph, best.cause) in (CauseKind.UNKNOWN, CauseKind.EXTERNAL)
+    ):
+        return Route(id, None, Certainty.PROVEN)
+    return best
 
 
 def _leave(

@@ -209,10 +209,15 @@ def _join_place(builder: Builder, node: Node, leaf: OutstandingBio, top: Outstan
         node.end = End(CauseKind.LOST_WAKEUP, f"{node.label}: {leaf.why}", evidence, leaf.age)
     elif leaf.state == LOST:
         node.end = End(CauseKind.UNKNOWN, f"{node.label} is lost: {leaf.why}", evidence, leaf.age)
+    elif leaf.state == AT_DEVICE:
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
     else:
         holder = geom_io.found_bios(builder.kernel).held_by(leaf.bio.address)
-        if holder is not None:
-            builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, certainty, evidence)
+        if holder is not None and not builder.waits_for_work(holder):
+            if "on its stack" not in evidence:
+                evidence += f"; {holder.tid} {holder.label} has it on its stack"
+            guessed = Certainty.GUESSED
+            builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, guessed, evidence)
         elif leaf.provider is None or not _join_workers(builder, node, leaf.provider, evidence):
             node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
+from plugin.judge.pbufs import swap_write_bufs
 from plugin.kernel import pbuf
-from plugin.kernel.buf import iodone_name
-from plugin.kernel.pbuf import Pbuf, Pool
+from plugin.kernel.pbuf import Pool
 from plugin.kernel.uma import Zone, zone_of_channel
 from plugin.kernel.vmem import arenas
 from plugin.session import Kernel
@@ -37,13 +37,13 @@ def pool_node(builder: Builder, pool: Pool) -> Node:
     node.any = True
     limit = "no limit" if pool.limit is None else f"of {pool.limit}"
     node.facts = [f"{pool.name}: {pool.in_use} {limit} in use"]
-    for each in _of_pool(builder.kernel, pool):
+    for address, why in _of_pool(builder.kernel, pool):
         builder.join(
             node,
-            buf_node(builder, each.address),
+            buf_node(builder, address),
             EdgeKind.NEEDS,
             Certainty.PROVEN,
-            f"pbuf in use: {each.why}",
+            f"pbuf in use: {why}",
         )
     if pool.free is not None and pool.free > 0 and pool.waiters:
         asleep = len(pool.waiters)
@@ -61,20 +61,14 @@ def pool_node(builder: Builder, pool: Pool) -> Node:
     return node
 
 
-def _of_pool(kernel: Kernel, pool: Pool) -> List[Pbuf]:
-    """The pbufs in use that count against a pool."""
-    every = pbuf.bufs(kernel)
-    if pool.kind == "list":
-        return every
+def _of_pool(kernel: Kernel, pool: Pool) -> List[Tuple[int, str]]:
+    """The struct buf * of the pbufs in use that count against a pool, each with what says so."""
     if pool.symbol == "nsw_wcount_async":
         # Counted besides, whatever zone the pbuf is from (swap_pager_putpages()).
-        return [
-            each
-            for each in every
-            if each.buf.iocmd == "BIO_WRITE"
-            and iodone_name(kernel, each.buf).startswith("swp_pager_async_iodone")
-        ]
-    return [each for each in every if each.pool == pool.name]
+        return [(buf.address, why) for buf, why in swap_write_bufs(kernel)]
+    every = pbuf.bufs(kernel)
+    mine = every if pool.kind == "list" else [each for each in every if each.pool == pool.name]
+    return [(each.address, each.why) for each in mine]
 
 
 @resolver("pbuf")

@@ -10,6 +10,7 @@ from typing import List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.daemons import Daemon, daemons
+from plugin.kernel.proc import all_found
 from plugin.kernel.vm_domain import Domain, PageChannel, domains, memory_shortage
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
@@ -88,7 +89,22 @@ def _end(builder: Builder, makers: List[Daemon]) -> End:
             f"the page daemon is idle although memory is short: {short}",
             doing,
         )
+    lost = _lost(builder, makers)
+    if lost:
+        return End(CauseKind.UNKNOWN, f"pages are short ({short}), and {lost}", doing)
     return End(CauseKind.MEMORY, f"memory is exhausted: {short}", doing + _largest(builder))
+
+
+def _lost(builder: Builder, makers: List[Daemon]) -> str:
+    """ "the laundry thread was not found" where one there must be could not be read, else ""."""
+    if all_found(builder.kernel):
+        return ""
+    roles = {maker.role for maker in makers}
+    if "pagedaemon" not in roles:
+        return "the page daemon was not found"
+    # From 12.0 on a thread of its own; before, the page daemon launders.
+    modern = any(domain.minset is not None for domain in domains(builder.kernel))
+    return "the laundry thread was not found" if modern and "laundry" not in roles else ""
 
 
 def _largest(builder: Builder) -> str:
@@ -201,6 +217,11 @@ def pagedaemon_wait(case: Case) -> Optional[Verdict]:
     ]
     if washers:
         builder.served_by(node, washers, "dirty pages are freed once the laundry wrote them")
+        return Verdict(Status.STUCK, "waits for the laundry", case.row)
+    lost = _lost(builder, _of_role(builder, "pagedaemon", "laundry"))
+    if lost:
+        said = f"the page daemon has freed too little ({short}), and {lost}"
+        node.end = End(CauseKind.UNKNOWN, said, case.said(), case.thread.age)
         return Verdict(Status.STUCK, "waits for the laundry", case.row)
     node.end = End(
         CauseKind.MEMORY,

@@ -11,7 +11,7 @@ from plugin.kernel.disk import disks
 from plugin.kernel.fuse import daemons, ticket_at
 from plugin.kernel.geom import mesh
 from plugin.kernel.mount import mount_at
-from plugin.kernel.proc import Thread
+from plugin.kernel.proc import Thread, all_found
 from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, Status
@@ -32,7 +32,9 @@ def fuse(case: Case) -> Optional[Verdict]:
     its threads' sleep in fu_msg on the session that the ticket points to (tk_data).
     """
     builder, kernel = case.builder, case.kernel
-    ticket = ticket_at(kernel, case.address)
+    with kernel.noting() as trouble:
+        ticket = ticket_at(kernel, case.address)
+        serving_procs = daemons(kernel, ticket.data) if ticket is not None else []
     label = ""
     if ticket is not None:
         mount = mount_at(kernel, ticket.mount)
@@ -45,7 +47,7 @@ def fuse(case: Case) -> Optional[Verdict]:
             node.facts = ["the daemon has not read it"]
         serving = [
             thread
-            for proc in daemons(kernel, ticket.data)
+            for proc in serving_procs
             for thread in threads_by_proc(builder.kernel).get(proc, [])
             if thread.proc != case.thread.proc
         ]
@@ -86,9 +88,11 @@ def fuse(case: Case) -> Optional[Verdict]:
     if len(procs) == 1:
         _join_daemon(case, [t for t in builder.threads if t.proc in procs], Certainty.GUESSED, None)
     else:
+        whole = all_found(kernel) and not trouble.partial
         node.end = End(
-            CauseKind.EXTERNAL,
-            "the daemon of a FUSE file system has not answered",
+            CauseKind.EXTERNAL if whole else CauseKind.UNKNOWN,
+            "the daemon of a FUSE file system has not answered"
+            + ("" if whole else "; which process that is could not be read"),
             case.said(),
             case.thread.age,
         )
