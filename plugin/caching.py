@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import enum
 import functools
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, TypeVar, cast
 
 if TYPE_CHECKING:
+    from plugin.findings import Findings
     from plugin.session import Kernel
 
 
-class Lifetime(enum.Enum):
+class Lifetime(enum.IntEnum):
     """How long a value holds: as long as the layouts, or as long as memory stands still."""
 
-    LAYOUT = "layout"
-    MEMORY = "memory"
+    LAYOUT = 0
+    MEMORY = 1
 
 
 LAYOUT, MEMORY = Lifetime.LAYOUT, Lifetime.MEMORY
+#: by lifetime: {(function, arguments): (what it returned, what it found wrong or None)}
+Kept = Tuple[Dict[Any, Tuple[Any, Optional["Findings"]]], ...]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -36,9 +39,17 @@ def cached(lifetime: Lifetime) -> Callable[[_F], _F]:
     """Keep what a function of a Kernel (and hashable arguments) returns, for ``lifetime``."""
 
     def decorate(function: _F) -> _F:
+        number = int(lifetime)
+
         @functools.wraps(function)
         def asked(kernel: Kernel, *arguments: Any) -> Any:
-            return kernel.remember(lifetime, function, arguments)
+            known = kernel.kept[number].get((function, arguments))
+            if known is None:
+                return kernel.remember(lifetime, function, arguments)
+            value, findings = known
+            if findings is not None:
+                kernel.warnings.extend(findings)
+            return value
 
         return cast(_F, asked)
 

@@ -25,7 +25,7 @@ from typing import (
 )
 
 from plugin.arch import architecture
-from plugin.caching import Lifetime, cached
+from plugin.caching import Kept, Lifetime, cached
 from plugin.errors import MemoryFault, SymbolMissing
 from plugin.findings import Findings
 from plugin.structs import Layouts
@@ -109,13 +109,14 @@ class Kernel:
         self.arch = target.arch
         self.architecture = architecture(target.arch)
         self.pointer_size = self.architecture.pointer_size
+        self._unpack_pointer = _UNSIGNED[self.pointer_size].unpack
         self.page_size = facts.page_size
         self._lowest = self.architecture.lowest
         #: what the loaded modules add to the kernel's own symbols, None where nothing does
         self.modules: Optional[MoreSymbols] = None
         self._symbols: Dict[str, Optional[Symbol]] = {}
-        self._cache: Dict[Any, Any] = {}
-        self._layout_cache: Dict[Any, Any] = {}
+        #: what cached walks returned, with what they found wrong (plugin.caching)
+        self.kept: Kept = ({}, {})
 
     # What kernel this is
 
@@ -150,7 +151,8 @@ class Kernel:
         return int.from_bytes(self.read(address, size), "little", signed=True)
 
     def pointer(self, address: int) -> int:
-        return self.unsigned(address, self.pointer_size)
+        value: int = self._unpack_pointer(self.read(address, self.pointer_size))[0]
+        return value
 
     def cstring(self, address: int, limit: int = 256) -> str:
         """The NUL-terminated text at ``address``, at most ``limit`` bytes of it."""
@@ -272,7 +274,7 @@ class Kernel:
         self.warnings = Findings()
         if not self.target.stable:
             # A running kernel: what one command has read is one picture, the next needs its own.
-            self._cache.clear()
+            self.kept[Lifetime.MEMORY].clear()
         for note in self.facts.notes:
             self.warnings.add("kernel", None, note, partial=False)
 
@@ -297,30 +299,26 @@ class Kernel:
     def remember(
         self, lifetime: Lifetime, function: Callable[..., _T], arguments: Tuple[Any, ...]
     ) -> _T:
-        """What ``function(self, *arguments)`` returns, computed once in ``lifetime``.
+        """What ``function(self, *arguments)`` returns, computed and kept for ``lifetime``.
 
         What it found wrong is kept with it, and reported at every use.
         """
-        cache = self._layout_cache if lifetime is Lifetime.LAYOUT else self._cache
-        key = function, arguments
-        known = cache.get(key)
-        if known is None:
-            outer, self.warnings = self.warnings, Findings()
-            try:
-                value = function(self, *arguments)
-            finally:
-                findings, self.warnings = self.warnings, outer
-            # Asked a hundred thousand times in one command, mostly with nothing to report.
-            known = value, findings if findings.partial or len(findings) else None
-            cache[key] = known
-        if known[1] is not None:
-            self.warnings.extend(known[1])
-        return known[0]
+        outer, self.warnings = self.warnings, Findings()
+        try:
+            value = function(self, *arguments)
+        finally:
+            findings, self.warnings = self.warnings, outer
+        # Asked a hundred thousand times in one command, mostly with nothing to report.
+        found = findings if findings.partial or len(findings) else None
+        self.kept[lifetime][function, arguments] = value, found
+        if found is not None:
+            outer.extend(found)
+        return value
 
     def forget(self) -> None:
         """Drop everything read: the target has run."""
-        self._cache.clear()
-        self._layout_cache.clear()
+        for kept in self.kept:
+            kept.clear()
         self._symbols.clear()
         self.warnings = Findings()
 

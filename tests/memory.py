@@ -17,6 +17,7 @@ class MemoryTarget:
     """Kernel memory out of {address: bytes}; anything else faults."""
 
     stable = True
+    in_pages = False
     page_size = 4096
     truncated = False
     files = ()

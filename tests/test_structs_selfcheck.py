@@ -37,6 +37,7 @@ class Machine:
     """
 
     stable = True
+    in_pages = False
     page_size = 0
     truncated = False
     files = ()

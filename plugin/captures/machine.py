@@ -27,6 +27,7 @@ class _NoMemory:
     """A target that holds no byte: every read faults, no symbol is known."""
 
     stable = True
+    in_pages = False
     truncated = False
     message_buffer = b""
     page_size = 4096

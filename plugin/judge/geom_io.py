@@ -72,35 +72,58 @@ _PASSES_ON = frozenset(
 )
 
 
-class OutstandingBio(NamedTuple):
-    """A bio that has been asked for and not yet been answered, and where it is.
+class Place(NamedTuple):
+    """Where a bio is: one of STATES, told by what, at which provider, on which queue.
 
-    ``state`` is one of STATES; that of a bio with clones is that of its clones.
-    ``provider`` is the one that has it now: the device for a bio at the device.
     ``certainty``: "proven" by a list or a flag, or "inferred" by exclusion.
     """
 
-    bio: Bio
     state: str
     why: str
     certainty: str
     provider: Optional[Provider]
     #: name of the queue it is on, and its place there from 0
-    queue: Optional[str]
-    position: Optional[int]
+    queue: Optional[str] = None
+    position: Optional[int] = None
+
+
+class OutstandingBio(NamedTuple):
+    """A bio that has been asked for and not yet been answered, and where it is.
+
+    The place of a bio with clones is that of its clones; its provider is the one that
+    has it now: the device for a bio at the device.
+    """
+
+    bio: Bio
+    place: Place
     #: its clones that are outstanding too
     clones: Tuple[int, ...]
     #: seconds since g_io_request, None where the bio has no bio_t0
     age: Optional[float]
 
+    @property
+    def state(self) -> str:
+        return self.place.state
 
-class _Place(NamedTuple):
-    state: str
-    why: str
-    certainty: str
-    provider: Optional[Provider]
-    queue: Optional[str] = None
-    position: Optional[int] = None
+    @property
+    def why(self) -> str:
+        return self.place.why
+
+    @property
+    def certainty(self) -> str:
+        return self.place.certainty
+
+    @property
+    def provider(self) -> Optional[Provider]:
+        return self.place.provider
+
+    @property
+    def queue(self) -> Optional[str]:
+        return self.place.queue
+
+    @property
+    def position(self) -> Optional[int]:
+        return self.place.position
 
 
 class FoundBios:
@@ -118,7 +141,8 @@ class FoundBios:
         #: those of GEOM's own queues that could not be walked whole
         self._cut_short: List[str] = []
         self._in_use: Optional[Set[int]] = None
-        self._places: Dict[int, Optional[_Place]] = {}
+        self._places: Dict[int, Optional[Place]] = {}
+        self._providers: Dict[int, Optional[Provider]] = {}
         self._heads: Dict[int, str] = {}
         self._linked: Dict[int, Optional[int]] = {}
         self._find()
@@ -202,7 +226,7 @@ class FoundBios:
         on = self._on.get(address)
         return on[0] if on else None
 
-    def place(self, address: int) -> Optional[_Place]:
+    def place(self, address: int) -> Optional[Place]:
         """Where a bio is; None for one that has not been asked for (being made, or kept)."""
         try:
             return self._places[address]
@@ -211,36 +235,33 @@ class FoundBios:
             found = self._places[address] = self._place(self.bios[address])
             return found
 
-    def _place(self, bio: Bio) -> Optional[_Place]:
+    def _place(self, bio: Bio) -> Optional[Place]:
         kernel = self.kernel
         if bio.address in self._on:
             return self._on_queue(bio, *self._on[bio.address])
-        below = [
-            place
-            for place in map(self.place, self.clones.get(bio.address, ()))
-            if place is not None
-        ]
+        clones = self.clones.get(bio.address)
+        below = [p for p in map(self.place, clones) if p is not None] if clones else ()
         if below:
             return min(below, key=lambda place: STATES.index(place.state))
-        to = provider_at(kernel, bio.to)
+        to = self._to(bio)
         if bio.on_queue:
             if self._cut_short:
                 cut = self._cut_short[0] if len(self._cut_short) == 1 else None
                 where = cut or "a queue"
                 why = f"BIO_ONQUEUE, on {where}, which could not be walked whole"
                 state = QUEUED if cut in (None, "g_bio_run_down") else COMPLETED
-                return _Place(state, why, INFERRED, to, cut)
-            return _Place(LOST, "BIO_ONQUEUE is set, yet it is on none of the queues", PROVEN, to)
+                return Place(state, why, INFERRED, to, cut)
+            return Place(LOST, "BIO_ONQUEUE is set, yet it is on none of the queues", PROVEN, to)
         if self._may_be_free(bio):
             return None
         if bio.is_done:
-            return _Place(COMPLETED, "BIO_DONE is set, its waiter has not run", PROVEN, to)
+            return Place(COMPLETED, "BIO_DONE is set, its waiter has not run", PROVEN, to)
         if is_driver_clone(kernel, bio):
             return self._with_driver(bio)
         head = self._linked_to(bio)
         if head is not None:
             holder = self._owner_of(head, to)
-            return _Place(QUEUED, f"on the queue {holder}", PROVEN, to, holder)
+            return Place(QUEUED, f"on the queue {holder}", PROVEN, to, holder)
         if bio.children:
             return self._childless(bio, to)
         if to is not None:
@@ -248,7 +269,7 @@ class FoundBios:
         if bio.parent in self.bios:
             return self._unsent(bio)
         if bio.disk or bio.dev:
-            return _Place(AT_DEVICE, "given to a driver outside GEOM", INFERRED, None)
+            return Place(AT_DEVICE, "given to a driver outside GEOM", INFERRED, None)
         return None
 
     def _may_be_free(self, bio: Bio) -> bool:
@@ -272,13 +293,19 @@ class FoundBios:
             found = provider_at(self.kernel, asked.to)
         return found
 
-    def _on_queue(self, bio: Bio, queue: str, position: int) -> _Place:
-        to = provider_at(self.kernel, bio.to)
-        if queue == "g_bio_run_down":
-            return _Place(QUEUED, f"on {queue}, {position} before it", PROVEN, to, queue, position)
-        return _Place(COMPLETED, f"on {queue}, {position} before it", PROVEN, to, queue, position)
+    def _to(self, bio: Bio) -> Optional[Provider]:
+        """The provider that the bio is for: a few, asked for each bio."""
+        if bio.to not in self._providers:
+            self._providers[bio.to] = provider_at(self.kernel, bio.to)
+        return self._providers[bio.to]
 
-    def _with_driver(self, bio: Bio) -> _Place:
+    def _on_queue(self, bio: Bio, queue: str, position: int) -> Place:
+        to = self._to(bio)
+        if queue == "g_bio_run_down":
+            return Place(QUEUED, f"on {queue}, {position} before it", PROVEN, to, queue, position)
+        return Place(COMPLETED, f"on {queue}, {position} before it", PROVEN, to, queue, position)
+
+    def _with_driver(self, bio: Bio) -> Place:
         kernel = self.kernel
         provider = self._provider_of(bio)
         name = provider.name if provider else f"disk {bio.disk:#x}"
@@ -287,29 +314,29 @@ class FoundBios:
             holder = self._owner_of(head, provider)
             # da and ada keep the parts of a TRIM under way on a queue as well.
             sure = INFERRED if bio.cmd == "BIO_DELETE" else PROVEN
-            return _Place(QUEUED, f"on the driver's queue {holder}", sure, provider, holder)
+            return Place(QUEUED, f"on the driver's queue {holder}", sure, provider, holder)
         disk = disk_of(kernel, provider) if provider else None
         held = cam.held_back(kernel, disk, bio.address) if disk else None
         if held is not None:
-            return _Place(QUEUED, held, PROVEN, provider, f"{CAM_QUEUE} {name}")
+            return Place(QUEUED, held, PROVEN, provider, f"{CAM_QUEUE} {name}")
         if disk is not None and cam.unmatched(kernel, disk, bio.address):
-            return _Place(
+            return Place(
                 AT_DEVICE,
                 f"clone given to the driver of {name}, yet none of its CCBs is for it",
                 INFERRED,
                 provider,
             )
-        return _Place(
+        return Place(
             AT_DEVICE,
             f"clone given to the driver of {name}, on none of its queues",
             PROVEN if self.whole else INFERRED,
             provider,
         )
 
-    def _childless(self, bio: Bio, to: Optional[Provider]) -> _Place:
+    def _childless(self, bio: Bio, to: Optional[Provider]) -> Place:
         """It has been cloned, and no clone of it was found."""
         if bio.inbed >= bio.children:
-            return _Place(
+            return Place(
                 COMPLETED,
                 f"all its clones ({bio.inbed}) are back, it was not delivered",
                 PROVEN,
@@ -317,22 +344,22 @@ class FoundBios:
             )
         left = bio.children - bio.inbed
         if self.whole:
-            return _Place(
+            return Place(
                 LOST, f"{left} of its clones are in use nowhere in the g_bio zone", INFERRED, to
             )
-        return _Place(AT_DEVICE, f"{left} of its clones are out, not found", INFERRED, to)
+        return Place(AT_DEVICE, f"{left} of its clones are out, not found", INFERRED, to)
 
-    def _unsent(self, bio: Bio) -> _Place:
+    def _unsent(self, bio: Bio) -> Place:
         """A clone that g_io_request() has not been called for: its class works on it."""
         by = provider_at(self.kernel, self.bios[bio.parent].to)
         where = f" by {by.class_name} {by.name}" if by else ""
-        return _Place(QUEUED, f"cloned{where}, not passed on yet", INFERRED, by)
+        return Place(QUEUED, f"cloned{where}, not passed on yet", INFERRED, by)
 
-    def _given_to(self, bio: Bio, to: Provider) -> _Place:
+    def _given_to(self, bio: Bio, to: Provider) -> Place:
         """g_io_request() has been called for it, it has no clones and is on no list."""
         holder = self.held_by(bio.address)
         if holder is not None and holder.name == "g_down":
-            return _Place(
+            return Place(
                 QUEUED,
                 f"taken off g_bio_run_down by g_down (thread {holder.tid}, {doing(holder)}), "
                 "not started",
@@ -341,12 +368,12 @@ class FoundBios:
                 "g_down",
             )
         if holder is not None and holder.name == "g_up":
-            return _Place(
+            return Place(
                 COMPLETED, f"in the hands of g_up (thread {holder.tid})", INFERRED, to, "g_up"
             )
         by = f"; thread {holder.tid} {holder.label} has it on its stack" if holder else ""
         if to.is_device and to.class_name != "DISK":
-            return _Place(
+            return Place(
                 AT_DEVICE,
                 f"given to class {to.class_name}, which has no device below{by}",
                 INFERRED,
@@ -355,7 +382,7 @@ class FoundBios:
         if holder is None and to.class_name in _PASSES_ON and self.whole:
             holder = self.held_by(bio.address, everyone=True)
             if holder is None:
-                return _Place(
+                return Place(
                     LOST,
                     f"class {to.class_name} passes every request on at once, yet it has no clone, "
                     "is on no queue and on no thread's stack",
@@ -364,11 +391,11 @@ class FoundBios:
                 )
             by = f"; thread {holder.tid} {holder.label} has it on its stack"
         if to.is_device:
-            return _Place(
+            return Place(
                 QUEUED, f"requested of {to.name}, not cloned for its driver yet{by}", INFERRED, to
             )
         where = f"{to.class_name} {to.geom.name}" if to.geom else to.name
-        return _Place(QUEUED, f"held by {where}, not passed on{by}", INFERRED, to)
+        return Place(QUEUED, f"held by {where}, not passed on{by}", INFERRED, to)
 
     # What a bio that is linked is linked to
 
@@ -504,17 +531,7 @@ def _outstanding(kernel: Kernel) -> Iterator[OutstandingBio]:
             continue
         below = everything.clones.get(address)
         clones = tuple(c for c in below if everything.place(c) is not None) if below else ()
-        yield OutstandingBio(
-            bio,
-            place.state,
-            place.why,
-            place.certainty,
-            place.provider,
-            place.queue,
-            place.position,
-            clones,
-            _since(now, bio),
-        )
+        yield OutstandingBio(bio, place, clones, _since(now, bio))
 
 
 @cached(MEMORY)
@@ -533,7 +550,8 @@ def age(kernel: Kernel, bio: Bio) -> Optional[float]:
 
 
 def _since(now: Optional[float], bio: Bio) -> Optional[float]:
-    return None if now is None or bio.t0 is None else max(0.0, now - bio.t0)
+    asked = bio.t0 if now is not None else None
+    return None if now is None or asked is None else max(0.0, now - asked)
 
 
 def is_delivered(kernel: Kernel, each: OutstandingBio) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.judge.geom_io import (
+    QUEUED,
     STATES,
     OutstandingBio,
+    Place,
     age,
     outstanding_by_address,
 )
@@ -21,17 +23,9 @@ from plugin.session import Kernel
 
 def on_a_queue(kernel: Kernel, bio: Bio, queue: BioQueue) -> OutstandingBio:
     """A bio on a queue that is none of GEOM's own."""
-    return OutstandingBio(
-        bio,
-        "queued",
-        f"on {queue.name}",
-        "proven",
-        provider_at(kernel, bio.to) or provider_of_disk(kernel, bio.disk),
-        queue.name,
-        None,
-        (),
-        age(kernel, bio),
-    )
+    provider = provider_at(kernel, bio.to) or provider_of_disk(kernel, bio.disk)
+    place = Place(QUEUED, f"on {queue.name}", "proven", provider, queue.name)
+    return OutstandingBio(bio, place, (), age(kernel, bio))
 
 
 class Requests(NamedTuple):

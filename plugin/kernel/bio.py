@@ -25,10 +25,11 @@ from plugin.errors import MemoryFault
 from plugin.kernel.linker import name_of
 from plugin.kernel.lock_object import lock_object
 from plugin.kernel.proc import Thread
-from plugin.kernel.queue import LIMIT, tailq_foreach
+from plugin.kernel.queue import LIMIT, Raw, tailq_made
 from plugin.kernel.sleepqueue import sleepers
 from plugin.kernel.tc import bintime
 from plugin.session import Kernel
+from plugin.structs.layout import Fields
 
 #: bio_flags that have one value in every version (sys/bio.h)
 BIO_DONE = 0x02
@@ -71,7 +72,7 @@ class Bio(NamedTuple):
     @property
     def t0(self) -> Optional[float]:
         """Seconds since boot at which it was requested, None before g_io_request."""
-        return bintime(self.raw_t0) if any(self.raw_t0) else None
+        return bintime(self.raw_t0) or None
 
     @property
     def on_queue(self) -> bool:
@@ -143,14 +144,17 @@ def flag_names(kernel: Kernel, bio: Bio) -> List[str]:
 
 def bios_of_tailq(kernel: Kernel, head: int, what: str = "", bound: int = LIMIT) -> Iterator[Bio]:
     """The bios on a tail queue linked by bio_queue, in the queue's order."""
-    reader = _reader(kernel)
-    # What reader.make() does, at half its cost: queues of 100,000 bios are walked.
-    new, name_of = tuple.__new__, reader.commands.get
-    for address, values in tailq_foreach(
-        kernel, head, "bio", "bio_queue", _PATHS, what=what, bound=bound
-    ):
-        cmd = values[0]
-        yield new(Bio, (address, name_of(cmd) or str(cmd), *values[1:]))
+    commands = _reader(kernel).commands
+
+    def maker(fields: Fields) -> Callable[[int, Raw], Bio]:
+        # What reader.make() does, at half its cost: queues of 100,000 bios are walked.
+        new, name_of = tuple.__new__, commands.get
+        at, pick = fields.places[2], fields.picker(3)
+        return lambda address, raw: new(
+            Bio, (address, name_of(raw[at]) or str(raw[at]), *pick(raw))
+        )
+
+    return tailq_made(kernel, head, "bio", "bio_queue", _PATHS, maker, what=what, bound=bound)
 
 
 # The queues
@@ -319,8 +323,17 @@ def _caller1(bio: Bio) -> Tuple[Optional[int], Optional[int]]:
     return bio.caller1 or None, bio.caller2 or None
 
 
+def _itself(bio: Bio) -> Tuple[Optional[int], Optional[int]]:
+    return bio.address, None
+
+
+def _nothing(bio: Bio) -> Tuple[Optional[int], Optional[int]]:
+    return None, None
+
+
+Where = Callable[[Bio], Tuple[Optional[int], Optional[int]]]
 #: bio_done at the top of a chain -> (kind, where the thing behind it is kept)
-_ORIGINS: Dict[str, Tuple[str, Callable[[Bio], Tuple[Optional[int], Optional[int]]]]] = {
+_ORIGINS: Dict[str, Tuple[str, Where]] = {
     # geom/geom_vfs.c
     "g_vfs_done": ("buf", _buf),
     # vm/swap_pager.c; bio_caller1 is the swdevt from 10.x on
@@ -346,23 +359,25 @@ def bio_origin(kernel: Kernel, bio: Bio, known: Optional[Mapping[int, Bio]] = No
     ``known`` as in bio_chain().
     """
     top = bio_chain(kernel, bio, known)[-1] if bio.parent else bio
-    name = done_name(kernel, top)
+    if top.dev and not top.done:
+        return Origin("physio", top.address, top.dev, top, "bio_dev is set, as physio() does")
+    kind, where, evidence = _completion(kernel, top.done)
+    return Origin(kind, *where(top), top, evidence)
+
+
+@cached(MEMORY)
+def _completion(kernel: Kernel, done: int) -> Tuple[str, Where, str]:
+    """What a bio_done tells of who made the request: kind, where it is kept, evidence."""
+    if not done:
+        return "thread", _itself, "bio_done is NULL: biowait() waits for BIO_DONE"
+    name = _function(kernel, done)
     base = name.split("+")[0]
-    maker = _ORIGINS.get(base)
-    if maker is not None:
-        kind, where = maker
-        address, detail = where(top)
-        return Origin(kind, address, detail, top, f"bio_done is {name}")
-    if not top.done:
-        if top.dev:
-            return Origin("physio", top.address, top.dev, top, "bio_dev is set, as physio() does")
-        return Origin(
-            "thread", top.address, None, top, "bio_done is NULL: biowait() waits for BIO_DONE"
-        )
+    evidence = f"bio_done is {name}"
+    if base in _ORIGINS:
+        return (*_ORIGINS[base], evidence)
     if name.startswith("g_") or base == "biodone":
-        return Origin("class", top.address, None, top, f"bio_done is {name}")
-    evidence = f"bio_done is {name}" if name else f"bio_done is {top.done:#x}, no known function"
-    return Origin("unknown", None, None, top, evidence)
+        return "class", _itself, evidence
+    return "unknown", _nothing, evidence if name else f"bio_done is {done:#x}, no known function"
 
 
 def bio_waiters(kernel: Kernel, address: int) -> List[Thread]:

@@ -17,16 +17,22 @@ is the most elements that are yielded; where there are more, that is a finding.
 
 from __future__ import annotations
 
-from typing import Generator, Iterator, Sequence, Set, Tuple
+from typing import Callable, Generator, Iterator, Sequence, Set, Tuple, TypeVar
 
 from plugin.errors import MemoryFault
 from plugin.session import Kernel
+from plugin.structs.layout import Fields
 
 #: More elements than any list of a real kernel has; ends a walk over garbage.
 LIMIT = 16_000_000
 _POLL = 1024
 
 Element = Tuple[int, Tuple[int, ...]]
+#: values in the order in which they lie in memory (plugin.structs.layout.Fields)
+Raw = Tuple[int, ...]
+_T = TypeVar("_T")
+#: what makes something of an element's address and the raw values of these fields
+Maker = Callable[[Fields], Callable[[int, Raw], _T]]
 
 
 def tailq_foreach(
@@ -40,9 +46,28 @@ def tailq_foreach(
     bound: int = LIMIT,
 ) -> Iterator[Element]:
     """Elements of the TAILQ whose head is at ``head``; ``link`` is the entry's name."""
+    yield from tailq_made(kernel, head, struct, link, paths, _elements(2), what=what, bound=bound)
+
+
+def tailq_made(
+    kernel: Kernel,
+    head: int,
+    struct: str,
+    link: str,
+    paths: Sequence[str],
+    maker: Maker[_T],
+    *,
+    what: str = "",
+    bound: int = LIMIT,
+) -> Iterator[_T]:
+    """As tailq_foreach, of very many: what ``maker`` makes of each element's raw values.
+
+    ``maker(fields)`` is asked once, for ``make(address, raw)``; the first two members of
+    ``fields`` are the links, the others are ``paths``.
+    """
     what = what or f"tail queue of struct {struct} at {head:#x}"
     links = (f"{link}.tqe_next", f"{link}.tqe_prev")
-    last_link, ended = yield from _walk(kernel, head, struct, links, paths, what, bound)
+    last_link, ended = yield from _walk(kernel, head, struct, links, paths, what, bound, maker)
     if ended:
         _prove_end(kernel, head, last_link, "tqh_last", what)
 
@@ -77,7 +102,7 @@ def list_foreach(
     """Elements of the LIST whose head is at ``head``."""
     what = what or f"list of struct {struct} at {head:#x}"
     links = (f"{link}.le_next", f"{link}.le_prev")
-    yield from _walk(kernel, head, struct, links, paths, what, bound)
+    yield from _walk(kernel, head, struct, links, paths, what, bound, _elements(2))
 
 
 def stailq_foreach(
@@ -93,7 +118,8 @@ def stailq_foreach(
     """Elements of the STAILQ whose head is at ``head``."""
     what = what or f"list of struct {struct} at {head:#x}"
     links = (f"{link}.stqe_next",)
-    last_link, ended = yield from _walk(kernel, head, struct, links, paths, what, bound)
+    maker = _elements(1)
+    last_link, ended = yield from _walk(kernel, head, struct, links, paths, what, bound, maker)
     if ended:
         _prove_end(kernel, head, last_link, "stqh_last", what)
 
@@ -110,7 +136,18 @@ def slist_foreach(
 ) -> Iterator[Element]:
     """Elements of the SLIST whose head is at ``head``."""
     what = what or f"list of struct {struct} at {head:#x}"
-    yield from _walk(kernel, head, struct, (f"{link}.sle_next",), paths, what, bound)
+    links = (f"{link}.sle_next",)
+    yield from _walk(kernel, head, struct, links, paths, what, bound, _elements(1))
+
+
+def _elements(links: int) -> Maker[Element]:
+    """Makes (address, values without the links)."""
+
+    def maker(fields: Fields) -> Callable[[int, Raw], Element]:
+        pick = fields.picker(links)
+        return lambda address, raw: (address, pick(raw))
+
+    return maker
 
 
 def _walk(
@@ -121,7 +158,8 @@ def _walk(
     paths: Sequence[str],
     what: str,
     bound: int,
-) -> Generator[Element, None, Tuple[int, bool]]:
+    maker: Maker[_T],
+) -> Generator[_T, None, Tuple[int, bool]]:
     """The elements; returns where the last link lies, and whether the list ended there.
 
     ``links`` are the members that lead to the next element and, where there is one, back.
@@ -131,15 +169,20 @@ def _walk(
     except MemoryFault as fault:
         kernel.warnings.add(what, fault.address, f"list head: {fault.reason}")
         return head, False
-    skip = len(links)
     fields = kernel.layouts.fields(struct, *links, *paths)
-    read, unpack, span = kernel.read, fields.unpack, fields.span
+    make = maker(fields)
+    read, raw_of, span = kernel.read, fields.raw, fields.span
+    following = fields.places[0]
+    back = fields.places[1] if len(links) > 1 else -1
     next_offset = kernel.layouts.offsetof(struct, links[0])
     seen: Set[int] = set()
     seen_add = seen.add
     came_from = head
     #: how many elements there may be before the next look at the bound and for Ctrl-C
     checkpoint = min(bound, _POLL)
+    # Elements of one zone share pages: each page is read once and taken apart in place.
+    page, base, mask = b"", -1, kernel.page_size - 1
+    fits = kernel.page_size - span if kernel.target.in_pages else -1
     while address:
         if len(seen) >= checkpoint:
             if len(seen) >= bound:
@@ -157,8 +200,14 @@ def _walk(
             )
             return came_from, False
         seen_add(address)
+        inside = address & mask
         try:
-            values = unpack(read(address, span))
+            if inside > fits:
+                raw = raw_of(read(address, span))
+            else:
+                if address - inside != base:
+                    page, base = _page(kernel, address - inside), address - inside
+                raw = raw_of(page, inside) if page else raw_of(read(address, span))
         except MemoryFault as fault:
             kernel.warnings.add(
                 what,
@@ -166,14 +215,22 @@ def _walk(
                 f"element {len(seen)} at {address:#x} cannot be read ({fault.reason})",
             )
             return came_from, False
-        if skip == 2 and values[1] != came_from:
+        if back >= 0 and raw[back] != came_from:
             kernel.warnings.add(
                 what,
                 address,
-                f"back pointer is {values[1]:#x}, should be {came_from:#x}",
+                f"back pointer is {raw[back]:#x}, should be {came_from:#x}",
             )
-        following = values[0]
-        yield address, values[skip:]
+        after = raw[following]
+        yield make(address, raw)
         came_from = address + next_offset
-        address = following
+        address = after
     return came_from, True
+
+
+def _page(kernel: Kernel, base: int) -> bytes:
+    """The whole page at ``base``; b"" where the dump ends in it."""
+    try:
+        return kernel.read(base, kernel.page_size)
+    except MemoryFault:
+        return b""

@@ -7,15 +7,17 @@ the trap frames that lie between them.
 
 from __future__ import annotations
 
+import enum
 import struct
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.arch import common as arch
-from plugin.caching import MEMORY, cached
+from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.linker import linker_file_of
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
+from plugin.structs.layout import Fields, Member
 
 MAX_FRAMES = 128
 
@@ -114,26 +116,38 @@ def saved_registers(kernel: Kernel, struct: str, address: int) -> Dict[str, int]
 
     MemoryFault where it cannot be read, LayoutError where there is no such layout.
     """
+    size, unpack, names = _saved(kernel, struct)
+    found: Dict[str, int] = {}
+    for name, value in zip(names, unpack(kernel.read(address, size))):
+        found.setdefault(name, value)
+    pc = kernel.architecture.stacks.pc
+    if found and pc[0] not in found:
+        found.update((pc[0], found[name]) for name in pc[1:] if name in found)
+    return found
+
+
+@cached(LAYOUT)
+def _saved(kernel: Kernel, name: str) -> Tuple[int, Callable[[bytes], Tuple[int, ...]], List[str]]:
+    """Bytes of struct ``name``, what unpacks the registers it holds, and their names."""
     layouts = kernel.layouts
     stacks = kernel.architecture.stacks
-    data = kernel.read(address, layouts.sizeof(struct))
-    found: Dict[str, int] = {}
-    for saved in stacks.pcb if struct == "pcb" else stacks.trapframe:
-        if not layouts.has(struct, saved.member):
+    words: List[Member] = []
+    for saved in stacks.pcb if name == "pcb" else stacks.trapframe:
+        if not layouts.has(name, saved.member):
             continue
-        member = layouts.resolve(struct, saved.member)
-        names = saved.registers
+        member = layouts.resolve(name, saved.member)
         # members of 4 bytes, such as flags, hold one register all the same
-        width = kernel.pointer_size if len(names) > 1 else min(member.size, kernel.pointer_size)
-        if width * len(names) != member.size:
+        several = len(saved.registers) > 1
+        width = kernel.pointer_size if several else min(member.size, kernel.pointer_size)
+        if width * len(saved.registers) != member.size:
             continue
-        for number, name in enumerate(names):
-            at = member.offset + number * width
-            found.setdefault(name, int.from_bytes(data[at : at + width], "little"))
-    pc = stacks.pc[0]
-    if found and pc not in found:
-        found.update((pc, found[name]) for name in stacks.pc[1:] if name in found)
-    return found
+        words += (
+            member._replace(
+                name=register, offset=member.offset + n * width, size=width, type="", ctype=""
+            )
+            for n, register in enumerate(saved.registers)
+        )
+    return layouts.sizeof(name), Fields(words).unpack, [word.name for word in words]
 
 
 def _roles(kernel: Kernel, found: Dict[str, int]) -> Dict[str, int]:
@@ -154,6 +168,59 @@ def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
         yield from walk(kernel, start["pc"], fp, start.get("sp", 0), sure=sure)
 
 
+class _Code(enum.Enum):
+    """What lies at a program counter, for a walk up the frames."""
+
+    FUNCTION = "function"
+    TRAP = "trap"
+    OUTERMOST = "outermost"
+    NONE = "none"
+
+
+class _Place(NamedTuple):
+    """The function that covers a program counter; ``symbol`` is False where none is known."""
+
+    name: str
+    offset: int
+    kind: _Code
+    symbol: bool
+
+
+@cached(MEMORY)
+def _places(kernel: Kernel) -> Dict[int, _Place]:
+    """{program counter: what lies there}: sleeping threads have few of them."""
+    return {}
+
+
+def _place(kernel: Kernel, pc: int) -> _Place:
+    found = kernel.covering(pc)
+    if found and found[0] in _NO_CODE:
+        if linker_file_of(kernel, pc) is None:
+            return _Place(*found, _Code.NONE, True)
+        found = None
+    if found is None:
+        # A module's functions may have no symbol here, their frames link as all do.
+        return _Place(_in_module(kernel, pc), 0, _Code.FUNCTION, False)
+    if found[0] in _OUTERMOST:
+        return _Place(*found, _Code.OUTERMOST, True)
+    trap = kernel.architecture.stacks.is_trap(found[0])
+    return _Place(*found, _Code.TRAP if trap else _Code.FUNCTION, True)
+
+
+@cached(LAYOUT)
+def _record(kernel: Kernel) -> Tuple[int, int, Callable[[bytes], Tuple[int, ...]]]:
+    """Where a frame record lies from the frame pointer, its bytes, and what unpacks pc and fp."""
+    stacks, size = kernel.architecture.stacks, kernel.pointer_size
+    low = min(stacks.saved_fp, stacks.saved_pc)
+    words = Fields(
+        [
+            Member(name, (at - low) * size, size, "", "")
+            for name, at in (("pc", stacks.saved_pc), ("fp", stacks.saved_fp))
+        ]
+    )
+    return low * size, words.span, words.unpack
+
+
 def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0, *, sure: bool = False) -> Iterator[Frame]:
     """Frames from these registers on.
 
@@ -165,6 +232,8 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0, *, sure: bool = False) -
     size = kernel.pointer_size
     above = max(2 + min(stacks.saved_fp, stacks.saved_pc), 0) * size
     callee: Optional[int] = sp - above if sp else None
+    low, span, record = _record(kernel)
+    places = _places(kernel)
     seen = set()
     exact = True
     for _ in range(MAX_FRAMES):
@@ -172,19 +241,19 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0, *, sure: bool = False) -
             return
         # A return address may be the first byte of the next function where the
         # call does not return, so look one byte before it.
-        found = kernel.covering(pc if exact else pc - 1)
-        if found and found[0] in _NO_CODE:
-            if linker_file_of(kernel, pc) is None:
-                return
-            found = None
-        # A module's functions have no symbol here, their frames link as all do.
-        name, offset = found or (_in_module(kernel, pc), 0)
-        yield Frame(pc, fp, name, offset if exact else offset + 1, sp)
-        if name in _OUTERMOST or (fp, pc) in seen:
+        where = pc if exact else pc - 1
+        place = places.get(where)
+        if place is None:
+            place = places[where] = _place(kernel, where)
+        if place.kind is _Code.NONE:
+            return
+        name = place.name
+        yield Frame(pc, fp, name, place.offset if exact else place.offset + 1, sp)
+        if place.kind is _Code.OUTERMOST or (fp, pc) in seen:
             return
         seen.add((fp, pc))
         try:
-            if stacks.is_trap(name):
+            if place.kind is _Code.TRAP:
                 trapped = _trapped(kernel, name, fp, callee)
                 if trapped is None:
                     return
@@ -195,13 +264,13 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0, *, sure: bool = False) -
             if not fp or fp % size:
                 return
             callee = fp
-            pc = kernel.pointer(fp + stacks.saved_pc * size)
-            fp = kernel.pointer(fp + stacks.saved_fp * size)
+            pc, fp = record(kernel.read(fp + low, span))
             sp = callee + above
             exact = False
         except MemoryFault as fault:
             # With 32 bits what userland's frames point at cannot be told from the kernel's.
-            if sure and found and size == 8 and kernel.is_kernel_address(fault.address):
+            known = place.symbol and size == 8 and kernel.is_kernel_address(fault.address)
+            if sure and known:
                 kernel.warnings.add("stack", fault.address, f"is cut short above {name}()")
             return
         except LayoutError:
@@ -247,12 +316,11 @@ def _unbroken(kernel: Kernel, fp: int, sp: int) -> int:
 
 def _links_on(kernel: Kernel, fp: int) -> bool:
     """True where a frame record at ``fp`` returns into code and leads up to one that does too."""
-    stacks = kernel.architecture.stacks
     size = kernel.pointer_size
+    low, span, record = _record(kernel)
     for _ in range(2):
         try:
-            pc = kernel.pointer(fp + stacks.saved_pc * size)
-            above = kernel.pointer(fp + stacks.saved_fp * size)
+            pc, above = record(kernel.read(fp + low, span))
         except MemoryFault:
             return False
         if above % size or not fp < above < fp + (1 << 16) or not _is_code(kernel, pc - 1):

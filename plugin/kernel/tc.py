@@ -14,14 +14,16 @@ from plugin.errors import MemoryFault
 from plugin.session import Kernel
 
 _FRACTION = float(1 << 64)
+_BINTIME = struct.Struct("<qQ")
+_BINTIME32 = struct.Struct("<iQ")
 #: bytes of struct timehands in which th_offset lies in every version
 _TIMEHANDS_HEAD = 96
 
 
 def bintime(data: bytes) -> float:
     """A struct bintime as seconds: a time_t of 4 or 8 bytes, then 64 bits of fraction."""
-    sec = int.from_bytes(data[:-8], "little", signed=True)
-    return sec + int.from_bytes(data[-8:], "little") / _FRACTION
+    sec, fraction = (_BINTIME if len(data) == 16 else _BINTIME32).unpack(data)
+    return float(sec + fraction / _FRACTION)
 
 
 @cached(MEMORY)

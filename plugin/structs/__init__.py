@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Set, Tuple
 
 from plugin.errors import LayoutError
 from plugin.structs.layout import Fields, Layout, LayoutSource, Member
@@ -54,6 +54,7 @@ class Layouts:
         self.tables = tables
         self._structs: Dict[str, Optional[Layout]] = {}
         self._paths: Dict[Tuple[str, str], Member] = {}
+        self._absent: Set[Tuple[str, str]] = set()
         self._fields: Dict[Tuple[str, ...], Fields] = {}
         self._others: Dict[str, List[str]] = {}
 
@@ -247,9 +248,15 @@ class Layouts:
 
     def has(self, struct: str, path: str) -> bool:
         """True where this kernel's ``struct`` has a member at ``path``."""
+        key = (struct, path)
+        if key in self._paths:
+            return True
+        if key in self._absent:
+            return False
         try:
             self.resolve(struct, path)
         except LayoutError:
+            self._absent.add(key)
             return False
         return True
 

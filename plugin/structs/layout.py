@@ -130,11 +130,15 @@ class Fields:
     the values in the order asked for, ints throughout; bit-fields are shifted
     and masked.  ``span`` is the number of bytes needed, counted from the
     struct's first byte.
+
+    A walk over very many does without the call in between: ``raw(data, base)`` gives
+    the values in some order, ``places`` where in it each member asked for is.
     """
 
-    __slots__ = ("span", "unpack", "unpack_from")
+    __slots__ = ("places", "raw", "span", "unpack", "unpack_from")
 
     def __init__(self, members: List[Member]) -> None:
+        self.raw: Callable[..., Tuple[int, ...]]
         self.unpack: Callable[[bytes], Tuple[int, ...]]
         self.unpack_from: Callable[..., Tuple[int, ...]]
         order = sorted(range(len(members)), key=lambda i: (members[i].offset, members[i].size))
@@ -142,11 +146,14 @@ class Fields:
         if code is not None:
             compiled = struct.Struct(code)
             self.span = compiled.size
+            self.raw = compiled.unpack_from
+            self.places = [order.index(i) for i in range(len(order))]
             if order == list(range(len(members))):
                 self.unpack = self.unpack_from = compiled.unpack_from
             else:
-                self.unpack = self.unpack_from = _reordered(compiled, order)
+                self.unpack = self.unpack_from = _reordered(compiled, self.places)
             return
+        self.places = list(range(len(members)))
         reads = [_narrowed(m) for m in members]
         self.span = max((m.offset + m.size for m in reads), default=0)
         singles = [struct.Struct("<" + _code(m)).unpack_from for m in reads]
@@ -162,7 +169,16 @@ class Fields:
                 values.append(value >> shift & mask if mask else value)
             return tuple(values)
 
-        self.unpack = self.unpack_from = unpack_from
+        self.raw = self.unpack = self.unpack_from = unpack_from
+
+    def picker(self, first: int) -> Callable[[Tuple[int, ...]], Tuple[int, ...]]:
+        """What makes the values from the ``first`` member asked for on of a ``raw`` tuple."""
+        places = self.places[first:]
+        if places and places == list(range(places[0], places[0] + len(places))):
+            return itemgetter(slice(places[0], places[0] + len(places)))
+        if len(places) < 2:
+            return lambda raw: tuple(raw[place] for place in places)
+        return itemgetter(*places)
 
 
 def _format(ordered: List[Member]) -> Optional[str]:
@@ -177,8 +193,8 @@ def _format(ordered: List[Member]) -> Optional[str]:
     return code
 
 
-def _reordered(compiled: struct.Struct, order: List[int]) -> Callable[..., Tuple[int, ...]]:
-    pick = itemgetter(*(order.index(i) for i in range(len(order))))
+def _reordered(compiled: struct.Struct, places: List[int]) -> Callable[..., Tuple[int, ...]]:
+    pick = itemgetter(*places)
     read = compiled.unpack_from
 
     def unpack_from(data: bytes, base: int = 0) -> Tuple[int, ...]:

@@ -27,6 +27,8 @@ class Target(Protocol):
     page_size: int
     #: False for a kernel that runs: nothing read may be kept
     stable: bool
+    #: True where a page costs no more to read than a word in it: a walk may read whole pages
+    in_pages: bool
     #: True where the dump lacks memory that it announces
     truncated: bool
     #: what is looked at, for messages: the dump's path, "live kernel", ...

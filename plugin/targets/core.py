@@ -18,6 +18,7 @@ class CoreTarget:
     """A dump opened by ``plugin.vmcore``, symbols from the kernel's ELF file."""
 
     stable = True
+    in_pages = True
 
     def __init__(self, memory: KernelMemory, kernel: ElfFile) -> None:
         self.memory = memory

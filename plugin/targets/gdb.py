@@ -48,6 +48,7 @@ class GdbTarget:
         self.arch = ARCHES[arch]
         self.description = "gdb"
         self.memory = memory
+        self.in_pages = memory is not None
         self.truncated = truncated or (memory is not None and memory.truncated)
         self.page_size = 0
         self.stable = not _is_live()

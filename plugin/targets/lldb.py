@@ -53,6 +53,7 @@ class LldbTarget:
         self.arch = _ARCHES[machine]
         self.description = "lldb"
         self.memory = memory
+        self.in_pages = memory is not None
         self.truncated = truncated or (memory is not None and memory.truncated)
         self.page_size = 0
         self._debugger = debugger
