@@ -8,11 +8,12 @@ from typing import List
 
 
 def load() -> List[str]:
-    """Import every module of this folder, so that its resolvers register; their names."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    """Import every module of this folder and those in it, so that resolvers register; names."""
+    prefix = f"{__name__}."
+    names = [module.name for module in pkgutil.walk_packages(__path__, prefix)]
     for name in names:
-        importlib.import_module(f"{__name__}.{name}")
-    return names
+        importlib.import_module(name)
+    return [name[len(prefix) :] for name in names]
 
 
 MODULES = load()
