@@ -8,13 +8,18 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
+from plugin.catalogue import shipped
 from plugin.hosts.runner import run_command
 from plugin.judge.locks import contended, lock_waits
 from plugin.kernel import locks
-from plugin.kernel.lock_object import lock_object
+from plugin.kernel.lock_object import CLASS_SYMBOLS, LockObject, lock_object
+from plugin.kernel.proc import threads
 from plugin.opening import open_core
 from plugin.session import Kernel
+from plugin.waits.analysis import analyse
+from plugin.waits.kinds import Certainty, EdgeKind
 from tests.damage import damaged
+from tests.forge import locks as forge
 from tests.forge.machine import Machine
 from tests.forge.scenarios import deadlocks
 
@@ -306,6 +311,55 @@ def test_a_lock_of_an_unknown_class_is_a_finding_not_silence(tmp_path: Path) -> 
     assert locks.decode(kernel, found._replace(lc_name="futurelock")).state == "unreadable"
     assert any("unknown class, 'futurelock'" in f.detail for f in kernel.warnings)
     assert kernel.warnings.partial
+
+
+@pytest.fixture
+def ticketed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernel:
+    """A kernel with a kind of lock that wchan does not have: rwlocks that are called "ticket"."""
+    monkeypatch.setitem(forge._CLASSES, "rw", ("lock_class_ticket", 1, 0))
+    m = Machine(1402000, "amd64")
+    m.locks._classes["rw"].set(lc_name="ticket")
+    lock = m.locks.rwlock("turn")
+    lock.owned_by(m.procs.process("owner").thread())
+    m.procs.process("waiter").thread().blocks_on(lock)
+    # what a registration leaves behind goes with the test
+    monkeypatch.setattr(locks, "_CLASSES", dict(locks._CLASSES))
+    monkeypatch.setitem(CLASS_SYMBOLS, "lock_class_ticket", "ticket")
+    return opened(m, tmp_path)
+
+
+def test_a_thread_at_a_lock_of_an_unknown_kind_makes_the_report_partial(ticketed: Kernel) -> None:
+    ticketed.start_command()
+    (found,) = contended(ticketed)
+    assert (found.lock.name, found.lock.state) == ("turn", "unreadable")
+    assert ticketed.warnings.partial
+    assert "is of an unknown class, 'ticket'" in [f.detail for f in ticketed.warnings]
+
+
+def test_a_kind_of_lock_is_one_class(ticketed: Kernel) -> None:
+    @locks.lock_class
+    class Ticket(locks.LockClass):
+        name, word, symbol = "ticket", "ticket lock", "lock_class_ticket"
+
+        def decode(self, kernel: Kernel, lock: LockObject) -> locks.Lock:
+            word = kernel.pointer(lock.address + kernel.layouts.offsetof("rwlock", "rw_lock"))
+            return locks.Lock(lock.address, lock.name, self.name, "exclusive", (word & ~0x1F,))
+
+    shown, data = klocks(ticketed)
+    (entry,) = data["locks"]
+    assert entry["class"] == "ticket" and 'ticket lock "turn"' in shown
+    named = {thread.tid: thread.name for thread in threads(ticketed)}
+    assert [named[tid] for tid in entry["owners"]] == ["owner"]
+    assert [named[waiter["tid"]] for waiter in entry["waiters"]] == ["waiter"]
+    at_lock = {
+        (edge.kind, edge.certainty)
+        for edge in analyse(ticketed, shipped()).graph.edges
+        if entry["address"] in edge.source + edge.target
+    }
+    assert at_lock == {
+        (EdgeKind.WAITS_FOR, Certainty.PROVEN),
+        (EdgeKind.OWNED_BY, Certainty.PROVEN),
+    }
 
 
 def test_two_lock_names_that_cannot_be_read_are_not_the_same(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from plugin.captures.model import (
     TextVnode,
     TextZone,
 )
+from plugin.kernel.locks import lock_classes
 
 #: reads one line of a section; False where the line is none of it
 Reader = Callable[[Line], bool]
@@ -66,9 +67,10 @@ _RUNNING = re.compile(r"^(?:is )?running on CPU (?P<cpu>\d+)")
 _WITNESS = re.compile(
     r"^Process (?P<pid>\d+) \((?P<comm>.*?)\) thread (?P<td>0x[0-9a-f]+) \((?P<tid>\d+)\)"
 )
+#: lc_name of every class that a lock_object can be of, "sleepable rm" before "rm"
+_CLASSES = "|".join(sorted((kind.name for kind in lock_classes()), reverse=True))
 _HELD = re.compile(
-    r"^(?P<mode>exclusive|shared) "
-    r"(?P<lc_name>sleepable rm|sleep mutex|spin mutex|lockmgr|rm|rw|sx) "
+    rf"^(?P<mode>exclusive|shared) (?P<lc_name>{_CLASSES}) "
     r"(?P<name>.*?) \((?P<type>.*?)\) r = (?P<recurse>\d+) \((?P<lock>0x[0-9a-f]+)\)"
     r"(?: locked @ (?P<at>.*))?"
 )

@@ -276,7 +276,7 @@ class TextBuilder(GraphBuilder):
         self.join(node, target, EdgeKind.WAITS_FOR, wait.certainty, wait.said)
         if row.sleep_class is SleepClass.IDLE:
             target.end = target.end or End(
-                CauseKind.EXTERNAL, f"a service thread without work ({woken})", why
+                CauseKind.EXTERNAL, f"a service thread that waits for {woken}", why
             )
             return Verdict(Status.IDLE, f"idle: {row.function}", row)
         if row.sleep_class is SleepClass.BENIGN:

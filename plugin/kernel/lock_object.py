@@ -7,15 +7,19 @@ pointer ``lo_class`` before.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.session import Kernel
 
+#: lc_name by the symbol of the class, for kernels whose read-only strings are not in the
+#: dump; each kind in kernel/locks.py adds its own.
+CLASS_SYMBOLS: Dict[str, str] = {}
+
 
 class LockObject(NamedTuple):
-    """``name`` is lo_name; ``lc_name`` lc_name ("sx", "lockmgr", "sleep mutex", ...)."""
+    """``name`` is lo_name, ``lc_name`` its class's ("sx", "lockmgr", "sleep mutex", ...)."""
 
     address: int
     name: str
@@ -35,7 +39,7 @@ def lock_class_names(kernel: Kernel) -> List[str]:
     if table is None:
         return names
     by_address = {}
-    for symbol, name in _CLASS_SYMBOLS.items():
+    for symbol, name in CLASS_SYMBOLS.items():
         found = kernel.symbol(symbol)
         if found is not None:
             by_address[found.address] = name
@@ -47,20 +51,6 @@ def lock_class_names(kernel: Kernel) -> List[str]:
             break
         names.append(by_address.get(address) or _class_name(kernel, address))
     return names
-
-
-#: lc_name by the symbol of the class, for kernels whose read-only strings are
-#: not in the dump (sys/kern/kern_mutex.c, kern_sx.c, kern_rwlock.c,
-#: kern_rmlock.c, kern_lock.c; the names have not changed since 5.x).
-_CLASS_SYMBOLS = {
-    "lock_class_mtx_spin": "spin mutex",
-    "lock_class_mtx_sleep": "sleep mutex",
-    "lock_class_sx": "sx",
-    "lock_class_rm": "rm",
-    "lock_class_rm_sleepable": "sleepable rm",
-    "lock_class_rw": "rw",
-    "lock_class_lockmgr": "lockmgr",
-}
 
 
 def _class_name(kernel: Kernel, address: int) -> str:

@@ -6,10 +6,10 @@ a struct lock_object and keeps its owner in one word.  Before, sx is a mutex
 with two condition variables and a holder (``sx_xholder``), and lockmgr's
 ``struct lock`` has no lock_object at all: it is known by its wait message.
 
-A kind of lock is one LockClass, registered by ``@lock_class``: how people call it, how
-its words decode, where its waiters sleep, which counter of a thread tells of its
-readers.  Whoever asks about locks asks that record; a kind is added here alone (and to
-the forge, to be tested).
+A kind of lock is one LockClass, registered by ``@lock_class``: how people call it, which
+variable is its struct lock_class, how its words decode, where its waiters sleep, which
+counter of a thread tells of its readers.  Whoever asks about locks asks that record; a kind
+is added here alone (and to the forge, to be tested).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.counter import zpcpu_offsets
-from plugin.kernel.lock_object import LockObject, lock_object
+from plugin.kernel.lock_object import CLASS_SYMBOLS, LockObject, lock_object
 from plugin.kernel.queue import list_foreach
 from plugin.session import Kernel
 
@@ -96,6 +96,9 @@ class LockClass:
     name: str
     #: how people call it in a sentence
     word: str
+    #: the variable that holds its struct lock_class (the names have not changed since 5.x);
+    #: "" where its lock_object is of another class
+    symbol: str = ""
     #: the member of struct thread that counts its shared holds of this kind
     reader_count: Optional[str] = None
     #: the functions in which a thread spins for it
@@ -140,6 +143,8 @@ _C = TypeVar("_C", bound=Type[LockClass])
 def lock_class(kind: _C) -> _C:
     """Registers a kind of lock, a LockClass without state."""
     _CLASSES[kind.name] = kind()
+    if kind.symbol:
+        CLASS_SYMBOLS[kind.symbol] = kind.name
     return kind
 
 
@@ -453,7 +458,7 @@ def describe(lock: Lock) -> str:
 
 @lock_class
 class _Mutex(LockClass):
-    name, word = MUTEX, "mutex"
+    name, word, symbol = MUTEX, "mutex", "lock_class_mtx_sleep"
 
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _mutex(kernel, lock)
@@ -461,13 +466,14 @@ class _Mutex(LockClass):
 
 @lock_class
 class _Spin(_Mutex):
-    name, word = SPIN, "spin mutex"
+    name, word, symbol = SPIN, "spin mutex", "lock_class_mtx_spin"
     spins = ("_mtx_lock_spin", "_mtx_lock_spin_cookie", "_thread_lock", "thread_lock_flags_")
 
 
 @lock_class
 class _Rw(LockClass):
-    name, word, reader_count = RW, "rwlock", "td_rw_rlocks"
+    name, word, symbol = RW, "rwlock", "lock_class_rw"
+    reader_count = "td_rw_rlocks"
 
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _rwlock(kernel, lock)
@@ -475,7 +481,8 @@ class _Rw(LockClass):
 
 @lock_class
 class _Rm(LockClass):
-    name, word, writer_first = RM, "rmlock", True
+    name, word, symbol = RM, "rmlock", "lock_class_rm"
+    writer_first = True
 
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _rm(kernel, lock)
@@ -486,14 +493,15 @@ class _Rm(LockClass):
 
 @lock_class
 class _RmSleepable(_Rm):
-    name, word = RM_SLEEPABLE, "sleepable rmlock"
+    name, word, symbol = RM_SLEEPABLE, "sleepable rmlock", "lock_class_rm_sleepable"
 
 
 @lock_class
 class _Sx(LockClass):
     """To 700014 waiters sleep on its two condition variables, since on the lock itself."""
 
-    name, word, reader_count = SX, "sx", "td_sx_slocks"
+    name, word, symbol = SX, "sx", "lock_class_sx"
+    reader_count = "td_sx_slocks"
 
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _sx(kernel, lock)
@@ -534,7 +542,8 @@ class _Sx(LockClass):
 class _Lockmgr(LockClass):
     """Waiters sleep on the lock; to 700014 that has no lock_object, who drains on its flags."""
 
-    name, word, reader_count = LOCKMGR, "lockmgr", "td_lk_slocks"
+    name, word, symbol = LOCKMGR, "lockmgr", "lock_class_lockmgr"
+    reader_count = "td_lk_slocks"
 
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         return _lockmgr(kernel, lock)
@@ -582,7 +591,7 @@ class _Rms(LockClass):
     counted per CPU until a writer comes, then in ``readers``; who they are is not kept.
     """
 
-    name, word = RMS, "rmslock"
+    name, word, symbol = RMS, "rmslock", ""
 
     def decode(self, kernel: Kernel, lock: LockObject) -> Lock:
         view = kernel.view("rmslock", lock.address)

@@ -13,23 +13,12 @@ from typing import Iterable, List, NamedTuple, Optional, Tuple
 
 from plugin.arch import BY_NAME, architecture
 from plugin.errors import KernelMismatch, MemoryFault, WchanError
+from plugin.kernel.locks import lock_classes
 from plugin.structs.kernels import osreldate_of
 from plugin.targets import Target
 from plugin.targets.msgbuf import MSG_MAGIC, ring
 
 _BANNER = re.compile(r"FreeBSD (\d+)\.(\d+)-([A-Z]+[-\w]*)(?: ([^\n]*))?")
-
-#: lock_classes[] points to these in every kernel from 7.0-CURRENT on
-#: (sys/kern/subr_lock.c, sys/kern/subr_witness.c before).
-_CLASSES = (
-    "lock_class_mtx_spin",
-    "lock_class_mtx_sleep",
-    "lock_class_sx",
-    "lock_class_rm",
-    "lock_class_rm_sleepable",
-    "lock_class_rw",
-    "lock_class_lockmgr",
-)
 
 
 class Identity(NamedTuple):
@@ -120,7 +109,8 @@ def contradictions(target: Target) -> List[str]:
     """Why the symbols of this kernel file cannot be those of this memory; [] if they fit.
 
     Data that holds addresses of symbols is the proof: lock_classes[] points to
-    lock_class_*, and msgbufp to a buffer with its magic number.
+    lock_class_* from 7.0-CURRENT on (sys/kern/subr_lock.c, subr_witness.c before), and
+    msgbufp to a buffer with its magic number.
     """
     size = architecture(target.arch).pointer_size
     found: List[str] = []
@@ -128,7 +118,8 @@ def contradictions(target: Target) -> List[str]:
     # What a truncated dump lacks proves nothing.
     truncated = target.truncated
     table = target.symbols("lock_classes")
-    classes = {s.address for name in _CLASSES for s in target.symbols(name)}
+    names = [kind.symbol for kind in lock_classes() if kind.symbol]
+    classes = {s.address for name in names for s in target.symbols(name)}
     if table and classes:
         try:
             first = int.from_bytes(target.read(table[0].address, size), "little")

@@ -23,7 +23,7 @@ def generic(case: Case, why: str) -> Verdict:
     woken = row.woken_by or "what its catalogue row does not say"
     if row.sleep_class is SleepClass.IDLE:
         node.end = node.end or End(
-            CauseKind.EXTERNAL, f"a service thread without work ({woken})", why
+            CauseKind.EXTERNAL, f"a service thread that waits for {woken}", why
         )
         return Verdict(Status.IDLE, f"idle: {row.function}", row)
     if row.sleep_class is SleepClass.BENIGN:
