@@ -9,13 +9,11 @@ ints and bytes; a failed read raises MemoryFault, which the walks in
 from __future__ import annotations
 
 import struct
-from contextlib import contextmanager
 from typing import (
     Any,
     Callable,
     Dict,
     FrozenSet,
-    Iterator,
     List,
     Optional,
     Protocol,
@@ -280,19 +278,12 @@ class Kernel:
 
     # Findings
 
-    @contextmanager
-    def noting(self) -> Iterator[Findings]:
+    def noting(self) -> _Noting:
         """What is found wrong inside the ``with``, apart; afterwards it is reported as ever.
 
         A walk learns by it whether it is whole: ``not found.partial``.
         """
-        outer, self.warnings = self.warnings, Findings()
-        inner = self.warnings
-        try:
-            yield inner
-        finally:
-            self.warnings = outer
-            outer.extend(inner)
+        return _Noting(self)
 
     # Caching
 
@@ -324,6 +315,24 @@ class Kernel:
 
     def interrupted(self) -> bool:
         return self.target.interrupted()
+
+
+class _Noting:
+    """Kernel.noting(): a class, for a generator costs more than the short walks within it."""
+
+    __slots__ = ("_inner", "_kernel", "_outer")
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __enter__(self) -> Findings:
+        self._outer = self._kernel.warnings
+        self._inner = self._kernel.warnings = Findings()
+        return self._inner
+
+    def __exit__(self, *_: object) -> None:
+        self._kernel.warnings = self._outer
+        self._outer.extend(self._inner)
 
 
 class KernelFacts:

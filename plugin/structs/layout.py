@@ -135,9 +135,10 @@ class Fields:
     the values in some order, ``places`` where in it each member asked for is.
     """
 
-    __slots__ = ("places", "raw", "span", "unpack", "unpack_from")
+    __slots__ = ("_pickers", "places", "raw", "span", "unpack", "unpack_from")
 
     def __init__(self, members: List[Member]) -> None:
+        self._pickers: Dict[int, Callable[[Tuple[int, ...]], Tuple[int, ...]]] = {}
         self.raw: Callable[..., Tuple[int, ...]]
         self.unpack: Callable[[bytes], Tuple[int, ...]]
         self.unpack_from: Callable[..., Tuple[int, ...]]
@@ -173,12 +174,18 @@ class Fields:
 
     def picker(self, first: int) -> Callable[[Tuple[int, ...]], Tuple[int, ...]]:
         """What makes the values from the ``first`` member asked for on of a ``raw`` tuple."""
-        places = self.places[first:]
-        if places and places == list(range(places[0], places[0] + len(places))):
-            return itemgetter(slice(places[0], places[0] + len(places)))
-        if len(places) < 2:
-            return lambda raw: tuple(raw[place] for place in places)
-        return itemgetter(*places)
+        known = self._pickers.get(first)
+        if known is None:
+            known = self._pickers[first] = _picker(self.places[first:])
+        return known
+
+
+def _picker(places: List[int]) -> Callable[[Tuple[int, ...]], Tuple[int, ...]]:
+    if places and places == list(range(places[0], places[0] + len(places))):
+        return itemgetter(slice(places[0], places[0] + len(places)))
+    if len(places) < 2:
+        return lambda raw: tuple(raw[place] for place in places)
+    return itemgetter(*places)
 
 
 def _format(ordered: List[Member]) -> Optional[str]:

@@ -127,10 +127,10 @@ class Graph:
 
     def successors(self, id: str) -> List[Edge]:
         """The causal edges that leave a node, the surest first."""
-        return sorted(
-            (edge for edge in self.out.get(id, ()) if edge.causal),
-            key=lambda edge: CERTAINTIES.index(edge.certainty),
-        )
+        causal = [edge for edge in self.out.get(id, ()) if edge.causal]
+        if len(causal) > 1:
+            causal.sort(key=lambda edge: CERTAINTIES.index(edge.certainty))
+        return causal
 
 
 def components(successors: Mapping[_N, Sequence[_N]], nodes: Iterable[_N]) -> List[List[_N]]:
@@ -289,7 +289,10 @@ def _way(
     best: Optional[Route] = None
     best_rank: Tuple[Any, ...] = ()
     any_one = graph.nodes[id].any
-    for order, edge in enumerate(out):
+    if len(out) == 1:
+        beyond = routes[out[0].target]
+        best = Route(beyond.cause, out[0].target, weakest((out[0].certainty, beyond.certainty)))
+    for order, edge in enumerate(out if best is None else ()):
         beyond = routes[edge.target]
         certainty = weakest((edge.certainty, beyond.certainty))
         stuck = not free[edge.target]

@@ -8,8 +8,9 @@ import enum
 class Word(str, enum.Enum):
     """A member that prints, compares and goes into JSON as its value."""
 
-    def __str__(self) -> str:
-        return str(self.value)
+    # Those of str itself: Enum's own go through three calls, for every node's id.
+    __str__ = str.__str__
+    __format__ = str.__format__  # type: ignore[assignment]
 
 
 class NodeKind(Word):

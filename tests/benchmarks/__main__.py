@@ -32,6 +32,8 @@ import bench_walks  # noqa: E402
 import bench_why_stuck  # noqa: E402
 
 TIMES = 3
+#: where the runs keep their bytecode
+BYTECODE = Path(tempfile.gettempdir()) / f"wchan-bench-{os.getuid()}-bytecode"
 
 
 class Figure(NamedTuple):
@@ -74,9 +76,18 @@ def unit() -> float:
 
 
 def python(*words: str) -> Callable[[], Any]:
-    """A run of this interpreter in the repository, its output dropped."""
+    """A run of this interpreter in the repository, its output dropped.
+
+    With its bytecode kept, as install.sh installs it, whatever the environment says: the
+    best of several runs does not compile.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return lambda: subprocess.run(
-        [sys.executable, *words], cwd=ROOT, check=True, capture_output=True
+        [sys.executable, "-X", f"pycache_prefix={BYTECODE}", *words],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env=environment,
     )
 
 
