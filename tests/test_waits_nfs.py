@@ -221,3 +221,79 @@ def test_a_full_queue_of_buffers_waits_for_the_nfsiods(tmp_path: Path) -> None:
     writer.sleeps(mount.obj.at("nm_bufq"), "nfsaio", seconds=60)
     cause = the_cause(explain(m, tmp_path))
     assert sorted(cause["tids"]) == sorted([iod.tid, writer.tid])
+
+
+STATES = [(1300139, "amd64"), (1402000, "amd64"), (1402000, "arm64"), (1500068, "amd64")]
+
+
+@pytest.mark.parametrize("version, transport", [("3", "tcp"), ("3", "udp"), ("4.1", "tcp")])
+@pytest.mark.parametrize("osreldate, arch", STATES)
+def test_a_server_silent_for_two_minutes_and_an_unmount_by_force_are_one_cause(
+    osreldate: int, arch: str, version: str, transport: str, tmp_path: Path
+) -> None:
+    """Readers, a writer with its nfsiod, who wants a lock of theirs, and umount -f.
+
+    The unmount has closed the client and taken it from the mount: only the requests' own way
+    back leads to the server.
+    """
+    m = Machine(osreldate, arch)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17", transport=transport, version=version)
+    vnode = m.vfs.vnode(mount.mount)
+    names = ("ls", "cat", "find", "cp", "stat", "fsync", "umount")
+    ls, cat, find, cp, stat, fsync, umount = threads = [thread(m, name) for name in names]
+    iod = m.procs.kthread("nfsiod 0", "nfsiod", ("nfssvc_iod",))
+    for asker in (ls, cat, find, iod):
+        mount.request(asker, seconds=120)
+    vnode.lock.owned_by(ls)
+    vnode.lock.slept_on_by(stat)
+    written = m.bufs.buf(vnode, 0, cmd=BIO_WRITE)
+    vnode.bufobj["bo_numoutput"] = 1
+    iod.call("ncl_doio")
+    m.write_pointer(iod.local("ncl_doio", 32), written.obj)
+    fsync.sleeps(vnode.bufobj.at("bo_numoutput"), "bo_wwait", seconds=110)
+    cp.sleeps(mount.obj.at("nm_bufq"), "nfsaio", seconds=100)
+    if version == "4.1":
+        slots, state = thread(m, "grep"), thread(m, "vi")
+        slots.sleeps(m.new("nfsclsession").at("nfsess_slots"), "nfsclseq", seconds=90)
+        lock = mount.state_lock()
+        state.sleeps(lock.at("nfslock_lock"), "nfsv4lck", seconds=0.5, timeout=1.0)
+        renew = m.procs.process("nfscl", kernel=True).thread("nfscl", calls=("nfscl_renewthread",))
+        mount.request(renew)
+        threads += [slots, state, renew]
+    mount.unmounted_by_force(umount)
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert cause["kind"] == "external" and answer.data["residue"] == []
+    assert sorted(cause["tids"]) == sorted(t.tid for t in [*threads, iod])
+    assert "filer:/home on /home (192.0.2.17:2049) has not answered" in cause["summary"]
+    number = len(mount.requests)
+    said = f"{number} requests pending; being unmounted by force; its client is closed"
+    assert cause["evidence"] == said
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_requests_of_a_mount_whose_unmount_has_taken_its_data_are_one_cause(
+    transport: str, tmp_path: Path
+) -> None:
+    """nfs_unmount() clears mnt_data before it disconnects: the mount names no server any more."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17", transport=transport)
+    ls, umount = thread(m, "ls"), thread(m, "umount")
+    mount.request(ls)
+    mount.unmounted_by_force(umount)
+    mount.mount.obj["mnt_data"] = 0
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([ls.tid, umount.tid])
+    assert "filer:/home on /home (192.0.2.17:2049) has not answered" in cause["summary"]
+
+
+def test_who_cannot_even_send_to_a_silent_server_is_stuck_behind_it(tmp_path: Path) -> None:
+    """sosend() of a request sleeps in sbwait once the server has stopped to acknowledge."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    iod, ls = thread(m, "nfsiod"), thread(m, "ls")
+    mount.request(ls)
+    iod.call("sosend_generic", "clnt_vc_call", "clnt_reconnect_call", "newnfs_request")
+    iod.sleeps(mount.socket.at("so_snd.sb_acc"), "sbwait", seconds=100)
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([ls.tid, iod.tid]) and "filer" in cause["summary"]

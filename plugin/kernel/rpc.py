@@ -11,10 +11,11 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault, WchanError
-from plugin.kernel.mount import Mount, mounts
+from plugin.kernel.mount import Mount, mounts, unmounting
+from plugin.kernel.proc import threads
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.socket import endpoints
-from plugin.session import Kernel
+from plugin.session import Kernel, View
 
 NFS = ("nfs", "newnfs", "oldnfs")
 _AF_INET, _AF_INET6_FREEBSD = 2, 28
@@ -30,7 +31,8 @@ class Client(NamedTuple):
 
     ``kind`` "tcp", "udp", or "" while it is not connected; ``address`` "192.0.2.1:2049" or
     ""; ``reconnect`` the struct rc_data * above it, 0 where there is none; ``socket`` the
-    struct socket *.
+    struct socket *; ``closed`` True once CLNT_CLOSE() was called on the former, as an
+    unmount by force does.
     """
 
     handle: int
@@ -38,15 +40,23 @@ class Client(NamedTuple):
     address: str
     reconnect: int
     socket: int
+    closed: bool = False
 
 
 class Server(NamedTuple):
-    """What a mount's requests go to.  ``hostname`` as given to mount_nfs(8)."""
+    """What a mount's requests go to.  ``hostname`` as given to mount_nfs(8).
+
+    ``version`` "3", "4.1", "" where it cannot be told; ``transport`` "tcp" or "udp";
+    ``state`` what the client says of it: "not responding", "connecting", ...
+    """
 
     mount: Mount
     nfsmount: int
     hostname: str
     clients: Tuple[Client, ...]
+    version: str
+    transport: str
+    state: List[str]
 
     @property
     def address(self) -> str:
@@ -79,9 +89,21 @@ def servers(kernel: Kernel) -> List[Server]:
     return found
 
 
+#: what nmcom_state (nm_state before 9.0) and nm_privflag say, for people; fs/nfs/nfsport.h,
+#: fs/nfsclient/nfsmount.h
+_STATE = (
+    ("NFSSTA_TIMEO", "not responding"),
+    ("NFSSTA_LOCKTIMEO", "lockd not responding"),
+)
+_PRIVATE = (
+    ("NFSMNTP_FORCEDISM", "its unmount by force is past the point of return"),
+    ("NFSMNTP_CANCELRPCS", "its requests are being cancelled"),
+)
+_SOCK_STREAM, _SOCK_DGRAM = 1, 2
+
+
 def _server(kernel: Kernel, mount: Mount) -> Server:
-    view = kernel.view("mount", mount.address)
-    nfsmount = kernel.view("nfsmount", view.mnt_data)
+    nfsmount = kernel.view("nfsmount", mount.data)
     hostname = ""
     for path in ("nm_com.nmcom_hostname", "nm_hostname"):
         if nfsmount.has(path):
@@ -89,49 +111,163 @@ def _server(kernel: Kernel, mount: Mount) -> Server:
             break
     if not hostname:
         hostname = mount.source.rpartition(":")[0].strip("[]")
-    handles = [nfsmount["nm_sockreq.nr_client"]]
+    clients = [
+        client
+        for each in dict.fromkeys(_handles(kernel, nfsmount))
+        if each
+        for client in _clients(kernel, each)
+    ]
+    version = str(nfsmount.get("nm_sockreq.nr_vers", "") or "")
+    if version == "4" and nfsmount.has("nm_minorvers"):
+        version += f".{nfsmount.nm_minorvers}"
+    socket_type = nfsmount["nm_sockreq.nr_sotype"]
+    transport = {_SOCK_STREAM: "tcp", _SOCK_DGRAM: "udp"}.get(socket_type, "")
+    transport = transport or next((client.kind for client in clients if client.kind), "")
+    state = _state(kernel, mount, nfsmount, clients)
+    return Server(mount, nfsmount.address, hostname, tuple(clients), version, transport, state)
+
+
+def _handles(kernel: Kernel, nfsmount: View) -> Iterator[int]:
+    """Every CLIENT * of a mount: its own, those of nconnect (13.0 on), of pNFS data servers."""
+    yield nfsmount["nm_sockreq.nr_client"]
+    size = kernel.pointer_size
     if nfsmount.has("nm_aconn") and nfsmount.has("nm_aconnect"):
-        number = min(nfsmount.nm_aconnect, _MAX_CLIENTS)
-        size = kernel.pointer_size
         raw = nfsmount.bytes("nm_aconn")
-        handles += [
-            int.from_bytes(raw[i * size : (i + 1) * size], "little")
-            for i in range(min(number, len(raw) // size))
-        ]
-    clients = [client for each in handles if each for client in _clients(kernel, each)]
-    return Server(mount, nfsmount.address, hostname, tuple(clients))
+        for i in range(min(nfsmount.nm_aconnect, _MAX_CLIENTS, len(raw) // size)):
+            yield int.from_bytes(raw[i * size : (i + 1) * size], "little")
+    if nfsmount.has("nm_sess") and kernel.layouts.has("nfsclds", "nfsclds_sockp"):
+        inside = kernel.layouts.offsetof("nfssockreq", "nr_client")
+        for _, (sockreq,) in tailq_foreach(
+            kernel,
+            nfsmount.at("nm_sess"),
+            "nfsclds",
+            "nfsclds_list",
+            ["nfsclds_sockp"],
+            what=f"sessions of the NFS mount {nfsmount.address:#x}",
+            bound=_MAX_CLIENTS,
+        ):
+            if sockreq:
+                yield kernel.pointer(sockreq + inside)
+
+
+def _state(kernel: Kernel, mount: Mount, nfsmount: View, clients: List[Client]) -> List[str]:
+    constant = kernel.layouts.constant
+    flags = nfsmount.get("nm_com.nmcom_state", nfsmount.get("nm_state", 0))
+    said = [word for name, word in _STATE if flags & constant(name, 0)]
+    flags = nfsmount.get("nm_privflag", 0)
+    said += [word for name, word in _PRIVATE if flags & constant(name, 0)]
+    if "MNTK_UNMOUNTF" in unmounting(kernel, mount):
+        said.append("being unmounted by force")
+    if any(client.closed for client in clients):
+        said.append("its client is closed")
+    elif any(client.reconnect and not client.handle for client in clients):
+        said.append("not connected")
+    return said
 
 
 def _clients(kernel: Kernel, handle: int) -> Iterator[Client]:
     """The client behind a CLIENT *: clnt_rc.c's, and the one it has connected now."""
     try:
         private = kernel.view("__rpc_client", handle).cl_private
-        inner = kernel.view("rc_data", private).rc_client
+        outer = kernel.view("rc_data", private)
+        closed = bool(outer.rc_closed)
         address = sockaddr(kernel, private + kernel.layouts.offsetof("rc_data", "rc_addr"))
-        if not inner:
-            yield Client(0, "", address, private, 0)
+        if not outer.rc_client:
+            yield Client(0, "", address, private, 0, closed)
             return
-        yield _connected(kernel, kernel.view("__rpc_client", inner).cl_private, address, private)
+        inner = kernel.view("__rpc_client", outer.rc_client).cl_private
+        yield _connected(kernel, inner, address, private)._replace(closed=closed)
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add(f"RPC client {handle:#x}", handle, str(error), partial=False)
 
 
+#: kind, struct, the member with the server's address; what both structs' names begin with
+_KINDS = (("tcp", "ct_data", "ct_addr"), ("udp", "cu_data", "cu_raddr"))
+
+
 def _connected(kernel: Kernel, handle: int, address: str, reconnect: int) -> Client:
     """ct_data or cu_data, told by the address both keep."""
-    for kind, struct, member in (("tcp", "ct_data", "ct_addr"), ("udp", "cu_data", "cu_raddr")):
-        if struct not in kernel.layouts:
-            continue
-        try:
-            own = sockaddr(kernel, handle + kernel.layouts.offsetof(struct, member))
-            socket = kernel.pointer(
-                handle + kernel.layouts.offsetof(struct, f"{struct[:2]}_socket")
-            )
-        except (MemoryFault, LayoutError):
-            continue
-        if own and (own == address or not address):
-            return Client(handle, kind, own, reconnect, socket)
+    for kind, _, _ in _KINDS:
+        found = client_at(kernel, handle, kind)
+        if found is not None and (found.address == address or not address):
+            return found._replace(reconnect=reconnect)
     # The address may be unset in a client made elsewhere: TCP is what mounts use.
     return Client(handle, "tcp", address, reconnect, 0)
+
+
+def client_at(kernel: Kernel, handle: int, kind: str) -> Optional[Client]:
+    """The struct ct_data ("tcp") or cu_data ("udp") at ``handle``, None where none is.
+
+    Told by the address of its server.
+    """
+    struct, member = next(row[1:] for row in _KINDS if row[0] == kind)
+    if struct not in kernel.layouts:
+        return None
+    try:
+        address = sockaddr(kernel, handle + kernel.layouts.offsetof(struct, member))
+        socket = kernel.pointer(handle + kernel.layouts.offsetof(struct, f"{struct[:2]}_socket"))
+    except (MemoryFault, LayoutError):
+        return None
+    return Client(handle, kind, address, 0, socket) if address else None
+
+
+def client_of_request(kernel: Kernel, request: int) -> Optional[Client]:
+    """The client that a struct ct_request or cu_request is pending at, None where none is.
+
+    By the request's own way back, for one that no mount leads to: an unmount by force takes
+    the client away from its mount before the last request is out (clnt_reconnect_close()).
+    """
+    layouts = kernel.layouts
+    if "cu_request" in layouts:
+        try:
+            at = kernel.pointer(request + layouts.offsetof("cu_request", "cr_client"))
+            if kernel.is_kernel_address(at):
+                private = kernel.view("__rpc_client", at).cl_private
+                found = client_at(kernel, private, "udp")
+                if found is not None:
+                    return found
+        except (MemoryFault, LayoutError):
+            pass
+    try:
+        head = _head_of(kernel, request)
+        inside = layouts.offsetof("ct_data", "ct_pending")
+    except (MemoryFault, LayoutError):
+        return None
+    return client_at(kernel, head - inside, "tcp") if head else None
+
+
+def _head_of(kernel: Kernel, request: int) -> int:
+    """The head of the TAILQ that a ct_request is on: whose tqh_last points at a NULL."""
+    size = kernel.pointer_size
+    at = request + kernel.layouts.offsetof("ct_request", "cr_link")
+    for _ in range(_MAX_PENDING):
+        before = kernel.pointer(at + size)
+        if kernel.pointer(before) != at:
+            return 0
+        if kernel.pointer(kernel.pointer(before + size)) == 0:
+            return before
+        at = before
+    return 0
+
+
+def client_of_socket(kernel: Kernel, socket: int) -> Optional[Client]:
+    """The client whose socket it is, or that has the same server; None where it is of neither."""
+    ends: Optional[str] = None
+    for server in servers(kernel):
+        for client in server.clients:
+            if client.socket == socket:
+                return client
+            if ends is None:
+                found = endpoints(kernel, socket)
+                ends = found.peer if found is not None else ""
+            if ends and client.address == ends:
+                return client._replace(socket=socket)
+    return None
+
+
+def server_at(kernel: Kernel, address: str) -> Optional[Server]:
+    """A mount's server with that address, None where no mount has one."""
+    return next((each for each in servers(kernel) if address and each.address == address), None)
 
 
 def sockaddr(kernel: Kernel, address: int) -> str:
@@ -147,13 +283,31 @@ def sockaddr(kernel: Kernel, address: int) -> str:
 
 @cached(MEMORY)
 def requests(kernel: Kernel) -> Dict[int, Request]:
-    """{struct ct_request * or cu_request *: the request}, all that is pending at any mount."""
+    """{struct ct_request * or cu_request *: the request}, all that is pending at any mount.
+
+    Where a mount has lost its client those are added that threads wait for.
+    """
     found: Dict[int, Request] = {}
     for server in servers(kernel):
         for client in server.clients:
             for request in _pending(kernel, client, server):
                 found[request.address] = request
+    if any(not client.handle for server in servers(kernel) for client in server.clients):
+        for thread in threads(kernel):
+            if thread.wchan and thread.wchan not in found and thread.state == "sleeping":
+                lost = _lost(kernel, thread.wchan)
+                if lost is not None:
+                    found[lost.address] = lost
     return found
+
+
+def _lost(kernel: Kernel, address: int) -> Optional[Request]:
+    client = client_of_request(kernel, address)
+    server = server_at(kernel, client.address) if client is not None else None
+    if client is None or server is None:
+        return None
+    view = kernel.view("ct_request" if client.kind == "tcp" else "cu_request", address)
+    return Request(address, view.cr_xid, bool(view.cr_mrep), view.cr_error, client, server)
 
 
 def _pending(kernel: Kernel, client: Client, server: Server) -> Iterator[Request]:

@@ -230,6 +230,7 @@ TABLES: Tuple[TableRule, ...] = (
     TableRule("nc_flag", "flags", "namecache.nc_flag", r"NCF_\w+"),
     # fs/nfsclient/nfsmount.h, fs/fuse/fuse_ipc.h, fs/fuse/fuse_kernel.h
     TableRule("nmcom_state", "flags", "nfsmount_common.nmcom_state", r"NFSSTA_\w+"),
+    TableRule("nm_privflag", "flags", "nfsmount.nm_privflag", r"NFSMNTP_\w+"),
     TableRule("fuse_dataflags", "flags", "fuse_data.dataflags", r"FSESS_\w+"),
     TableRule(
         "fuse_opcode",

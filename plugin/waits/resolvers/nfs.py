@@ -13,9 +13,14 @@ from plugin.kernel.mount import Mount, mount_at, mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.rpc import (
     NFS,
+    Client,
     Server,
+    client_at,
+    client_of_request,
+    client_of_socket,
     connection,
     requests,
+    server_at,
     server_of_lock,
     servers,
 )
@@ -29,6 +34,8 @@ from plugin.words import count
 
 #: what a thread sleeps in while its request is unanswered (ct_waitchan, rc_waitchan)
 RPC_MESSAGES = ("nfsreq", "newnfsreq", "rpcrecv", "nfscbreq", "rpcrecon", "rpccon", "connec")
+#: sleeps on the struct ct_data or cu_data itself
+_CLIENT_MESSAGES = ("rpcclose", "rpcvcup", "rpcdgup", "rpccwnd")
 _STATE_MESSAGES = ("nfsv4lck", "nfsv4gr", "nfscld", "nfslyp")
 _MAX_HOLDERS = 64
 
@@ -85,6 +92,7 @@ def _evidence(builder: Builder, same: List[Server]) -> List[str]:
     ]
     said = [f"{count(len(pending), 'request')} pending"]
     for server in same:
+        said += server.state
         for client in server.clients:
             state = connection(builder.kernel, client.socket)
             if state is not None:
@@ -105,6 +113,25 @@ def _mounts_of(case: Case) -> List[Mount]:
     some = [mount for mount in mounts(case.kernel) if mount.fstype in NFS]
     seen = [m for m in some if kernel_stack_holds(case.kernel, case.thread, m.address)]
     return seen or (some if len(some) == 1 else [])
+
+
+def client_node(builder: Builder, client: Client) -> Node:
+    """The server of a client that no mount leads to any more, by the address it talks to.
+
+    An unmount by force takes the client from its mount first, and the mount's own data last.
+    """
+    server = server_at(builder.kernel, client.address)
+    if server is not None:
+        return server_node(builder, server)
+    known = {each.mount.address for each in servers(builder.kernel)}
+    gone = [m for m in mounts(builder.kernel) if m.fstype in NFS and m.address not in known]
+    if len(gone) == 1:
+        return _unread_server(builder, gone[0], client.address)
+    node = builder.node(NodeKind.SERVER, client.address, f"RPC server {client.address}")
+    node.end = node.end or End(
+        CauseKind.EXTERNAL, f"{node.label} has not answered", f"{client.kind} client", None, node.id
+    )
+    return node
 
 
 @resolver("nfs_request")
@@ -136,6 +163,11 @@ def nfs_request(case: Case) -> Optional[Verdict]:
             if case.address and case.address in (client.handle, client.reconnect, client.socket):
                 case.waits_for(server_node(builder, server), Certainty.PROVEN, case.said())
                 return verdict
+    lone = _lone_client(case)
+    if lone is not None:
+        said = f"{case.said()}; {lone.kind} client {lone.handle:#x}, its server {lone.address}"
+        case.waits_for(client_node(builder, lone), Certainty.PROVEN, said)
+        return verdict
     found = _mounts_of(case)
     if not found:
         node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
@@ -156,13 +188,50 @@ def nfs_request(case: Case) -> Optional[Verdict]:
     return verdict
 
 
-def _unread_server(builder: Builder, mount: Mount) -> Node:
+def _lone_client(case: Case) -> Optional[Client]:
+    """The client that a thread waits for or asks, where no mount leads to it."""
+    wmesg = case.thread.wmesg or ""
+    if wmesg in _CLIENT_MESSAGES:
+        for kind in ("tcp", "udp"):
+            found = client_at(case.kernel, case.address, kind)
+            if found is not None:
+                return found
+        return None
+    return client_of_request(case.kernel, case.address)
+
+
+def sends_to_server(case: Case, socket: int) -> Optional[Verdict]:
+    """A thread that sleeps on the socket of an RPC client: its request cannot even be sent.
+
+    sosend() waits for room in the socket's buffer, which the server has to make by
+    acknowledging what is in it (sys/rpc/clnt_vc.c).
+    """
+    found = client_of_socket(case.kernel, socket)
+    if found is None:
+        return None
+    node = case.waits_for(
+        case.channel_node(f'"{case.thread.wmesg}" on the socket to {found.address}'),
+        Certainty.PROVEN,
+        case.said(),
+    )
+    case.builder.join(
+        node,
+        client_node(case.builder, found),
+        EdgeKind.SERVED_BY,
+        Certainty.PROVEN,
+        f"the socket {socket:#x} is connected to the server of an NFS mount",
+    )
+    return Verdict(Status.STUCK, "waits for a server to take what is sent", case.row)
+
+
+def _unread_server(builder: Builder, mount: Mount, address: str = "") -> Node:
     """A mount whose client cannot be read: what mount(8) shows of it is known all the same."""
     name = mount.source.rpartition(":")[0] or mount.source
-    node = builder.object(NodeKind.SERVER, mount.address, f"NFS server {name}")
+    where = f" ({address})" if address else ""
+    node = builder.object(NodeKind.SERVER, mount.address, f"NFS server {name}{where}")
     node.end = node.end or End(
         CauseKind.EXTERNAL,
-        f"the NFS server of {mount.source} on {mount.on} has not answered",
+        f"the NFS server of {mount.source} on {mount.on}{where} has not answered",
         "mnt_stat.f_mntfromname",
         None,
         node.id,

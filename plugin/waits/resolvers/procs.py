@@ -20,6 +20,7 @@ from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle
+from plugin.waits.resolvers.nfs import sends_to_server
 from plugin.words import count
 
 #: more threads of a peer than this are not looked at
@@ -161,6 +162,9 @@ def socket(case: Case) -> Optional[Verdict]:
         if not layouts.has("socket", path):
             continue
         address = case.channel.container("socket", path)
+        sending = sends_to_server(case, address)
+        if sending is not None:
+            return sending
         try:
             peer = unix_peer(kernel, address)
         except MemoryFault:

@@ -94,22 +94,6 @@ def _by_stack(
     return bool(guess_holders(builder, node, mount.address, functions, waiting, 8))
 
 
-def _is_counted(case: Case, mount: Mount) -> bool:
-    """Whether the counts in struct mount are whole.
-
-    From 13.0 they are kept per CPU, but while mnt_vfs_ops is set (vfs_op_enter(): an
-    unmount, a suspension) they have been added up in the mount itself.
-    """
-    layouts = case.kernel.layouts
-    if not layouts.has("mount", "mnt_pcpu"):
-        return True
-    try:
-        member = layouts.resolve("mount", "mnt_vfs_ops")
-        return case.kernel.unsigned(mount.address + member.offset, member.size) > 0
-    except (MemoryFault, LayoutError):
-        return False
-
-
 def _leaked(case: Case, node: Node, what: str, evidence: str) -> End:
     """Something is counted that no thread's stack shows: most likely nobody will give it back."""
     if case.kernel.warnings.partial:
@@ -136,15 +120,15 @@ def mount_writers(case: Case) -> Optional[Verdict]:
     case.waits_for(node, Certainty.PROVEN, case.said())
     if node.end is not None or builder.graph.successors(node.id):
         return Verdict(Status.STUCK, "waits for writes under way", case.row)
-    counted = _is_counted(case, mount) and mount.writeopcount is not None
-    node.facts = [f"mnt_writeopcount {mount.writeopcount}"] if counted else []
+    writes = mount.writeopcount
+    node.facts = [f"mnt_writeopcount {writes}"] if writes is not None else []
     # Between vn_start_write() and vn_finished_write() the mount is on the stack.
     functions = ("vn_write", "vn_open_cred", "kern_", "VOP_", "ffs_", "ufs_", "vn_io_fault")
     if not _by_stack(builder, node, mount, functions, case):
-        if counted and mount.writeopcount:
-            what = f"{count(mount.writeopcount, 'write')} on {mount.on}"
-            node.end = _leaked(case, node, what, f"mnt_writeopcount {mount.writeopcount}")
-        elif counted and not mount.writeopcount:
+        if writes:
+            what = f"{count(writes, 'write')} on {mount.on}"
+            node.end = _leaked(case, node, what, f"mnt_writeopcount {writes}")
+        elif writes is not None:
             node.end = End(
                 CauseKind.LOST_WAKEUP,
                 f"no write is under way on {mount.on}, yet its suspension waits for them",
@@ -172,7 +156,7 @@ def mount_busy(case: Case) -> Optional[Verdict]:
             member, number = "mnt_ref", mount.ref
         if _by_stack(builder, node, mount, functions, case):
             pass
-        elif case.thread.wmesg != "vfs_busy" and _is_counted(case, mount) and number > 0:
+        elif case.thread.wmesg != "vfs_busy" and number is not None and number > 0:
             what = f"{count(number, 'reference')} to {node.label}"
             node.end = _leaked(case, node, what, f"{member} {number}")
         else:
