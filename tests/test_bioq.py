@@ -8,7 +8,7 @@ import re
 from typing import Any, Dict, List
 
 import pytest
-from hosts import shell
+from answers import answer as shell
 from test_provider import _Handle
 
 #: wait messages of threads that wait for one I/O of their own

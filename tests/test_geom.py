@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 import pytest
-from hosts import wchan
+from answers import Dump, answer
 
 from plugin.judge import geom_io
 from plugin.judge import geom_workers as geom_kern
@@ -209,7 +209,7 @@ def test_bufs_lead_to_their_bios_and_back(forged: Forged) -> None:
 
 def test_the_commands_say_the_same_in_json(forged: Forged) -> None:
     def data(command: str) -> Dict[str, Any]:
-        status, out, err = wchan("-k", str(forged.elf), str(forged.vmcore), command, "--json")
+        status, out, err = answer(Dump(forged.vmcore, forged.elf), command, "--json")
         assert status == 0, err
         value: Dict[str, Any] = json.loads(out)["data"]
         return value
@@ -282,7 +282,7 @@ def test_a_corrupt_queue_is_reported_and_what_was_read_is_shown(
         m.geom.g_bio_run_down["bio_queue_length"] = 12
         trouble, walked = m.address_of("g_bio_run_down"), 10
     vmcore, elf = m.write(tmp_path)
-    status, out, err = wchan("-k", str(elf), str(vmcore), "bioq", "--json")
+    status, out, err = answer(Dump(vmcore, elf), "bioq", "--json")
     report = json.loads(out)
     down = report["data"]["queues"][0]
     assert down["walked"] == len(down["bios"]) == walked, err
@@ -420,9 +420,9 @@ def test_a_provider_in_error_is_marked_in_table_and_graph(tmp_path: Path) -> Non
     m = fresh()
     m.geom.disk("da", 0, mediasize=1 << 30).provider.fails(6)
     vmcore, elf = m.write(tmp_path)
-    _, out, _ = wchan("-k", str(elf), str(vmcore), "provider")
+    _, out, _ = answer(Dump(vmcore, elf), "provider")
     assert "clear, error 6" in out
-    _, dot, _ = wchan("-k", str(elf), str(vmcore), "provider", "--dot")
+    _, dot, _ = answer(Dump(vmcore, elf), "provider", "--dot")
     assert 'err#6\\nsector=512\\nstripe=0\\nerror 6",style=filled' in dot
 
 
@@ -434,13 +434,13 @@ def test_names_out_of_the_core_are_harmless_in_dot_and_xml(tmp_path: Path) -> No
     m.space.write(at, nasty.encode() + b"\0")
     disk.provider.obj["name"] = at
     vmcore, elf = m.write(tmp_path)
-    _, dot, _ = wchan("-k", str(elf), str(vmcore), "provider", "--dot")
+    _, dot, _ = answer(Dump(vmcore, elf), "provider", "--dot")
     assert 'label="x\\"];\\\\<&>?[2J\\nr0w0e0' in dot
-    _, xml, _ = wchan("-k", str(elf), str(vmcore), "provider", "--xml")
+    _, xml, _ = answer(Dump(vmcore, elf), "provider", "--xml")
     assert "\x1b" not in dot + xml
     names = [e.text for e in ElementTree.fromstring(xml).iter("name")]
     assert 'x"];\\<&>?[2J' in names
-    _, text, _ = wchan("-k", str(elf), str(vmcore), "provider")
+    _, text, _ = answer(Dump(vmcore, elf), "provider")
     assert "\x1b" not in text
 
 
@@ -451,7 +451,7 @@ def test_a_mesh_that_loops_is_cut_and_said_to_be(tmp_path: Path) -> None:
     (first, *_rest) = [g for g in m.geom.geoms if g.class_name == "DEV"]
     m.write_pointer(first.obj.at("geom.le_next"), first)
     vmcore, elf = m.write(tmp_path)
-    status, out, _ = wchan("-k", str(elf), str(vmcore), "provider", "--json")
+    status, out, _ = answer(Dump(vmcore, elf), "provider", "--json")
     report = json.loads(out)
     assert status == 3
     assert report["partial"]

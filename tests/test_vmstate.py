@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Dict
 
 import pytest
-from hosts import shell
+from answers import answer as shell
 
 from plugin.kernel.vm_domain import memory_shortage
 from plugin.opening import open_core

@@ -1,10 +1,11 @@
 """Does a test notice when the code is broken?  ``python tests/mutation [MODULE ...]``
 
 Small faults are put into the modules below one at a time (mutants.py), and the tests
-that enter the line run against each in a process of its own: tests are collected once,
-then each fault is a fork in which the code of one function is replaced.  The table says
-how many were noticed; ``--survivors`` lists the others.  Not part of CI: the whole takes
-most of an hour; ``--sample N`` takes N of each module, the same ones every time.
+that enter the line run against each in a process of its own: tests are collected once, coverage
+tells which of them enter what, then each fault is a fork in which the code of one function
+is replaced.  The table says how many were noticed; ``--survivors`` lists the others.  Not
+part of CI: the whole takes an hour; ``--sample N`` takes N of each module, the same ones
+every time.
 
 tests/mutation/survivors.md keeps the faults that no test needs to notice, with a reason:
 they count as noticed.
@@ -23,8 +24,9 @@ import tempfile
 import time
 import types
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
+import coverage
 import pytest
 import tabulate
 
@@ -34,19 +36,21 @@ sys.path[:0] = [str(ROOT)]
 from tests.mutation.mutants import Mutant, code_of, mutants  # noqa: E402
 
 REASONS = Path(__file__).with_name("survivors.md")
-#: module -> the test files that are about it
+_IO = ("geom", "provider", "forge_scenarios")
+_GRAPH = ("waits_graph", "verdicts", "waits_resolvers", "waits_registry", "why_stuck", "render")
+#: module -> the test files that enter it in this process: tests/test_NAME.py
 MODULES: Dict[str, Tuple[str, ...]] = {
-    "plugin/kernel/queue.py": ("test_queue",),
-    "plugin/kernel/locks.py": ("test_locks", "test_lock_words"),
-    "plugin/kernel/bio.py": ("test_bioq", "test_geom", "test_lock_words"),
-    "plugin/kernel/pbuf.py": ("test_pbuf",),
-    "plugin/kernel/vm_page.py": ("test_vmpage",),
-    "plugin/judge/locks.py": ("test_locks", "test_waits_resolvers", "test_lock_words"),
-    "plugin/judge/geom_io.py": ("test_bioq", "test_geom", "test_provider", "test_lock_words"),
-    "plugin/waits/graph.py": ("test_waits_graph", "test_waits_resolvers", "test_verdicts"),
-    "plugin/waits/analysis.py": ("test_waits_graph", "test_waits_resolvers", "test_verdicts"),
-    "plugin/waits/verdict.py": ("test_verdicts", "test_waits_graph", "test_why_stuck"),
-    "plugin/arch/space.py": ("test_vmcore_minidump", "test_vmcore_full"),
+    "plugin/kernel/queue.py": ("queue",),
+    "plugin/kernel/locks.py": ("locks", "lock_words", "why_stuck", "waits_resolvers"),
+    "plugin/kernel/bio.py": (*_IO, "bioq", "geom_report", "zfs", "waits_resolvers"),
+    "plugin/kernel/pbuf.py": ("pbuf", "why_stuck", "waits_resolvers", "forge_scenarios"),
+    "plugin/kernel/vm_page.py": ("vmpage", "panics", "pbuf", "uma", "forge_scenarios"),
+    "plugin/judge/locks.py": ("locks", "lock_words", "waits_resolvers", "why_stuck"),
+    "plugin/judge/geom_io.py": (*_IO, "bioq", "geom_report", "cam", "waits_resolvers"),
+    "plugin/waits/graph.py": _GRAPH,
+    "plugin/waits/analysis.py": _GRAPH,
+    "plugin/waits/verdict.py": _GRAPH,
+    "plugin/arch/space.py": ("vmcore_minidump", "vmcore_full", "forge_formats"),
 }
 #: seconds of CPU time that the tests of one fault may cost
 ENOUGH = 12.0
@@ -158,35 +162,24 @@ class Runner:
     def _traced(self) -> Tuple[Dict[int, List[str]], Dict[str, float]]:
         from _pytest.runner import runtestprotocol
 
-        lines: Dict[int, Set[str]] = {}
+        seen = coverage.Coverage(include=[self.path], data_file=None, config_file=False)
         broken: Set[str] = set()
         spent: Dict[str, float] = {}
-        current = ""
-
-        def local(frame: types.FrameType, event: str, _: Any) -> Any:
-            if event == "line":
-                lines.setdefault(frame.f_lineno, set()).add(current)
-            return local
-
-        def trace(frame: types.FrameType, event: str, _: Any) -> Optional[Any]:
-            if frame.f_code.co_filename != self.path:
-                return None
-            lines.setdefault(frame.f_lineno, set()).add(current)
-            return local
-
-        items = list(self._items.values())
-        for item in items:
-            current = item.nodeid
+        seen.start()
+        for name, item in self._items.items():
+            seen.switch_context(name)
             begun = time.process_time()
-            sys.settrace(trace)
             # each test with fixtures of its own: what a shared one enters counts for all
             reports = runtestprotocol(item, log=False, nextitem=None)
-            sys.settrace(None)
-            spent[current] = time.process_time() - begun
+            spent[name] = time.process_time() - begun
             if any(report.failed for report in reports):
                 # What fails as it is would notice every fault.
-                broken.add(current)
-        return {line: sorted(names - broken) for line, names in lines.items()}, spent
+                broken.add(name)
+        seen.stop()
+        lines = seen.get_data().contexts_by_lineno(self.path)
+        return {
+            line: sorted(spent.keys() & {*names} - broken) for line, names in lines.items()
+        }, spent
 
 
 def made_from(path: str) -> Dict[Tuple[str, int], List[types.FunctionType]]:
@@ -239,7 +232,7 @@ def reasons(module: str) -> Set[Tuple[str, str]]:
 def run(module: str, sample: int, seed: int, jobs: int) -> List[Result]:
     """Every result of one module, measured in a process of its own."""
     runner = Runner(module, sample, seed, jobs)
-    files = [str(ROOT / "tests" / f"{name}.py") for name in MODULES[module]]
+    files = [str(ROOT / "tests" / f"test_{name}.py") for name in MODULES[module]]
     there = [name for name in files if os.path.exists(name)]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:warnings"]
     pytest.main([*options, "-o", "addopts=", *there], plugins=[runner])
@@ -255,6 +248,8 @@ def main() -> int:
     parser.add_argument("--survivors", action="store_true", help="list what no test noticed")
     args = parser.parse_args()
     os.chdir(ROOT)
+    # The figures are those of any clone: without dumps that lie elsewhere.
+    os.environ["WCHAN_SHARED"] = os.devnull
     chosen = [m for m in MODULES if not args.module or any(word in m for word in args.module)]
     rows: List[Tuple[str, int, int, int, int, str]] = []
     for module in chosen:
