@@ -142,7 +142,7 @@ def test_the_address_of_a_bio_shows_its_whole_chain(dump: Any) -> None:
     for above, below in zip(chain, chain[1:]):
         assert below["parent"] == above["address"]
     _, out, _ = shell(dump, "bioq", chain[-1]["address"])
-    assert "clone given to the driver of vtbd4" in out
+    assert "at vtblk4, in its virtqueue: vtblk_request 0x" in out
     assert f"It is for {physio['origin']['tids'][0]} " in out
 
 

@@ -5,28 +5,58 @@ All of it rests on kernel/cam.py; where CAM's structs cannot be read every answe
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Iterator, Optional
 
-from plugin.kernel.cam import AT_SIM, HELD, CamDevice, Unreadable, cam_of, ccbs_by_bio
+from plugin.kernel.cam import AT_SIM, DONE, HELD, CamDevice, Unreadable, cam_of, ccbs_by_bio
 from plugin.kernel.disk import Disk
 from plugin.session import Kernel
 from plugin.words import count
 
+#: the name of the queues of CCBs that are done, for CAM's threads doneq0, doneq1, ...
+DONE_QUEUE = "CAM's done queue"
+
+
+def is_done(kernel: Kernel, disk: Disk, bio: int) -> bool:
+    """True where the SIM has completed the CCB of a bio, and CAM's thread has not come to it."""
+    ccb = ccbs_by_bio(kernel, disk).get(bio)
+    return ccb is not None and ccb.place == DONE
+
+
+#: by what a device's frozen queue is to be released (xpt_release_devq() is called for it)
+_RELEASED_BY = {
+    "CAM_DEV_REL_TIMEOUT_PENDING": "a timeout is to release it",
+    "CAM_DEV_REL_ON_COMPLETE": "the next command that ends well is to release it",
+    "CAM_DEV_REL_ON_QUEUE_EMPTY": "it is to be released once the device has no command left",
+}
+
 
 def frozen(device: CamDevice) -> str:
-    """ "the device queue is frozen, count 1", "" where nothing is.
+    """ "the device queue is frozen, count 1: a timeout is to release it", "" where nothing is.
 
     The SIM's count is 1 for the moment that xpt_run_devq() runs, too.
     """
-    words = [
-        f"the {what} is frozen, count {number}"
-        for what, number in (
-            ("device queue", device.device_frozen),
-            (f"queue of {device.sim}", device.sim_frozen),
-        )
-        if number
-    ]
+    words = []
+    if device.device_frozen:
+        why = "; ".join(_reasons(device))
+        said = f"the device queue is frozen, count {device.device_frozen}"
+        words.append(f"{said} ({why})" if why else said)
+    if device.sim_frozen:
+        words.append(f"the queue of {device.sim} is frozen, count {device.sim_frozen}")
     return " and ".join(words)
+
+
+def _reasons(device: CamDevice) -> Iterator[str]:
+    """Who froze a device's queue and who is to release it, as far as CAM keeps that."""
+    by = [ccb for ccb in device.ccbs if ccb.froze_device]
+    if by:
+        yield f"by {count(len(by), 'CCB')} that came back with an error, ccb {by[0].address:#x}"
+    if device.recovering:
+        yield "CAM handles an error of it"
+    if "CAM_PERIPH_INVALID" in device.periph_flags:
+        yield "the periph is invalid: its device has gone"
+    for flag in device.device_flags:
+        if flag in _RELEASED_BY:
+            yield _RELEASED_BY[flag]
 
 
 def held_back(kernel: Kernel, disk: Disk, bio: int) -> Optional[str]:
@@ -58,20 +88,26 @@ def unmatched(kernel: Kernel, disk: Disk, bio: int) -> bool:
     return isinstance(device, CamDevice) and device.listed and bio not in ccbs_by_bio(kernel, disk)
 
 
-def sentence(kernel: Kernel, disk: Disk) -> Optional[str]:
-    """ "At da0: 11 CCBs in vtscsi0, none frozen."; None for a disk that is not CAM's."""
+def sentence(kernel: Kernel, disk: Disk, given: Optional[int] = None) -> Optional[str]:
+    """ "At da0: 11 CCBs in vtscsi0, none frozen."; None for a disk that is not CAM's.
+
+    ``given``: the commands that the controller's own memory has for it, where that was read.
+    """
     device = cam_of(kernel, disk)
     if device is None:
         return None
     if isinstance(device, Unreadable):
         return f"What CAM has of {disk.name} is unknown: {device.why}."
     own = [ccb for ccb in device.ccbs if ccb.place == AT_SIM]
-    number = len(own) if device.listed else device.active
+    number = len(own) if device.listed else device.active if given is None else given
     text = f"At {device.name}: {count(number, 'CCB')} in {device.sim}"
     if device.waiting:
         text += f", {device.waiting} held back in the device queue"
     text += f"; {frozen(device)}." if device.frozen else ", none frozen."
-    between = len(device.ccbs) - len(own) - device.waiting
+    done = sum(ccb.place == DONE for ccb in device.ccbs)
+    if done:
+        text += f" {count(done, 'CCB')} done, which CAM's own thread has not come to."
+    between = len(device.ccbs) - len(own) - device.waiting - done
     if between:
         text += f" {count(between, 'CCB')} more with CAM itself: neither queued nor given out."
     if device.frozen and not device.active:
@@ -79,10 +115,10 @@ def sentence(kernel: Kernel, disk: Disk) -> Optional[str]:
     if device.recovering:
         flags = " ".join(f for f in device.periph_flags if "RECOVERY" in f)
         text += f" CAM is recovering from an error ({flags})."
-    if device.listed and device.active > number:
+    if (device.listed or given is not None) and device.active > number:
         more = device.active - number
         text += (
-            f" {count(more, 'command')} more there that da has not asked for: "
+            f" {count(more, 'command')} more there that {disk.driver} has not asked for: "
             "the dump's own write, or CAM's own commands."
         )
     return text

@@ -14,7 +14,9 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.judge import cam
+from plugin.judge import cam, controllers
+from plugin.judge.cam import DONE_QUEUE
+from plugin.judge.controllers import DRIVER_QUEUE
 from plugin.judge.geom_workers import kernel_thread_flag
 from plugin.kernel.bio import (
     Bio,
@@ -28,6 +30,7 @@ from plugin.kernel.bio import (
     try_bio_at,
 )
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
+from plugin.kernel.controller import KEPT
 from plugin.kernel.disk import Disk, disk_of, disks, is_driver_clone, provider_of_disk
 from plugin.kernel.driver import references, search
 from plugin.kernel.geom import (
@@ -309,16 +312,47 @@ class FoundBios:
         kernel = self.kernel
         provider = self._provider_of(bio)
         name = provider.name if provider else f"disk {bio.disk:#x}"
+        disk = disk_of(kernel, provider) if provider else None
         head = self._linked_to(bio)
+        if head is not None and disk is not None and head == controllers.dump_queue(kernel, disk):
+            return Place(
+                COMPLETED,
+                f"{name} returned it while the dump was begun, to be delivered after the dump",
+                PROVEN,
+                provider,
+                f"vtblk_dump_queue of {name}",
+            )
         if head is not None:
             holder = self._owner_of(head, provider)
             # da and ada keep the parts of a TRIM under way on a queue as well.
             sure = INFERRED if bio.cmd == "BIO_DELETE" else PROVEN
             return Place(QUEUED, f"on the driver's queue {holder}", sure, provider, holder)
-        disk = disk_of(kernel, provider) if provider else None
         held = cam.held_back(kernel, disk, bio.address) if disk else None
         if held is not None:
             return Place(QUEUED, held, PROVEN, provider, f"{CAM_QUEUE} {name}")
+        found = controllers.of_disk(kernel, disk) if disk is not None else None
+        if isinstance(found, controllers.OfDisk) and bio.address in found.by_bio:
+            command = found.by_bio[bio.address]
+            where = controllers.place(found.controller, command)
+            if command.place == KEPT:
+                queue = f"{DRIVER_QUEUE} {found.controller.name}"
+                return Place(QUEUED, where, PROVEN, provider, queue)
+            return Place(
+                AT_DEVICE, f"{where}: {command.struct} {command.address:#x}", PROVEN, provider
+            )
+        if disk is not None and cam.is_done(kernel, disk, bio.address):
+            return Place(
+                COMPLETED, "its CCB is done, in CAM's done queue", PROVEN, provider, DONE_QUEUE
+            )
+        if disk is not None and controllers.lacks(kernel, disk, bio.address):
+            assert isinstance(found, controllers.OfDisk)
+            return Place(
+                AT_DEVICE,
+                f"clone given to the driver of {name}, yet no command of {found.controller.name} "
+                "is for it",
+                INFERRED,
+                provider,
+            )
         if disk is not None and cam.unmatched(kernel, disk, bio.address):
             return Place(
                 AT_DEVICE,

@@ -20,10 +20,15 @@ from plugin.session import Kernel, View
 _STRATEGIES = {"dastrategy": "da", "adastrategy": "ada", "ndastrategy": "nda", "cdstrategy": "cd"}
 #: CAM_SIM_QUEUED: xpt_run_devq() has given it to the SIM, which has not returned it (cam.h)
 _CAM_SIM_QUEUED = 0x200
+#: CAM_DEV_QFRZN: this CCB has frozen its device's queue, once
+_CAM_DEV_QFRZN = 0x40
+#: cam_pinfo.index of a CCB that is done and waits for xpt_done_process() (cam.h, 10.0 on)
+_CAM_DONEQ_INDEX = -3
 _MAX_CCBS = 1 << 16
 
 HELD = "in the device's queue"
 AT_SIM = "with the SIM"
+DONE = "done, in CAM's done queue"
 ELSEWHERE = "with CAM"
 
 
@@ -35,6 +40,11 @@ class Ccb(NamedTuple):
     status: int
     timeout: int
     place: str
+
+    @property
+    def froze_device(self) -> bool:
+        """CAM_DEV_QFRZN: the SIM froze the device's queue when it returned this one."""
+        return bool(self.status & _CAM_DEV_QFRZN)
 
 
 class CamDevice(NamedTuple):
@@ -58,6 +68,13 @@ class CamDevice(NamedTuple):
     active: int
     waiting: int
     ccbs: Tuple[Ccb, ...]
+    #: flags of the cam_ed: by what the device's queue is to be released (CAM_DEV_REL_*)
+    device_flags: Tuple[str, ...]
+    #: the softc of the cam_sim: the controller's driver's own struct
+    sim_softc: int
+    #: openings of the device that are free, and CCBs of it given to anybody
+    openings: int
+    allocated: Optional[int]
     #: True where pending_ccbs told which CCBs the SIM has
     listed: bool
 
@@ -119,6 +136,10 @@ def _read(kernel: Kernel, disk: Disk, driver: str) -> Union[CamDevice, Unreadabl
         device["ccbq.dev_active"],
         waiting,
         tuple(ccbs.values()),
+        tuple(kernel.layouts.flags("cam_ed_flags", device.flags)),
+        sim.softc,
+        device.get("ccbq.dev_openings", device.get("ccbq.devq_openings", 0)),
+        device.get("ccbq.allocated"),
         listed,
     )
 
@@ -164,7 +185,16 @@ def _ccb(kernel: Kernel, address: int, place: str) -> Ccb:
     bio = kernel.pointer(header.at("periph_priv") + kernel.pointer_size)
     if not place:
         place = AT_SIM if header.status & _CAM_SIM_QUEUED else ELSEWHERE
+        if place == ELSEWHERE and header.get("pinfo.index") == _CAM_DONEQ_INDEX:
+            place = DONE
     return Ccb(address, bio, header.status, header.timeout, place)
+
+
+def device_of_ccb(kernel: Kernel, address: int) -> int:
+    """The struct cam_ed * that a union ccb * is for."""
+    header = kernel.view("ccb_hdr", address)
+    device: int = kernel.view("cam_path", header.path).device
+    return device
 
 
 def ccb_of(kernel: Kernel, bio: Bio) -> Optional[Ccb]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, Optional, Sequence
 
-from plugin.judge.cam import sentence as cam_sentence
+from plugin.judge import controllers
 from plugin.judge.geom_io import (
     LOST,
     OutstandingBio,
@@ -31,7 +31,8 @@ from plugin.kernel.bio import (
 )
 from plugin.kernel.buf import b_pages, iodone_name, try_buf_at
 from plugin.kernel.cam import ccb_of
-from plugin.kernel.disk import disks, provider_of_disk
+from plugin.kernel.controller import Command, Controller
+from plugin.kernel.disk import disk_of, disks, provider_of_disk
 from plugin.kernel.geom import consumer_at, provider_at
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import vnode_at
@@ -86,9 +87,8 @@ def everything(kernel: Kernel) -> Report:
         show_bios(kernel, report, sorted(elsewhere, key=lambda r: -(age_of(kernel, r) or 0)))
     asked = {each.bio.disk for each in everything}
     for disk in disks(kernel).values():
-        in_cam = cam_sentence(kernel, disk) if disk.address in asked else None
-        if in_cam is not None:
-            report.text(in_cam)
+        for line in controllers.sentences(kernel, disk) if disk.address in asked else ():
+            report.text(line)
     for each in everything:
         if each.state == LOST or (each.queue in ("g_down", "g_up") and not each.clones):
             report.text(f"bio {each.bio.address:#x} is {each.state}: {each.why}")
@@ -349,8 +349,33 @@ def _outstanding_data(kernel: Kernel, each: OutstandingBio) -> Dict[str, Any]:
         provider=provider_name(kernel, each) or None,
         clones=[address(clone) for clone in each.clones],
         ccb=_ccb_data(kernel, each.bio),
+        command=_command_data(kernel, each.bio),
     )
     return data
+
+
+def _command_data(kernel: Kernel, bio: Bio) -> Optional[Dict[str, Any]]:
+    """The command that a driver's clone is; null for any other bio, or where it is unknown."""
+    provider = provider_of_disk(kernel, bio.disk) if bio.disk else None
+    disk = disk_of(kernel, provider) if provider is not None else None
+    found = controllers.of_disk(kernel, disk) if disk is not None else None
+    if not isinstance(found, controllers.OfDisk) or bio.address not in found.by_bio:
+        return None
+    return command_data(found.controller, found.by_bio[bio.address])
+
+
+def command_data(controller: Controller, command: Command) -> Dict[str, Any]:
+    return {
+        "controller": controller.name,
+        "struct": command.struct,
+        "address": address(command.address),
+        "bio": address(command.bio or None),
+        "place": command.place,
+        "where": command.where,
+        "trouble": command.trouble or None,
+        "age": command.seconds,
+        "retries": command.retries,
+    }
 
 
 def _ccb_data(kernel: Kernel, bio: Bio) -> Optional[Dict[str, Any]]:

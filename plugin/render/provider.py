@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from plugin.judge.cam import sentence as cam_sentence
+from plugin.judge import controllers
 from plugin.judge.geom_io import (
     OutstandingBio,
     ProviderIO,
@@ -19,7 +19,7 @@ from plugin.judge.geom_workers import Health, health, workers
 from plugin.judge.locks import Contended
 from plugin.judge.zfs import suspended_on
 from plugin.kernel.bio import g_bioqs
-from plugin.kernel.cam import CamDevice, cam_of
+from plugin.kernel.cam import CamDevice, Unreadable, cam_of
 from plugin.kernel.disk import Disk, disk_of
 from plugin.kernel.disk import config as disk_config
 from plugin.kernel.geom import (
@@ -34,7 +34,7 @@ from plugin.kernel.geom import (
     mesh,
 )
 from plugin.render import confdot, confxml, svg
-from plugin.render.bioq import bio_data, show_bios
+from plugin.render.bioq import bio_data, command_data, show_bios
 from plugin.render.confdot import ERROR, OWES, WAITS, Mark
 from plugin.render.geomtree import tree
 from plugin.render.report import Report
@@ -322,9 +322,8 @@ def _one(kernel: Kernel, report: Report, provider: Provider, io: ProviderIO) -> 
         f"{io.in_flight} in flight ({io.source}): {io.queued} queued, "
         f"{io.at_device} at the device. {_in_words(io)}: {io.reason}."
     )
-    in_cam = cam_sentence(kernel, disk) if disk is not None else None
-    if in_cam is not None:
-        report.text(in_cam)
+    for line in controllers.sentences(kernel, disk) if disk is not None else ():
+        report.text(line)
     trouble = suspended_on(kernel, provider)
     if trouble is not None:
         report.text(f"{trouble.summary} ({trouble.evidence}).")
@@ -418,11 +417,30 @@ def _data(kernel: Kernel, provider: Provider, io: ProviderIO) -> Dict[str, Any]:
             "gone": disk.gone,
         },
         "cam": _cam_data(kernel, disk) if disk is not None else None,
+        "controller": _controller_data(kernel, disk) if disk is not None else None,
         "consumers": [address(consumer.address) for consumer in provider.consumers],
         "bios": [
             dict(bio_data(kernel, each.bio), state=each.state)
             for each in _bios_of(kernel, provider)
         ],
+    }
+
+
+def _controller_data(kernel: Kernel, disk: Disk) -> Optional[Dict[str, Any]]:
+    """A disk's controller and its commands; null where no layout of its driver is known."""
+    found = controllers.of_disk(kernel, disk)
+    if found is None:
+        return None
+    if isinstance(found, Unreadable):
+        return {"error": found.why}
+    return {
+        "error": None,
+        "name": found.controller.name,
+        "struct": found.controller.struct,
+        "address": address(found.controller.address),
+        "trouble": list(found.controller.trouble),
+        "whole": found.controller.whole,
+        "commands": [command_data(found.controller, each) for each in found.commands],
     }
 
 
@@ -443,6 +461,7 @@ def _cam_data(kernel: Kernel, disk: Disk) -> Optional[Dict[str, Any]]:
         "periph_flags": list(device.periph_flags),
         "device_frozen": device.device_frozen,
         "sim_frozen": device.sim_frozen,
+        "release": [flag for flag in device.device_flags if "_REL_" in flag],
         "recovering": device.recovering,
         "active": device.active,
         "waiting": device.waiting,

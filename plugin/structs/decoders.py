@@ -212,6 +212,15 @@ TABLES: Tuple[TableRule, ...] = (
     TableRule("ada_softc_flags", "flags", "ada_softc.flags", r"ADA_FLAG_\w+"),
     TableRule("nda_softc_flags", "flags", "nda_softc.flags", r"NDA_FLAG_\w+"),
     TableRule("ahci_slot_state", "enum", "ahci_slot.state", r"AHCI_SLOT_\w+"),
+    TableRule("cam_ed_flags", "flags", "cam_ed.flags", r"CAM_DEV_(UNCONFIGURED|REL_\w+)"),
+    TableRule(
+        "nvme_recovery",
+        "enum",
+        "nvme_qpair.recovery_state",
+        r"RECOVERY_(NONE|START|RESET|WAITING|FAILED)",
+    ),
+    TableRule("g_mirror_disk_state", "enum", "g_mirror_disk.d_state", r"G_MIRROR_DISK_STATE_\w+"),
+    TableRule("vtscsi_req_state", "enum", "vtscsi_request.vsr_state", r"VTSCSI_REQ_STATE_\w+"),
     TableRule("md_type", "enum", "md_s.type", r"MD_(MALLOC|PRELOAD|VNODE|SWAP|NULL)"),
     # sys/pipe.h, sys/socketvar.h, sys/sockbuf.h, sys/event.h, netinet/tcp_fsm.h
     TableRule("f_type", "enum", "file.f_type", r"DTYPE_\w+", "DTYPE_EVENTFD DTYPE_TIMERFD"),

@@ -5,7 +5,7 @@ Mirrors sys/cam (cam_xpt.c, cam_queue.h, cam_periph.h, scsi/scsi_da.c), 9.x to 1
 
 from __future__ import annotations
 
-from typing import List
+from typing import Dict, List, Optional
 
 from tests.forge.builder import Obj
 from tests.forge.geom import Bio, Disk
@@ -15,26 +15,42 @@ CAM_SIM_QUEUED = 0x200
 
 
 class CamDisk:
-    """A da disk of the controller ``sim``; its softc is no longer d_drv1, the periph is."""
+    """A disk of the controller ``sim``; its softc is no longer d_drv1, the periph is.
 
-    def __init__(self, machine: Machine, disk: Disk, sim: str = "vtscsi", unit: int = 0) -> None:
+    ``periph``: "da", which keeps its commands on a list, or "ada", "nda", which count them.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        disk: Disk,
+        sim: str = "vtscsi",
+        unit: int = 0,
+        *,
+        periph: str = "da",
+        softc: Optional[Obj] = None,
+    ) -> None:
         m = self.machine = machine
         self.devq = m.new("cam_devq")
         self.sim = m.new("cam_sim", devq=self.devq, sim_name=m.string(sim), unit_number=unit)
         self.device = m.new("cam_ed")
         bus = m.new("cam_eb", sim=self.sim)
-        path = m.new("cam_path", bus=bus, device=self.device)
-        self.softc = m.new("da_softc")
+        self.path = path = m.new("cam_path", bus=bus, device=self.device)
+        if softc is not None:
+            self.sim["softc"] = softc
+        self.softc = m.new(f"{periph}_softc")
         number = disk.obj["d_unit"]
         self.periph = m.new(
             "cam_periph",
-            periph_name=m.string("da"),
+            periph_name=m.string(periph),
             unit_number=number,
             path=path,
             softc=self.softc,
         )
         disk.obj["d_drv1"] = self.periph
         self.pending: List[Obj] = []
+        #: the CCBs by the address of the bio that each is for
+        self.of_bio: Dict[int, Obj] = {}
         self.waiting: List[Obj] = []
         self.array = m.take(64 * m.pointer_size, "kmem", 16)
         m.at_the_end(self._finish)
@@ -42,8 +58,10 @@ class CamDisk:
     def _ccb(self, bio: Bio, status: int = 0) -> Obj:
         m = self.machine
         made = m.new("ccb_hdr", func_code=0x901, timeout=60000, status=status)
+        made["path"] = self.path
         m.write_pointer(made.at("periph_priv") + m.pointer_size, bio.obj)
         self.pending.append(made)
+        self.of_bio[bio.obj.address] = made
         return made
 
     def given(self, *bios: Bio) -> CamDisk:
@@ -66,6 +84,7 @@ class CamDisk:
     def freeze_device(self, number: int = 1) -> CamDisk:
         self.device["ccbq.queue.qfrozen_cnt"] = number
         return self
+        return self
 
     def freeze_sim(self, number: int = 1) -> CamDisk:
         self.devq["send_queue.qfrozen_cnt"] = number
@@ -73,7 +92,8 @@ class CamDisk:
 
     def _finish(self) -> None:
         m = self.machine
-        m.list(self.softc.at("pending_ccbs"), "periph_links", self.pending)
+        if self.softc.has("pending_ccbs"):
+            m.list(self.softc.at("pending_ccbs"), "periph_links", self.pending)
         # The heap begins at index 1 of the array (cam_queue.c).
         for index, ccb in enumerate(self.waiting, 1):
             m.write_pointer(self.array + index * m.pointer_size, ccb)

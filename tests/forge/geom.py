@@ -387,6 +387,7 @@ class Geom:
             "vtbd": "vtblk_strategy",
             "md": "mdstrategy",
             "nda": "ndastrategy",
+            "nvd": "nvd_strategy",
             "ad": "ad_strategy",
         }
         dp.set(

@@ -10,7 +10,7 @@ from typing import Dict, List, Optional
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.judge import cam, geom_io
+from plugin.judge import cam, controllers, geom_io
 from plugin.judge.channel import object_fits
 from plugin.judge.daemons import daemons
 from plugin.judge.geom_io import AT_DEVICE, CAM_QUEUE, COMPLETED, LOST, QUEUED, OutstandingBio
@@ -356,6 +356,9 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
     disk = disk_of(kernel, provider)
     stopped = cam.stopped(kernel, disk) if disk is not None else ""
     unknown = cam.unknown(kernel, disk) if disk is not None else ""
+    wrong = controllers.trouble(kernel, disk) if disk is not None else ""
+    if wrong:
+        evidence = f"{evidence}; {wrong}" if evidence else wrong
     if unknown:
         evidence = f"{evidence}; {unknown}" if evidence else unknown
     if stopped and account is not None and not account.at_device:
@@ -369,6 +372,8 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
         holder = provider.class_name or "its class"
         return End(CauseKind.UNKNOWN, f"{name}: {holder} holds {what}", evidence, since)
     summary = f"{name} has not returned {what}"
+    if wrong:
+        summary += f"; {wrong}"
     if stopped:
         summary += f"; what follows is {stopped}"
     return End(CauseKind.DEVICE, summary, evidence, since)
