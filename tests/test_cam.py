@@ -17,7 +17,7 @@ from plugin.kernel.cam import CamDevice, cam_of
 from plugin.kernel.disk import disks
 from plugin.opening import open_core
 from plugin.session import Kernel
-from tests.forge.cam import CamDisk
+from tests.forge.cam import CamDisk, CamPeriph
 from tests.forge.geom import Bio
 from tests.forge.machine import Machine
 
@@ -164,6 +164,109 @@ def test_where_cam_cannot_be_read_the_cause_says_so(broken: str, tmp_path: Path)
     cause = the_cause(answer)
     assert "what CAM holds back is unknown" in cause["evidence"]
     assert said(answer.kernel).startswith("What CAM has of da0 is unknown: ")
+
+
+def test_a_command_that_the_controller_is_through_with_waits_for_cams_own_thread(
+    tmp_path: Path,
+) -> None:
+    m, cam, clones = machine(1402000, "amd64")
+    cam.given(*clones[1:]).done(clones[0])
+    answer = explain(m, tmp_path)
+    each = geom_io.outstanding_by_address(answer.kernel)[clones[0].obj.address]
+    assert (each.state, each.certainty) == ("completed, not delivered", "proven")
+    assert said(answer.kernel) == (
+        "At da0: 2 CCBs in vtscsi0, none frozen. "
+        "1 CCB done, which CAM's own thread has not come to."
+    )
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_who_froze_a_queue_and_who_is_to_release_it_is_said(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m, cam, clones = machine(osreldate, arch)
+    cam.failed(clones[0]).held(*clones[1:]).freeze_device()
+    cam.periph["flags"] = m.constant("CAM_PERIPH_RECOVERY_INPROG")
+    cam.device["flags"] = m.constant("CAM_DEV_REL_TIMEOUT_PENDING")
+    text = said(explain(m, tmp_path).kernel)
+    ccb = cam.of_bio[clones[0].obj.address].address
+    assert (
+        "the device queue is frozen, count 1 (by 1 CCB that came back with an error, "
+        f"ccb {ccb:#x}; CAM handles an error of it; a timeout is to release it)"
+    ) in text
+
+
+def tape(osreldate: int, arch: str) -> Tuple[Machine, CamPeriph]:
+    m = Machine(osreldate, arch)
+    return m, CamPeriph(m, "sa", sim="mps")
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_who_sends_a_command_to_a_tape_waits_for_the_tape(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m, sa = tape(osreldate, arch)
+    mt = m.procs.process("mt").thread(calls=("cam_periph_ccbwait", "cam_periph_runccb", "saioctl"))
+    mt.sleeps(sa.sent().at("cbfcnp"), "cbwait", seconds=90)
+    cause = the_cause(explain(m, tmp_path))
+    assert cause["summary"] == "sa0 behind mps0 has not answered 1 command"
+    assert (cause["kind"], cause["certainty"], cause["tids"]) == ("device", "proven", [mt.tid])
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_who_waits_for_a_ccb_of_a_frozen_device_waits_for_its_queue(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m, sa = tape(osreldate, arch)
+    sa.freeze_device(2)
+    mt = m.procs.process("mt").thread(calls=("cam_periph_getccb", "saioctl"))
+    mt.sleeps(sa.periph.at("ccb_list"), "cgticb", seconds=90)
+    cause = the_cause(explain(m, tmp_path))
+    assert cause["summary"] == (
+        "sa0 behind mps0 is not given its commands: its queue in CAM is frozen, count 2"
+    )
+    assert (cause["kind"], cause["certainty"]) == ("device", "proven")
+
+
+def test_a_command_that_is_done_and_still_slept_for_is_a_lost_wakeup(tmp_path: Path) -> None:
+    m, sa = tape(1402000, "amd64")
+    mt = m.procs.process("mt").thread(calls=("cam_periph_ccbwait", "saioctl"))
+    mt.sleeps(sa.ccb(status=1).at("cbfcnp"), "cbwait", seconds=90)
+    cause = the_cause(explain(m, tmp_path))
+    assert (cause["kind"], "is done, yet" in cause["summary"]) == ("lost-wakeup", True)
+
+
+@pytest.mark.parametrize(
+    "wmesg, channel",
+    [
+        ("caplck", lambda cam: cam.periph),
+        ("daclose", lambda cam: cam.softc.at("refcount")),
+        ("simfree", lambda cam: cam.sim),
+        ("encstat", lambda cam: 0),
+    ],
+)
+def test_a_disks_periph_is_found_by_what_is_slept_on_and_ends_at_the_disk(
+    wmesg: str, channel: Callable[[CamDisk], Any], tmp_path: Path
+) -> None:
+    m, cam, clones = machine(1402000, "amd64")
+    cam.given(*clones)
+    closer = m.procs.process("closer").thread(calls=("cam_periph_hold", "daclose"))
+    at = channel(cam)
+    if not at:
+        # Nothing but the stack tells.
+        at = m.take(64, "kmem", 64)
+        m.at_the_end(lambda: m.write_pointer(closer.obj["td_kstack"] + 0x3F00, cam.periph))
+    closer.sleeps(at, wmesg, seconds=80)
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert cause["summary"] == "da0 (/) has not returned 3 reads"
+    assert closer.tid in cause["tids"]
+    served = [
+        edge
+        for edge in answer.edges
+        if edge["kind"] == "served-by" and "periph" in edge["evidence"]
+    ]
+    assert {edge["certainty"] for edge in served} <= {"guessed" if wmesg == "encstat" else "proven"}
 
 
 def test_a_real_virtio_scsi_disk_has_the_eleven_commands_of_its_eleven_bios(

@@ -14,6 +14,7 @@ from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.bio import Bio
 from plugin.kernel.disk import Disk, disks
+from plugin.kernel.queue import slist_foreach, tailq_foreach
 from plugin.session import Kernel, View
 
 #: d_strategy of the disks that are CAM's, and the periph_name that goes with it
@@ -25,6 +26,8 @@ _CAM_DEV_QFRZN = 0x40
 #: cam_pinfo.index of a CCB that is done and waits for xpt_done_process() (cam.h, 10.0 on)
 _CAM_DONEQ_INDEX = -3
 _MAX_CCBS = 1 << 16
+#: more busses, targets of one, devices, periphs than any machine has
+_MAX = 1 << 16
 
 HELD = "in the device's queue"
 AT_SIM = "with the SIM"
@@ -183,11 +186,14 @@ def _ccb(kernel: Kernel, address: int, place: str) -> Ccb:
     header = kernel.view("ccb_hdr", address)
     # ppriv_ptr1 is the second of two words.
     bio = kernel.pointer(header.at("periph_priv") + kernel.pointer_size)
-    if not place:
-        place = AT_SIM if header.status & _CAM_SIM_QUEUED else ELSEWHERE
-        if place == ELSEWHERE and header.get("pinfo.index") == _CAM_DONEQ_INDEX:
-            place = DONE
+    place = place or _place(kernel, header)
     return Ccb(address, bio, header.status, header.timeout, place)
+
+
+def _place(kernel: Kernel, header: View) -> str:
+    if header.status & _CAM_SIM_QUEUED:
+        return AT_SIM
+    return DONE if header.get("pinfo.index") == _CAM_DONEQ_INDEX else ELSEWHERE
 
 
 def device_of_ccb(kernel: Kernel, address: int) -> int:
@@ -210,3 +216,106 @@ def ccbs_by_bio(kernel: Kernel, disk: Disk) -> Dict[int, Ccb]:
     if not isinstance(device, CamDevice):
         return {}
     return {ccb.bio: ccb for ccb in device.ccbs if ccb.bio}
+
+
+class Periph(NamedTuple):
+    """A struct cam_periph *: "da0", "sa0", "pass3", and the device and controller below it."""
+
+    address: int
+    name: str
+    softc: int
+    device: int
+    sim: str
+    sim_address: int
+    flags: Tuple[str, ...]
+
+
+@cached(MEMORY)
+def periphs(kernel: Kernel) -> Dict[int, Periph]:
+    """Every cam_periph of the machine by its address: xsoftc's busses, targets, devices.
+
+    {} where there is no CAM.  What cannot be read is a finding, the rest is kept.
+    """
+    found: Dict[int, Periph] = {}
+    symbol = kernel.symbol("xsoftc")
+    if symbol is None or "xpt_softc" not in kernel.layouts:
+        return found
+    head = symbol.address + kernel.layouts.offsetof("xpt_softc", "xpt_busses")
+    for bus, _ in tailq_foreach(kernel, head, "cam_eb", "links", what="xpt_busses", bound=_MAX):
+        targets = bus + kernel.layouts.offsetof("cam_eb", "et_entries")
+        for target, _ in tailq_foreach(kernel, targets, "cam_et", "links", bound=_MAX):
+            devices = target + kernel.layouts.offsetof("cam_et", "ed_entries")
+            for device, _ in tailq_foreach(kernel, devices, "cam_ed", "links", bound=_MAX):
+                _of_device(kernel, bus, device, found)
+    return found
+
+
+def _of_device(kernel: Kernel, bus: int, device: int, found: Dict[int, Periph]) -> None:
+    head = device + kernel.layouts.offsetof("cam_ed", "periphs")
+    for address, _ in slist_foreach(kernel, head, "cam_periph", "periph_links", bound=_MAX):
+        try:
+            found[address] = periph_at(kernel, address)
+        except (MemoryFault, LayoutError) as error:
+            kernel.warnings.add("cam_periph", address, str(error))
+
+
+def periph_at(kernel: Kernel, address: int) -> Periph:
+    """The struct cam_periph * at ``address``; raises where its path cannot be read."""
+    view = kernel.view("cam_periph", address)
+    path = kernel.view("cam_path", view.path)
+    sim = kernel.view("cam_sim", kernel.view("cam_eb", path.bus).sim)
+    return Periph(
+        address,
+        f"{kernel.try_cstring(view.periph_name)}{view.unit_number}",
+        view.softc,
+        path.device,
+        f"{kernel.try_cstring(sim.sim_name)}{sim.unit_number}",
+        sim.address,
+        tuple(kernel.layouts.flags("cam_periph_flags", view.flags)),
+    )
+
+
+class Awaited(NamedTuple):
+    """A union ccb * that a thread waits for: for which periph (0 for none), and how it stands.
+
+    ``timeout`` in milliseconds, 0 for none; ``retries`` left.
+    """
+
+    address: int
+    periph: int
+    device: int
+    function: str
+    place: str
+    done: bool
+    timeout: int
+    retries: int
+
+
+def awaited(kernel: Kernel, address: int) -> Awaited:
+    """The union ccb * at ``address``; raises MemoryFault or LayoutError where there is none."""
+    header = kernel.view("ccb_hdr", address)
+    path = kernel.view("cam_path", header.path)
+    place = _place(kernel, header)
+    if place == ELSEWHERE and header["pinfo.index"] >= 0:
+        place = HELD
+    return Awaited(
+        address,
+        path.periph,
+        path.device,
+        kernel.layouts.enum("ccb_func_code", header.func_code),
+        place,
+        # CAM_STATUS_MASK, CAM_REQ_INPROG; CAM_UNQUEUED_INDEX
+        bool(header.status & 0x3F) and header["pinfo.index"] == -1,
+        header.timeout,
+        header.retry_count,
+    )
+
+
+def counts(kernel: Kernel, device: int) -> Tuple[int, int, int]:
+    """Of a struct cam_ed *: commands with the SIM, CCBs in its queue, how often it is frozen."""
+    view = kernel.view("cam_ed", device)
+    return (
+        view["ccbq.dev_active"],
+        view["ccbq.queue.entries"],
+        _total(view.get("qfrozen_cnt", view["ccbq.queue.qfrozen_cnt"])),
+    )

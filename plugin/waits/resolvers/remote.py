@@ -1,22 +1,17 @@
-"""Waits that end in a daemon or in a device's driver: FUSE, CAM."""
+"""Waits that end in a daemon of this machine: FUSE."""
 
 from __future__ import annotations
 
 from typing import List, Optional
 
 from plugin.errors import MemoryFault
-from plugin.judge import geom_io
-from plugin.judge.locks import kernel_stack_holds
-from plugin.kernel.disk import disks
 from plugin.kernel.fuse import daemons, ticket_at
-from plugin.kernel.geom import mesh
 from plugin.kernel.mount import mount_at
 from plugin.kernel.proc import Thread, all_found
 from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, Status
 from plugin.waits.registry import resolver
-from plugin.waits.resolvers.io import provider_node
 from plugin.waits.resolvers.procs import threads_by_proc
 from plugin.waits.resolvers.stacks import runs
 
@@ -112,31 +107,3 @@ def _join_daemon(
     for thread in busy[:16]:
         builder.join(node, builder.thread(thread), EdgeKind.SERVED_BY, certainty, evidence)
     node.any = len(busy) > 1
-
-
-@resolver("cam")
-def cam(case: Case) -> Optional[Verdict]:
-    """A CAM periph or ccb: the device's outstanding requests are what it waits for."""
-    builder = case.builder
-    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-    if node.end is not None or builder.graph.successors(node.id):
-        return Verdict(Status.STUCK, "waits for a CAM device", case.row)
-    known = geom_io.provider_io(case.kernel)
-    for address, disk in disks(case.kernel).items():
-        # d_drv1 of a CAM disk is its periph, which the sleeper's channel lies in or at.
-        if disk.drv1 and (
-            disk.drv1 == case.address or kernel_stack_holds(case.kernel, case.thread, disk.drv1)
-        ):
-            for provider in mesh(case.kernel).geoms[address].providers:
-                io = known.get(provider.address)
-                if io is not None and io.verdict == "owes":
-                    builder.join(
-                        node,
-                        provider_node(builder, provider),
-                        EdgeKind.SERVED_BY,
-                        Certainty.GUESSED,
-                        f"the periph {disk.drv1:#x} of {disk.name} is on its stack",
-                    )
-    if not builder.graph.successors(node.id):
-        node.end = End(CauseKind.UNKNOWN, f'"{case.thread.wmesg}": a CAM device or its driver', "")
-    return Verdict(Status.STUCK, "waits for a CAM device", case.row)
