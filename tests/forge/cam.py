@@ -89,9 +89,10 @@ class CamPeriph:
         self.of_bio[bio.obj.address] = made
         return made
 
-    def freeze_device(self, number: int = 1) -> None:
+    def freeze_device(self, number: int = 1) -> CamPeriph:
         """xpt_freeze_devq(): 7.x and 8.x count at the device, 9.x for each run level."""
         self.device["ccbq.queue.qfrozen_cnt"] = number
+        return self
 
     def _finish(self) -> None:
         m = self.machine
