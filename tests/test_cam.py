@@ -263,7 +263,7 @@ def test_a_disks_periph_is_found_by_what_is_slept_on_and_ends_at_the_disk(
     assert closer.tid in cause["tids"]
     served = [
         edge
-        for edge in answer.edges
+        for edge in answer.data["edges"]
         if edge["kind"] == "served-by" and "periph" in edge["evidence"]
     ]
     assert {edge["certainty"] for edge in served} <= {"guessed" if wmesg == "encstat" else "proven"}

@@ -158,7 +158,6 @@ class CamDisk(CamPeriph):
     def freeze_device(self, number: int = 1) -> CamDisk:
         super().freeze_device(number)
         return self
-        return self
 
     def freeze_sim(self, number: int = 1) -> CamDisk:
         self.devq["send_queue.qfrozen_cnt"] = number
