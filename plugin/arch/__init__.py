@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Dict, Iterator
+from typing import Dict, Iterator, Optional
 
 from plugin.arch.common import Architecture
 from plugin.errors import WchanError
@@ -27,6 +27,14 @@ BY_NAME: Dict[str, Architecture] = {each.name: each for each in _all()}
 BY_MAGIC: Dict[bytes, Architecture] = {each.minidumps.magic: each for each in BY_NAME.values()}
 #: e_machine to the architecture
 BY_MACHINE: Dict[int, Architecture] = {each.machine: each for each in BY_NAME.values()}
+
+
+def called(word: str) -> Optional[Architecture]:
+    """The architecture that FreeBSD or a debugger calls ``word`` ("aarch64"), None if none."""
+    for each in BY_NAME.values():
+        if word in (each.name, *each.debuggers.lldb_names, *each.debuggers.gdb_names):
+            return each
+    return None
 
 
 def architecture(name: str) -> Architecture:

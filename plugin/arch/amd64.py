@@ -182,6 +182,7 @@ ARCHITECTURE = Architecture(
         trap_prefixes=x86.TRAP_PREFIXES,
         # Above the return address that the call left: db_nextframe().
         trapframe_at=lambda frame: frame.callee + 16 if frame.callee is not None else None,
+        entries=frozenset(("amd64_syscall", "fast_syscall_common", "syscall")),
         from_user=x86.from_user,
     ),
     debuggers=Debuggers(

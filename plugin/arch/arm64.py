@@ -114,6 +114,7 @@ ARCHITECTURE = Architecture(
         # save_registers leaves the frame pointer at the end of the trap frame
         # (sys/arm64/arm64/exception.S, db_trace.c).
         trapframe_at=lambda frame: frame.fp - frame.trapframe_size,
+        entries=frozenset(("do_el0_sync", "svc_handler")),
         from_user=lambda registers: False,
     ),
     debuggers=Debuggers(

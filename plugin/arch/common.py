@@ -114,6 +114,8 @@ class Stacks:
     trap_prefixes: Tuple[str, ...]
     #: the address of that trap frame, None where it cannot be told
     trapframe_at: Callable[[Frame], Optional[int]]
+    #: functions that only a system call or a trap of userland enters the kernel by
+    entries: FrozenSet[str]
     #: True for a trap frame, as registers, that userland was left with
     from_user: Callable[[Mapping[str, int]], bool]
 

@@ -160,6 +160,7 @@ ARCHITECTURE = Architecture(
         traps=x86.TRAPS,
         trap_prefixes=x86.TRAP_PREFIXES,
         trapframe_at=_trapframe_at,
+        entries=frozenset(("syscall",)),
         from_user=x86.from_user,
     ),
     debuggers=Debuggers(

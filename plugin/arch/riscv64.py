@@ -100,6 +100,7 @@ ARCHITECTURE = Architecture(
         # A frame pointer is the stack pointer at entry, which the handler passes on as
         # the address of the trap frame (sys/riscv/riscv/exception.S, db_trace.c).
         trapframe_at=lambda frame: frame.callee,
+        entries=frozenset(("do_trap_user",)),
         from_user=lambda registers: False,
     ),
     debuggers=Debuggers(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Callable, Dict, Optional, Tuple
 
+from plugin.arch import called
 from plugin.captures.lines import Line, plain_name
 from plugin.captures.model import (
     Blocked,
@@ -113,23 +114,8 @@ _BANNER = re.compile(
 )
 _LISTED = re.compile(r"^ +(?P<tid>\d{5,}) \((?P<td>0x[0-9a-f]+)\) \(stack (?P<stack>0x[0-9a-f]+)\)")
 
-_ARCHES = frozenset(
-    [
-        "amd64",
-        "i386",
-        "arm64",
-        "aarch64",
-        "riscv64",
-        "riscv",
-        "powerpc64",
-        "powerpc",
-        "armv7",
-        "armv6",
-        "arm",
-        "sparc64",
-        "mips",
-    ]
-)
+#: machines that FreeBSD ran on and wchan knows from text alone
+_OTHER_MACHINES = frozenset(["powerpc64", "powerpc", "armv7", "armv6", "arm", "sparc64", "mips"])
 _STATES = {
     "R": "runnable", "L": "locked", "D": "sleeping", "S": "sleeping", "I": "iwait",
     "W": "swapped", "T": "suspended", "Z": "zombie", "N": "inactive",
@@ -617,8 +603,9 @@ class Ddb:
         capture.version = line.text
         words = (match["rest"] or "").split()
         for word in words:
-            if word in _ARCHES:
-                capture.arch = {"aarch64": "arm64", "riscv": "riscv64"}.get(word, word)
+            known = called(word)
+            if known is not None or word in _OTHER_MACHINES:
+                capture.arch = known.name if known is not None else word
         tail = [word.rsplit("/", 1)[-1] for word in words if "/sys/" in word or "/compile/" in word]
         named = [w for w in words if w.isupper() and w.replace("_", "").replace("-", "").isalnum()]
         capture.ident = tail[-1] if tail else (named[0] if named else capture.ident)

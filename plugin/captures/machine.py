@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 
+from plugin.arch import BY_NAME
 from plugin.captures.model import Capture, TextThread
 from plugin.errors import MemoryFault
 from plugin.kernel.proc import Thread
@@ -14,12 +15,9 @@ from plugin.structs.layout import Layout
 from plugin.targets import Symbol
 
 #: entries from user mode: a thread with one on its stack is a process's, not the kernel's own
-_FROM_USER = frozenset(
-    ("amd64_syscall", "syscall", "fast_syscall_common", "do_el0_sync", "svc_handler", "ast")
-)
+_FROM_USER = frozenset(("ast",)).union(*(arch.stacks.entries for arch in BY_NAME.values()))
 #: numbers for threads that were printed without one: above any tid of a kernel
 _UNNUMBERED = 10_000_000
-_ARCHES = ("amd64", "i386", "arm64", "riscv64")
 _P_KPROC = 0x4
 
 
@@ -107,7 +105,7 @@ class TextKernel(Kernel):
             variant=variant,
             page_size=4096,
         )
-        arch = capture.arch if capture.arch in _ARCHES else "amd64"
+        arch = capture.arch if capture.arch in BY_NAME else "amd64"
         super().__init__(_NoMemory(arch, capture.files, paths), layouts, facts)
         self.arch = capture.arch or "unknown"
         self.capture = capture
