@@ -28,6 +28,15 @@ BY_MAGIC: Dict[bytes, Architecture] = {each.minidumps.magic: each for each in BY
 #: e_machine to the architecture
 BY_MACHINE: Dict[int, Architecture] = {each.machine: each for each in BY_NAME.values()}
 
+#: e_machine of those that FreeBSD ran on and wchan knows by name alone
+OTHERS = {8: "mips", 20: "powerpc", 21: "powerpc64", 40: "arm", 43: "sparc64", 50: "ia64"}
+
+
+def name_of(machine: int) -> str:
+    """uname -p's name for an ELF file's e_machine, "machine N" for an unknown one."""
+    known = BY_MACHINE.get(machine)
+    return known.name if known is not None else OTHERS.get(machine, f"machine {machine}")
+
 
 def called(word: str) -> Optional[Architecture]:
     """The architecture that FreeBSD or a debugger calls ``word`` ("aarch64"), None if none."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Callable, Dict, Optional, Tuple
 
-from plugin.arch import called
+from plugin.arch import OTHERS, called
 from plugin.captures.lines import Line, plain_name
 from plugin.captures.model import (
     Blocked,
@@ -114,8 +114,7 @@ _BANNER = re.compile(
 )
 _LISTED = re.compile(r"^ +(?P<tid>\d{5,}) \((?P<td>0x[0-9a-f]+)\) \(stack (?P<stack>0x[0-9a-f]+)\)")
 
-#: machines that FreeBSD ran on and wchan knows from text alone
-_OTHER_MACHINES = frozenset(["powerpc64", "powerpc", "armv7", "armv6", "arm", "sparc64", "mips"])
+_OTHER_MACHINES = frozenset((*OTHERS.values(), "armv6", "armv7"))
 _STATES = {
     "R": "runnable", "L": "locked", "D": "sleeping", "S": "sleeping", "I": "iwait",
     "W": "swapped", "T": "suspended", "Z": "zombie", "N": "inactive",

@@ -11,11 +11,11 @@ import os
 import struct
 from typing import List, NamedTuple
 
+from plugin.arch import BY_NAME
 from plugin.kernel.linker import ModuleTable
 from plugin.kernel.module_file import module_tables
 from plugin.session import Kernel
 from plugin.vmcore.elf import (
-    ARCHITECTURES,
     ET_DYN,
     FORMS,
     SHF_ALLOC,
@@ -83,7 +83,7 @@ def image(table: ModuleTable, arch: str) -> bytes:
     bits = 64 if form is FORMS[2] else 32
     head = bytearray(
         form.header.pack(
-            ET_DYN, next(n for n, name in ARCHITECTURES.items() if name == arch), 1,
+            ET_DYN, BY_NAME[arch].machine, 1,
             0, 0, at, 0, form.header.size, 0, 0, form.section.size, len(rows), len(rows) - 1,
         )
     )  # fmt: skip

@@ -29,7 +29,7 @@ from typing import (
     Tuple,
 )
 
-from plugin.arch import BY_MACHINE
+from plugin.arch import name_of
 from plugin.errors import DumpError
 from plugin.symbol import Symbol
 from plugin.vmcore.file import DumpFile
@@ -44,18 +44,6 @@ SHF_COMPRESSED = 0x800
 SHN_UNDEF, SHN_LORESERVE, SHN_ABS, SHN_XINDEX = 0, 0xFF00, 0xFFF1, 0xFFFF
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_GNU_IFUNC = 0, 1, 2, 3, 4, 10
 NT_GNU_BUILD_ID = 3
-
-#: e_machine to the name of the architecture, as uname -p gives it: of those that wchan does not
-#: know too, for its messages
-ARCHITECTURES = {
-    8: "mips",
-    20: "powerpc",
-    21: "powerpc64",
-    40: "arm",
-    43: "sparc64",
-    50: "ia64",
-    **{machine: each.name for machine, each in BY_MACHINE.items()},
-}
 
 _KINDS = {STT_OBJECT: "object", STT_FUNC: "function", STT_GNU_IFUNC: "function"}
 #: more headers or symbols than any kernel has: a damaged file
@@ -307,8 +295,7 @@ class ElfFile:
         if form is None:
             raise DumpError(f"{self.path}: damaged ELF header")
         if ident[5] != 1:
-            machine = int.from_bytes(ident[18:20], "big")
-            name = ARCHITECTURES.get(machine, f"machine {machine}")
+            name = name_of(int.from_bytes(ident[18:20], "big"))
             raise DumpError(
                 f"{self.path} is a big-endian ELF file ({name}), which is not supported"
             )
@@ -319,7 +306,7 @@ class ElfFile:
             self.etype, self.machine, _, self.entry, phoff, shoff, self.flags,
             _, phentsize, phnum, shentsize, shnum, shstrndx,
         ) = form.header.unpack(head)  # fmt: skip
-        self.arch = ARCHITECTURES.get(self.machine, f"machine {self.machine}")
+        self.arch = name_of(self.machine)
         raw = self._section_headers(shoff, shentsize, shnum)
         if raw and phnum == 0xFFFF:
             phnum = raw[0][7]
