@@ -34,6 +34,7 @@ from plugin.kernel.controller import KEPT
 from plugin.kernel.disk import Disk, disk_of, disks, is_driver_clone, provider_of_disk
 from plugin.kernel.driver import references, search
 from plugin.kernel.geom import (
+    ZVOL_CLASS,
     InFlight,
     Provider,
     consumer_active,
@@ -42,10 +43,12 @@ from plugin.kernel.geom import (
     provider_at,
 )
 from plugin.kernel.proc import Thread, threads
-from plugin.kernel.stack import registers
+from plugin.kernel.stack import backtrace, registers
+from plugin.kernel.taskqueue import TaskQueue
 from plugin.kernel.tc import uptime
 from plugin.kernel.uma import Zone, items, zone_at, zone_named
 from plugin.kernel.vnode import vnode_at
+from plugin.kernel.zfs import zvol
 from plugin.session import Kernel
 
 QUEUED = "queued"
@@ -271,6 +274,8 @@ class FoundBios:
             return self._given_to(bio, to)
         if bio.parent in self.bios:
             return self._unsent(bio)
+        if bio.dev and bio.address in zvol.requests(kernel):
+            return self._with_zvol(bio, to)
         if bio.disk or bio.dev:
             return Place(AT_DEVICE, "given to a driver outside GEOM", INFERRED, None)
         return None
@@ -405,6 +410,8 @@ class FoundBios:
             return Place(
                 COMPLETED, f"in the hands of g_up (thread {holder.tid})", INFERRED, to, "g_up"
             )
+        if to.class_name == ZVOL_CLASS:
+            return self._with_zvol(bio, to)
         by = f"; thread {holder.tid} {holder.label} has it on its stack" if holder else ""
         if to.is_device and to.class_name != "DISK":
             return Place(
@@ -430,6 +437,18 @@ class FoundBios:
             )
         where = f"{to.class_name} {to.geom.name}" if to.geom else to.name
         return Place(QUEUED, f"held by {where}, not passed on{by}", INFERRED, to)
+
+    def _with_zvol(self, bio: Bio, to: Optional[Provider]) -> Place:
+        """A volume of ZFS has it, off its queue: a task queue, or a thread that does it."""
+        request = zvol.requests(self.kernel).get(bio.address)
+        if request is not None:
+            who = request.worker
+            does = f"runs it on thread {who.tid} {who.label}" if who else "has it queued"
+            return Place(QUEUED, f"task queue {request.queue.name} {does}", PROVEN, to)
+        who = self.carrier(bio)
+        does = f"; thread {who.tid} {who.label} has it on its stack" if who else ""
+        name = to.name if to else "a volume of ZFS"
+        return Place(QUEUED, f"given to {name}, on none of its queues{does}", INFERRED, to)
 
     # What a bio that is linked is linked to
 
@@ -472,6 +491,9 @@ class FoundBios:
         name = self.kernel.symbolize(head)
         if name:
             return name
+        volume = zvol.zvol_of_provider(self.kernel, provider) if provider else None
+        if volume is not None and volume.queue == head:
+            return f"queue of zvol {volume.name}"
         best: Optional[Tuple[int, str]] = None
         for softc, owner in self._softcs():
             distance = head - softc
@@ -498,6 +520,25 @@ class FoundBios:
         pattern = address.to_bytes(self.kernel.pointer_size, "little")
         stacks = _stacks(self.kernel, everyone)
         return next((thread for thread, stack in stacks if pattern in stack), None)
+
+    def carrier(self, bio: Bio) -> Optional[Thread]:
+        """The thread that has a bio in hand; of a volume of ZFS the one that does its I/O.
+
+        That may be any process, while the one that asked has the bio's address as well.
+        """
+        to = provider_at(self.kernel, bio.to)
+        if to is not None and to.class_name != ZVOL_CLASS:
+            return self.held_by(bio.address)
+        request = zvol.requests(self.kernel).get(bio.address)
+        if request is not None or to is None:
+            return request.worker if request is not None else self.held_by(bio.address)
+        pattern = bio.address.to_bytes(self.kernel.pointer_size, "little")
+        for thread, stack in _stacks(self.kernel, True):
+            if pattern in stack and any(
+                frame.startswith("zvol_") for frame in backtrace(self.kernel, thread)
+            ):
+                return thread
+        return None
 
 
 @cached(MEMORY)
@@ -824,6 +865,14 @@ def held_by_driver(kernel: Kernel, provider: Provider) -> Dict[int, int]:
         and is_driver_clone(kernel, each.bio)
     }
     return references(kernel, disk, bios)
+
+
+def task_queue_of(kernel: Kernel, each: OutstandingBio) -> Optional[TaskQueue]:
+    """The task queue of ZFS that has a volume's request (15.0 on), None for any other bio."""
+    if each.provider is not None and each.provider.class_name != ZVOL_CLASS:
+        return None
+    request = zvol.requests(kernel).get(each.bio.address)
+    return request.queue if request is not None else None
 
 
 def describe(kernel: Kernel, bio: Bio) -> str:

@@ -14,12 +14,13 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import Contended, contended, holders
 from plugin.kernel.bio import BioQueue, g_bioqs
 from plugin.kernel.disk import DISK_CLASS
-from plugin.kernel.geom import Geom, Provider, mesh
+from plugin.kernel.geom import ZVOL_CLASS, Geom, Provider, mesh
 from plugin.kernel.locks import Lock, lock_at
 from plugin.kernel.proc import Thread, clock, threads
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.sleepqueue import sleeps
 from plugin.kernel.stack import backtrace
+from plugin.kernel.zfs import zvol
 from plugin.session import Kernel
 
 #: flag of a struct g_event (geom_event.c), the same in every version
@@ -204,8 +205,11 @@ def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
 
     Told by their names: "md0", "g_mirror gm0", "g_eli[1] da0p2" (the provider
     below), "g_raid3 name", "g_journal name" (kproc_create() calls in sys/geom and
-    sys/dev/md).
+    sys/dev/md); those of a volume of ZFS by what kernel.zfs.zvol says.
     """
+    if geom.g_class.name == ZVOL_CLASS:
+        volumes = (zvol.zvol_of_provider(kernel, provider) for provider in geom.providers)
+        return [thread for each in volumes if each for thread in zvol.workers(kernel, each)]
     prefix = f"g_{geom.g_class.name.lower()}"
     subjects = {geom.name, *(p.name for p in geom.providers)}
     subjects |= {c.provider.name for c in geom.consumers if c.provider}

@@ -19,6 +19,7 @@ from plugin.kernel.sleepqueue import Sleep, sleeps
 from plugin.kernel.stack import Frame, frames, stack_words
 from plugin.kernel.turnstile import turnstile_at
 from plugin.kernel.vnode import vnode_of_lock
+from plugin.kernel.zfs.zvol import zvol_around
 from plugin.session import Kernel
 
 PROVEN, GUESSED = "proven", "guessed"
@@ -306,9 +307,13 @@ def _named_before(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
 def _on_stack(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
     """True where the live part of a thread's kernel stack points at the lock.
 
-    For a vnode's lock a pointer to the vnode counts: callers pass that.
+    For a vnode's lock a pointer to the vnode counts, for a zvol's one to the zvol: callers
+    pass that.
     """
     wanted = [lock.address]
+    volume = zvol_around(kernel, lock.address) if "zv_" in lock.name else None
+    if volume is not None:
+        wanted.append(volume.address)
     vnode = vnode_of_lock(kernel, lock.address)
     if vnode is not None:
         wanted.append(vnode)

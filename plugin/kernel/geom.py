@@ -19,6 +19,8 @@ G_PF_ORPHAN = 0x4
 G_GEOM_WITHER = 0x1
 #: g_collectstats: statistics for providers (geom_int.h; a bare 1 before 10.x)
 G_STATS_PROVIDERS = 1
+#: the class of ZFS's volumes (zfs_zvol_class)
+ZVOL_CLASS = "ZFS::ZVOL"
 
 
 class Access(NamedTuple):
@@ -136,8 +138,11 @@ class Provider:
 
     @property
     def is_device(self) -> bool:
-        """True where no other provider lies below: what it owes, nobody else owes."""
-        return self.geom is not None and not self.geom.consumers
+        """True where nothing lies below: what it owes, nobody else owes.
+
+        Below a volume of ZFS lies its pool, though not by consumers of GEOM.
+        """
+        return self.geom is not None and not self.geom.consumers and self.class_name != ZVOL_CLASS
 
     @property
     def flag_names(self) -> List[str]:

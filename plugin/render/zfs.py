@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from collections import Counter
+from typing import Any, Dict, List, Optional, Tuple
 
 from plugin.errors import UsageError
 from plugin.judge import zfs as judge
+from plugin.judge.geom_io import doing, outstanding
 from plugin.kernel.proc import thread_at
 from plugin.kernel.zfs import spa as spa_module
 from plugin.kernel.zfs.spa import Spa
 from plugin.kernel.zfs.txg import Txg, txg_of
 from plugin.kernel.zfs.vdev import Vdev, provider_of, vdev_queue
 from plugin.kernel.zfs.zio import children
+from plugin.kernel.zfs.zvol import Zvol, workers, zvols
 from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.words import address, count, seconds
@@ -60,6 +63,7 @@ def _show(kernel: Kernel, report: Report, spa: Spa) -> None:
         _show_txgs(kernel, report, spa, groups)
     _show_vdevs(kernel, report, spa)
     _show_zios(kernel, report, spa)
+    _show_volumes(kernel, report, spa)
     _show_locks(kernel, report, spa)
     _show_waiters(kernel, report, spa)
 
@@ -163,6 +167,35 @@ def _show_zios(kernel: Kernel, report: Report, spa: Spa) -> None:
     )
 
 
+def _volumes(kernel: Kernel, spa: Spa) -> List[Tuple[Zvol, int]]:
+    """The pool's volumes, each with how many requests are under way at it."""
+    asked = Counter(each.bio.to for each in outstanding(kernel) if each.bio.to)
+    mine = [zvol for zvol in zvols(kernel) if zvol.name.split("/", 1)[0] == spa.name]
+    return [(zvol, asked[zvol.provider] if zvol.provider else 0) for zvol in mine]
+
+
+def _show_volumes(kernel: Kernel, report: Report, spa: Spa) -> None:
+    found = _volumes(kernel, spa)
+    if not found:
+        return
+    report.heading(count(len(found), "volume"))
+    report.table(
+        ["address", "volume", "mode", "open>", "requests>", "queued>", "served by"],
+        [
+            (
+                address(zvol.address),
+                zvol.name + (" (being removed)" if zvol.removing else ""),
+                zvol.mode or "?",
+                zvol.opens,
+                asked,
+                len(zvol.queued) if zvol.queue else None,
+                ", ".join(f"{t.tid} {t.label}, {doing(t)}" for t in workers(kernel, zvol)),
+            )
+            for zvol, asked in found
+        ],
+    )
+
+
 def _show_locks(kernel: Kernel, report: Report, spa: Spa) -> None:
     for lock in spa_module.config_locks(kernel, spa.address):
         if lock.writer or lock.write_wanted:
@@ -231,6 +264,20 @@ def _data(kernel: Kernel, spa: Spa) -> Dict[str, Any]:
                 "holders": lock.holders,
             }
             for lock in spa_module.config_locks(kernel, spa.address)
+        ],
+        "volumes": [
+            {
+                "address": address(zvol.address),
+                "name": zvol.name,
+                "mode": zvol.mode or None,
+                "opens": zvol.opens,
+                "removing": zvol.removing,
+                "provider": address(zvol.provider) if zvol.provider else None,
+                "requests": asked,
+                "queued": len(zvol.queued) if zvol.queue else None,
+                "threads": [thread.tid for thread in workers(kernel, zvol)],
+            }
+            for zvol, asked in _volumes(kernel, spa)
         ],
         "waiters": [
             {

@@ -38,6 +38,7 @@ _CLASSES: Dict[str, Tuple[str, str, str]] = {
     "STRIPE": ("g_stripe_class", "g_stripe_start", "g_stripe_done"),
     "MD": ("g_md_class", "g_md_start", ""),
     "ZFS::VDEV": ("zfs_vdev_class", "", ""),
+    "ZFS::ZVOL": ("zfs_zvol_class", "zvol_geom_bio_start", ""),
     "ELI": ("g_eli_class", "g_eli_start", "g_eli_write_done"),
     "GATE": ("g_gate_class", "g_gate_start", "g_gate_done"),
 }

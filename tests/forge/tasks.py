@@ -50,10 +50,10 @@ class TaskQueue:
         self.queued.append(task)
         return task
 
-    def run(self, function: str, worker: int = 0) -> Obj:
+    def run(self, function: str, worker: int = 0, task: Optional[Obj] = None) -> Obj:
         """A task that a worker runs: its taskqueue_busy is on that thread's stack."""
         m = self.machine
-        task = self.task(function)
+        task = task if task is not None else self.task(function)
         thread = self.workers[worker]
         thread.call(function, "taskqueue_run_locked")
         at = thread.local("taskqueue_run_locked", m.sizeof("taskqueue_busy") + 64)

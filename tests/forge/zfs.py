@@ -114,6 +114,7 @@ class Pool:
         self.name = name
         self._lists: Dict[int, List[Obj]] = {}
         self.vdevs: List[Vdev] = []
+        self.volumes: List[Obj] = []
         self.spa = m.new("spa", arena="kva", align=64, spa_name=name)
         self.dsl_pool = m.new("dsl_pool", arena="kva", align=64, dp_spa=self.spa)
         self.root_vdev = self._vdev("root", "", leaf=False)

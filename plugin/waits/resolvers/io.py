@@ -32,6 +32,7 @@ from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import idle
 from plugin.waits.resolvers.nfs import join_carriers, mount_node
 from plugin.waits.resolvers.served import GATE, join_gate
+from plugin.waits.resolvers.tasks import taskqueue_node
 from plugin.words import count, seconds, verb
 
 
@@ -212,14 +213,23 @@ def _join_place(builder: Builder, node: Node, leaf: OutstandingBio, top: Outstan
     elif leaf.state == AT_DEVICE:
         node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
     else:
-        holder = geom_io.found_bios(builder.kernel).held_by(leaf.bio.address)
-        if holder is not None and not builder.waits_for_work(holder):
-            if "on its stack" not in evidence:
-                evidence += f"; {holder.tid} {holder.label} has it on its stack"
-            guessed = Certainty.GUESSED
-            builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, guessed, evidence)
-        elif leaf.provider is None or not _join_workers(builder, node, leaf.provider, evidence):
-            node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
+        _join_carrier(builder, node, leaf, evidence)
+
+
+def _join_carrier(builder: Builder, node: Node, leaf: OutstandingBio, evidence: str) -> None:
+    """To the thread that has a request in hand; a volume's may wait in a task queue for one."""
+    holder = geom_io.found_bios(builder.kernel).carrier(leaf.bio)
+    queue = geom_io.task_queue_of(builder.kernel, leaf)
+    if queue is not None and holder is None:
+        target, kind = taskqueue_node(builder, queue), EdgeKind.CONTAINED_IN
+        builder.join(node, target, kind, Certainty.PROVEN, evidence)
+    elif holder is not None and not builder.waits_for_work(holder):
+        sure = Certainty.PROVEN if queue is not None else Certainty.GUESSED
+        if queue is None and "on its stack" not in evidence:
+            evidence += f"; {holder.tid} {holder.label} has it on its stack"
+        builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, sure, evidence)
+    elif leaf.provider is None or not _join_workers(builder, node, leaf.provider, evidence):
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
 
 
 @resolver("bio")

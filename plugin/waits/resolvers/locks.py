@@ -15,6 +15,7 @@ from plugin.kernel import locks
 from plugin.kernel.buf import is_cached
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import Vnode, vnode_at, vnode_of_lock
+from plugin.kernel.zfs.zvol import zvol_around
 from plugin.session import Kernel
 from plugin.waits.builder import Builder
 from plugin.waits.graph import End, Node
@@ -134,7 +135,9 @@ def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Protecte
             return f'buffer lock "{lock.name}" of {buf:#x}', Protected(
                 NodeKind.BUF, buf, f"buf {buf:#x}"
             )
-    return f'"{lock.name}"' if lock.name else f"{lock.address:#x}", None
+    volume = zvol_around(kernel, lock.address) if "zv_" in lock.name else None
+    of = f" of zvol {volume.name}" if volume is not None else ""
+    return (f'"{lock.name}"' if lock.name else f"{lock.address:#x}") + of, None
 
 
 def buf_of_lock(kernel: Kernel, lock: locks.Lock) -> Optional[int]:

@@ -11,6 +11,7 @@ from plugin.kernel.zfs import rlock, txg
 from plugin.kernel.zfs import spa as spa_module
 from plugin.kernel.zfs.common import try_peek
 from plugin.kernel.zfs.spa import Spa
+from plugin.kernel.zfs.zvol import zvol_around
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End
@@ -145,6 +146,9 @@ def locked_range(case: Case) -> Optional[Verdict]:
         return other(case)
     znode = rlock.znode_id(kernel, found.owner) if found.owner else None
     what = f"object {znode}" if znode is not None else f"{found.owner:#x}"
+    volume = zvol_around(kernel, found.tree)
+    if volume is not None:
+        what = f"zvol {volume.name}"
     node = builder.object(NodeKind.LOCK, found.address, f"range of {what}")
     case.waits_for(node, Certainty.PROVEN, case.said())
     verdict = Verdict(Status.STUCK, "waits for a range of a file", case.row)
