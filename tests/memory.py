@@ -5,12 +5,13 @@ It stands in for the memory alone; layouts come from structs.yaml as always.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from plugin.errors import MemoryFault
 from plugin.opening import open_target
 from plugin.session import Kernel
 from plugin.symbol import Symbol
+from plugin.vmcore.memory import CarriedModule
 
 
 class MemoryTarget:
@@ -18,6 +19,7 @@ class MemoryTarget:
 
     stable = True
     in_pages = False
+    carried: Mapping[str, CarriedModule] = {}
     page_size = 4096
     truncated = False
     files = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
 
@@ -18,6 +18,7 @@ from plugin.symbol import Symbol
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import open_memory
 from plugin.vmcore.elf import ElfFile
+from plugin.vmcore.memory import CarriedModule
 from tests.conftest import RealDump
 from tests.structs_typegraph import ctf
 from tests.test_ctf import kernel_graph
@@ -38,6 +39,7 @@ class Machine:
 
     stable = True
     in_pages = False
+    carried: Mapping[str, CarriedModule] = {}
     page_size = 0
     truncated = False
     files = ()

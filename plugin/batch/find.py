@@ -7,6 +7,7 @@ from typing import Iterable, Iterator, List
 
 from plugin.captures.lines import looks_like_text
 from plugin.errors import WchanError
+from plugin.vmcore.capsule import MAGIC as CAPSULE
 
 #: first bytes of files that are neither core nor capture
 _OTHERS = (b"\x89PNG", b"GIF8", b"%PDF", b"PK\x03\x04", b"{", b"<!DOCTYPE", b"<html", b"<?xml")
@@ -75,7 +76,7 @@ def _is_input(path: str) -> bool:
         return False
     if head.startswith(b"\x7fELF"):
         return _elf_type(path) == _ET_CORE
-    if head.startswith(b"minidump") or b"FreeBSD Kernel Dump" in head:
+    if head.startswith((b"minidump", CAPSULE)) or b"FreeBSD Kernel Dump" in head:
         return True
     if head.startswith(_PACKED):
         # What is inside is told when it is opened; a packed kernel or module is none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from plugin.arch import BY_NAME
 from plugin.captures.model import Capture, TextThread
@@ -13,6 +13,7 @@ from plugin.structs import Layouts
 from plugin.structs.kernels import osreldate_of
 from plugin.structs.layout import Layout
 from plugin.targets import Symbol
+from plugin.vmcore.memory import CarriedModule
 
 #: entries from user mode: a thread with one on its stack is a process's, not the kernel's own
 _FROM_USER = frozenset(("ast",)).union(*(arch.stacks.entries for arch in BY_NAME.values()))
@@ -30,6 +31,7 @@ class _NoMemory:
     message_buffer = b""
     page_size = 4096
     memory = None
+    carried: Mapping[str, CarriedModule] = {}
 
     def __init__(self, arch: str, names: Sequence[str], paths: Sequence[str]) -> None:
         self.arch = arch

@@ -25,7 +25,7 @@ from plugin.opening import open_target
 from plugin.opening.find_kernel import version_of_file
 from plugin.opening.identify import require_match
 from plugin.targets.image import KernelImage
-from plugin.vmcore import KernelMemory, open_memory
+from plugin.vmcore import Memory, open_any
 from plugin.vmcore.elf import ElfFile
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Debugger(Protocol):
         """The reply of the remote stub to one packet, "" if there is none."""
         ...
 
-    def target(self, memory: Optional[KernelMemory], truncated: bool) -> Target:
+    def target(self, memory: Optional[Memory], truncated: bool) -> Target:
         """The back end for what is debugged now, reading from ``memory`` if given.
 
         ``truncated`` says that the dump is known to lack memory it announces.
@@ -83,7 +83,7 @@ class Session:
         # sys.stderr is the debugger's own object, which never claims to be a terminal.
         self.progress = Progress(sys.__stderr__ or sys.stderr)
         self._kernel: Optional[Kernel] = None
-        self._memory: Optional[KernelMemory] = None
+        self._memory: Optional[Memory] = None
         self._state: Hashable = None
 
     @property
@@ -150,13 +150,13 @@ class Session:
         )
         return info if ours else {}
 
-    def _bypass(self, info: Dict[str, Any], notes: List[str]) -> Optional[KernelMemory]:
+    def _bypass(self, info: Dict[str, Any], notes: List[str]) -> Optional[Memory]:
         """The dump's file, opened, where the server says which one it is."""
         path, kernel = _text(info.get("vmcore")), _text(info.get("kernel"))
         if path is None or os.environ.get(BYPASS_VARIABLE) == "no" or not _is_plain_file(path):
             return None
         try:
-            return open_memory(path, ElfFile(kernel) if kernel else None)
+            return open_any(path, ElfFile(kernel) if kernel else None)
         except WchanError as error:
             notes.append(f"memory is read through {self._debugger.name}: {error}")
             return None

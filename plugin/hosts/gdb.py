@@ -32,7 +32,7 @@ from plugin.targets.gdb import ARCHES, GdbTarget
 from plugin.targets.image import KernelImage
 
 if TYPE_CHECKING:
-    from plugin.vmcore import KernelMemory
+    from plugin.vmcore import Memory
 
 
 class GdbDebugger:
@@ -63,7 +63,7 @@ class GdbDebugger:
         match = re.search(r'received: "([^"]*)"', text)
         return match.group(1) if match else ""
 
-    def target(self, memory: Optional[KernelMemory], truncated: bool) -> GdbTarget:
+    def target(self, memory: Optional[Memory], truncated: bool) -> GdbTarget:
         return GdbTarget(memory, truncated)
 
     def kernel_file(self) -> Optional[str]:

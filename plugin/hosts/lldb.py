@@ -18,7 +18,7 @@ from plugin.targets.lldb import LldbTarget
 
 if TYPE_CHECKING:
     from plugin.session import Kernel
-    from plugin.vmcore import KernelMemory
+    from plugin.vmcore import Memory
 
 _RESPONSE = re.compile(r"^\s*response: (.*)$", re.MULTILINE)
 
@@ -49,7 +49,7 @@ class LldbDebugger:
         match = _RESPONSE.search(result.GetOutput() or "") if result.Succeeded() else None
         return match.group(1).strip() if match else ""
 
-    def target(self, memory: Optional[KernelMemory], truncated: bool) -> LldbTarget:
+    def target(self, memory: Optional[Memory], truncated: bool) -> LldbTarget:
         return LldbTarget(self._debugger, memory, truncated)
 
     def kernel_file(self) -> Optional[str]:

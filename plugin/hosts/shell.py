@@ -52,6 +52,11 @@ SHELL: Dict[str, Tuple[str, str, str]] = {
     ),
     "structs": ("plugin.hosts.structs", "main", "list, show, generate, check and compare layouts"),
     "batch": ("plugin.hosts.batch", "main", "why-stuck over many cores and captures, grouped"),
+    "capsule": (
+        "plugin.hosts.capsule",
+        "main",
+        "a dump reduced to what the reports read, for a bug report",
+    ),
     "known": ("plugin.hosts.known", "main", "diagnosed public bugs: list, show, search"),
     "demo": ("plugin.hosts.demo", "main", "explain an embedded storage deadlock"),
 }

@@ -18,6 +18,7 @@ from plugin.kernel.linker import LinkerFile, ModuleTable, memory_table, modules
 from plugin.session import Kernel
 from plugin.structs.ctf import SECTION, Ctf
 from plugin.structs.dwarf import Dwarf, has_dwarf
+from plugin.structs.kept import kept_layouts
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.symbol import Symbol
 from plugin.vmcore.elf import ET_REL, SHN_LORESERVE, SHN_UNDEF, ElfFile, SymbolTable, notes
@@ -44,6 +45,12 @@ class ModuleFile(NamedTuple):
 def module_file(kernel: Kernel, file: LinkerFile) -> ModuleFile:
     """The file that ``file`` was loaded from, beside the kernel or where the dump says."""
     refused: List[Tuple[str, str]] = []
+    told = kernel.target.carried.get(file.filename)
+    if told is not None:
+        elf = ElfFile(told.file) if told.file is not None else None
+        if elf is not None:
+            elf.path = told.path
+        return ModuleFile(elf, told.why, told.refused)
     table, _ = memory_table(kernel, file)
     for path in _candidates(kernel, file):
         try:
@@ -249,6 +256,9 @@ def module_types(kernel: Kernel, file: LinkerFile) -> Optional[LayoutSource]:
         return None
     parents = [s for s in kernel.layouts.sources if isinstance(s, Ctf)]
     try:
+        kept = kept_layouts(elf)
+        if kept is not None:
+            return kept
         # A relocatable file's DWARF means nothing before it is relocated.
         if has_dwarf(elf) and elf.etype != ET_REL:
             return Dwarf(elf)

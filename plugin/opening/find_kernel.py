@@ -9,7 +9,7 @@ from typing import Callable, Iterator, List, Optional, Tuple
 from plugin.errors import DumpError, KernelMismatch, KernelMissing
 from plugin.opening.identify import require_match
 from plugin.targets.core import CoreTarget
-from plugin.vmcore import KernelMemory, open_memory
+from plugin.vmcore import Memory, open_any, open_capsule, open_memory
 from plugin.vmcore.elf import ElfFile
 
 _NAMES = ("kernel.debug", "kernel.full", "kernel", "boot/kernel/kernel")
@@ -27,9 +27,12 @@ def open_dump(
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> Tuple[CoreTarget, List[str]]:
     """The dump as a target, and notes for the reports (a forced mismatch)."""
+    own = _capsule(vmcore, progress) if kernel is None else None
+    if own is not None:
+        return own
     if kernel is not None:
         elf = ElfFile(kernel)
-        target = CoreTarget(open_memory(vmcore, elf, progress=progress), elf)
+        target = CoreTarget(open_any(vmcore, elf, progress=progress), elf)
         notes = []
         try:
             require_match(target, version_of_file(elf), kernel, _banners(target.memory))
@@ -42,6 +45,16 @@ def open_dump(
     if target.truncated:
         notes.append("the dump is truncated; what it lacks is reported where it is missed")
     return target, notes
+
+
+def _capsule(
+    vmcore: str, progress: Optional[Callable[[int, int], None]]
+) -> Optional[Tuple[CoreTarget, List[str]]]:
+    """A capsule with the kernel in it, which was compared when it was made; None of a dump."""
+    memory = open_capsule(vmcore, progress)
+    if memory is None:
+        return None
+    return CoreTarget(memory, ElfFile(memory.kernel_file)), list(memory.notes)
 
 
 def _search(vmcore: str, progress: Optional[Callable[[int, int], None]]) -> CoreTarget:
@@ -111,7 +124,7 @@ def version_of_file(elf: ElfFile) -> str:
     return ""
 
 
-def _banners(memory: KernelMemory) -> Iterator[str]:
+def _banners(memory: Memory) -> Iterator[str]:
     """Version strings that a dump holds wherever they can be had without symbols.
 
     The dump's header, its message buffer, and at last the first one anywhere in

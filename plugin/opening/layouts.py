@@ -11,6 +11,7 @@ from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 from plugin.errors import LayoutError
 from plugin.structs import Layouts
 from plugin.structs.choose import Choice, candidates, choose_yaml, kindred_arch
+from plugin.structs.kept import KeptLayouts
 from plugin.structs.kernels import RELEASE
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.structs.selfcheck import Contradiction, check, options_of
@@ -66,6 +67,8 @@ def choose_layouts(
     if over is None or not over.own_kernels:
         try:
             types = target.types(unread)
+            if isinstance(types, KeptLayouts):
+                return Selection(types.layouts, types.variant, types.notes)
             if types is not None:
                 chosen = _with_types(target, types, osreldate, over)
                 return chosen._replace(notes=unread + chosen.notes)

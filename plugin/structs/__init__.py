@@ -63,6 +63,11 @@ class Layouts:
         """Name of the preferred source, as the reports give it."""
         return self.sources[0].name if self.sources else "none"
 
+    @property
+    def asked(self) -> List[str]:
+        """The names of the structs that anyone has asked for so far."""
+        return list(self._structs)
+
     def get(self, struct: str) -> Optional[Layout]:
         try:
             return self._structs[struct]

@@ -348,3 +348,16 @@ class Ctf:
                 return 0
             ref = node.target
         raise self._damaged()
+
+
+def inflated(raw: bytes) -> bytes:
+    """The same section without its own compression, for what packs better; as it is if damaged."""
+    if len(raw) < _HEADER.size or not raw[3] & _COMPRESSED:
+        return raw
+    inflating = zlib.decompressobj()
+    try:
+        body = inflating.decompress(raw[_HEADER.size :], _MAX_BYTES)
+    except zlib.error:
+        return raw
+    head = raw[:3] + bytes((raw[3] & ~_COMPRESSED,)) + raw[4 : _HEADER.size]
+    return head + body if inflating.eof else raw

@@ -9,6 +9,7 @@ from typing import Iterator, List, NamedTuple, Optional
 from plugin.errors import DumpError, LayoutError
 from plugin.structs.ctf import SECTION, Ctf
 from plugin.structs.dwarf import Dwarf, has_dwarf
+from plugin.structs.kept import kept_layouts
 from plugin.structs.layout import LayoutSource
 from plugin.vmcore.elf import ElfFile
 
@@ -33,6 +34,10 @@ def open_debug(elf: ElfFile, notes: Optional[List[str]] = None) -> Optional[Debu
     pyelftools: each with a line in ``notes``.
     """
     notes = [] if notes is None else notes
+    kept = kept_layouts(elf)
+    if kept is not None:
+        # Of a capsule: what was chosen when it was made, whatever lies on this machine.
+        return DebugInfo(kept, elf.path, notes)
     own = _dwarf(elf, notes)
     if own is not None:
         return DebugInfo(own, elf.path, notes)

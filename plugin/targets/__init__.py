@@ -8,12 +8,13 @@ The port is complete: nothing else of a target is used anywhere.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, List, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Protocol, Sequence
 
 from plugin.symbol import Symbol
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
+    from plugin.vmcore.memory import CarriedModule
 
 __all__ = ["Symbol", "Target"]
 
@@ -45,6 +46,11 @@ class Target(Protocol):
     @property
     def files(self) -> Sequence[str]:
         """The files that it is read from, which no report may be written over."""
+        ...
+
+    @property
+    def carried(self) -> Mapping[str, CarriedModule]:
+        """What a capsule tells of its modules' files, by file name; {} of any other target."""
         ...
 
     @property

@@ -10,7 +10,7 @@ from plugin.symbol import Symbol
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
-    from plugin.vmcore import KernelMemory
+    from plugin.vmcore import Memory
     from plugin.vmcore.elf import ElfFile
 
 
@@ -18,9 +18,8 @@ class CoreTarget:
     """A dump opened by ``plugin.vmcore``, symbols from the kernel's ELF file."""
 
     stable = True
-    in_pages = True
 
-    def __init__(self, memory: KernelMemory, kernel: ElfFile) -> None:
+    def __init__(self, memory: Memory, kernel: ElfFile) -> None:
         self.memory = memory
         self.kernel = kernel
         self.arch = memory.arch
@@ -28,6 +27,8 @@ class CoreTarget:
         self.description = memory.path
         self.truncated = memory.truncated
         self.read = memory.read
+        self.carried = memory.carried
+        self.in_pages = memory.in_pages
         self.files = (memory.path, memory.file_path, kernel.path, kernel.plain_path)
 
     @property

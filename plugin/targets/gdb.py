@@ -21,7 +21,7 @@ from plugin.targets.types import DebuggerTypes
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
-    from plugin.vmcore import KernelMemory
+    from plugin.vmcore import Memory
 
 #: gdb's name of an architecture to ours
 ARCHES = {name: each.name for each in BY_NAME.values() for name in each.debuggers.gdb_names}
@@ -38,7 +38,7 @@ _RECORDS = {
 class GdbTarget:
     """What gdb debugs now; memory from gdb, or from the dump's file where given."""
 
-    def __init__(self, memory: Optional[KernelMemory], truncated: bool = False) -> None:
+    def __init__(self, memory: Optional[Memory], truncated: bool = False) -> None:
         inferior = gdb.selected_inferior()
         arch = _architecture(inferior)
         if arch not in ARCHES:
@@ -48,7 +48,7 @@ class GdbTarget:
         self.arch = ARCHES[arch]
         self.description = "gdb"
         self.memory = memory
-        self.in_pages = memory is not None
+        self.in_pages = memory is not None and memory.in_pages
         self.truncated = truncated or (memory is not None and memory.truncated)
         self.page_size = 0
         self.stable = not _is_live()
@@ -59,6 +59,7 @@ class GdbTarget:
         self._is_whole = self.image is not None and self.image.is_whole
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         self.files = (memory.path, memory.file_path) if memory is not None else ()
+        self.carried = memory.carried if memory is not None else {}
         if memory is not None:
             self.description = memory.path
             self.page_size = memory.page_size

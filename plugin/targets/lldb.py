@@ -21,7 +21,7 @@ from plugin.targets.types import DebuggerTypes
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
-    from plugin.vmcore import KernelMemory
+    from plugin.vmcore import Memory
 
 _ARCHES = {name: each.name for each in BY_NAME.values() for name in each.debuggers.lldb_names}
 _RECORDS = {
@@ -38,9 +38,7 @@ class LldbTarget:
     # A process that is stopped stands still; the session drops us once it runs.
     stable = True
 
-    def __init__(
-        self, debugger: Any, memory: Optional[KernelMemory], truncated: bool = False
-    ) -> None:
+    def __init__(self, debugger: Any, memory: Optional[Memory], truncated: bool = False) -> None:
         target = debugger.GetSelectedTarget()
         process = target.GetProcess()
         if not target.IsValid() or not process.IsValid():
@@ -53,7 +51,7 @@ class LldbTarget:
         self.arch = _ARCHES[machine]
         self.description = "lldb"
         self.memory = memory
-        self.in_pages = memory is not None
+        self.in_pages = memory is not None and memory.in_pages
         self.truncated = truncated or (memory is not None and memory.truncated)
         self.page_size = 0
         self._debugger = debugger
@@ -66,6 +64,7 @@ class LldbTarget:
         self._is_whole = self.image is not None and self.image.is_whole
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
         self.files = (memory.path, memory.file_path) if memory is not None else ()
+        self.carried = memory.carried if memory is not None else {}
         if memory is not None:
             self.description = memory.path
             self.page_size = memory.page_size

@@ -2,7 +2,8 @@
 
 ``open_memory`` takes whatever file the user has: a minidump, a full dump, one of
 them compressed, or still on the dump device; and says in one line what any
-other file is and what to do with it.  ``elf.ElfFile`` reads the kernel.
+other file is and what to do with it.  ``open_any`` takes capsules too;
+``elf.ElfFile`` reads the kernel.
 """
 
 from __future__ import annotations
@@ -11,16 +12,51 @@ import os
 from typing import Optional
 
 from plugin.errors import DumpError
+from plugin.vmcore.capsule import MAGIC as CAPSULE
+from plugin.vmcore.capsule import CapsuleMemory
 from plugin.vmcore.elf import ElfFile
 from plugin.vmcore.elfdump import check_kernel, open_full_dump
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.identify import explain
 from plugin.vmcore.kerneldump import DumpHeader, dump_on_device
-from plugin.vmcore.memory import KernelMemory
+from plugin.vmcore.memory import KernelMemory, Memory
 from plugin.vmcore.minidump import MAGIC, open_minidump
 from plugin.vmcore.spool import PathLike, Progress, plain_file
 
-__all__ = ["ElfFile", "KernelMemory", "open_memory"]
+__all__ = [
+    "CapsuleMemory",
+    "ElfFile",
+    "KernelMemory",
+    "Memory",
+    "open_any",
+    "open_capsule",
+    "open_memory",
+]
+
+
+def open_any(
+    path: PathLike,
+    kernel: Optional[ElfFile] = None,
+    *,
+    progress: Optional[Progress] = None,
+) -> Memory:
+    """A capsule, or a dump as ``open_memory`` opens it; DumpError, KernelMismatch likewise."""
+    return open_capsule(path, progress) or open_memory(path, kernel, progress=progress)
+
+
+def open_capsule(path: PathLike, progress: Optional[Progress] = None) -> Optional[CapsuleMemory]:
+    """The memory of a capsule, None of any other file; DumpError of a damaged one."""
+    name = os.fspath(path)
+    plain = plain_file(name, progress=progress)
+    file = DumpFile(plain.path)
+    try:
+        if file.read(0, len(CAPSULE)) == CAPSULE:
+            return CapsuleMemory(file, name, plain.path)
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
 
 
 def open_memory(

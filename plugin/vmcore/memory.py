@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Dict, Iterator, List, Optional, Tuple
+from types import MappingProxyType
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 from plugin.arch.space import AddressSpace
 from plugin.errors import MemoryFault
@@ -15,7 +16,48 @@ _CACHE = 64 << 20
 #: the longest read answered from kept pages; longer ones go straight to the file
 _SMALL = 16 << 10
 #: the longest read answered at all: a length out of a corrupt struct must not fill memory
-_MOST = 1 << 30
+MOST = 1 << 30
+
+
+class CarriedModule(NamedTuple):
+    """What a capsule tells of the file of one module.
+
+    ``file`` is a file with its symbols and types, None where none was found when the
+    capsule was made; ``path`` is where it lay then, ``why`` what proved it, ``refused`` the
+    (path, evidence) of files of another build.
+    """
+
+    file: Optional[str]
+    path: str
+    why: str
+    refused: List[Tuple[str, str]]
+
+
+class Memory(Protocol):
+    """What is opened of a dump, whatever its format: memory by virtual address."""
+
+    arch: str
+    format: str
+    page_size: int
+    truncated: bool
+    path: str
+    file_path: str
+    #: as of a target: whole pages are there
+    in_pages: bool
+    #: out of the header of a dump device
+    version: Optional[str]
+
+    @property
+    def message_buffer(self) -> bytes: ...
+
+    @property
+    def carried(self) -> Mapping[str, CarriedModule]:
+        """What the dump itself tells of its modules' files, by file name; {} but of a capsule."""
+        ...
+
+    def read(self, address: int, size: int) -> bytes: ...
+
+    def close(self) -> None: ...
 
 
 class KernelMemory:
@@ -32,6 +74,9 @@ class KernelMemory:
     panicstring: Optional[str] = None
     version: Optional[str] = None
     hostname: Optional[str] = None
+    in_pages = True
+    #: only a capsule tells of its modules' files
+    carried: Mapping[str, CarriedModule] = MappingProxyType({})
 
     def __init__(
         self,
@@ -97,7 +142,7 @@ class KernelMemory:
         return self._read(address, size)
 
     def _read(self, address: int, size: int) -> bytes:
-        if address < 0 or size < 0 or size > _MOST:
+        if address < 0 or size < 0 or size > MOST:
             raise MemoryFault(address, f"a read of {size} bytes is refused")
         if size > _SMALL:
             return self._read_long(address, size)
@@ -173,7 +218,7 @@ class KernelMemory:
 
     def read_physical(self, pa: int, size: int) -> bytes:
         """Exactly ``size`` bytes of physical memory, or MemoryFault with its address."""
-        if pa < 0 or size < 0 or size > _MOST:
+        if pa < 0 or size < 0 or size > MOST:
             raise MemoryFault(pa, f"a read of {size} bytes of physical memory is refused")
         pieces: List[bytes] = []
         at = pa
