@@ -48,9 +48,11 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """The variable, or the address."""
+        """The variable, or the address; of one on a kernel stack the thread whose that is."""
         if self.symbol is None:
-            return f"{self.address:#x}"
+            owner = self.stack_owner() if self.address else None
+            on = f" on the stack of {owner.tid} {owner.name}" if owner is not None else ""
+            return f"{self.address:#x}{on}"
         return f"{self.symbol}+{self.offset:#x}" if self.offset else self.symbol
 
     def stack_owner(self) -> Optional[Thread]:

@@ -17,31 +17,112 @@ from plugin.session import Kernel
 _MAX_FILES = 1 << 20
 
 
+class OpenFile(NamedTuple):
+    """One struct file *: what lies behind a descriptor.
+
+    ``type`` is f_type's name without DTYPE_ ("VNODE", "PIPE", ...), ``flag`` f_flag (FREAD 1,
+    FWRITE 2, ...), ``references`` f_count, ``vnode`` f_vnode (0 for what is no file of a file
+    system), ``offset`` f_offset in bytes.
+    """
+
+    address: int
+    type: str
+    flag: int
+    references: int
+    data: int
+    vnode: int
+    offset: int
+
+    @property
+    def mode(self) -> str:
+        """ "r", "w", "rw", or "" for a file opened for neither."""
+        return ("r" if self.flag & 1 else "") + ("w" if self.flag & 2 else "")
+
+
+def file_at(kernel: Kernel, address: int) -> OpenFile:
+    """The struct file at ``address``; MemoryFault where it cannot be read."""
+    view = kernel.view("file", address)
+    kind = kernel.layouts.enum("f_type", view.f_type).replace("DTYPE_", "")
+    return OpenFile(
+        address, kind, view.f_flag, view.f_count, view.f_data, view.f_vnode, view.f_offset
+    )
+
+
 class Open(NamedTuple):
-    """One descriptor: the process (address of its struct proc), its number, the struct file."""
+    """One descriptor: the process (address of its struct proc), its number, the struct file.
+
+    ``data`` is f_data, ``vnode`` f_vnode or 0.
+    """
 
     proc: int
     fd: int
     file: int
     data: int
+    vnode: int = 0
 
 
 @cached(MEMORY)
 def by_data(kernel: Kernel) -> Dict[int, List[Open]]:
     """{f_data: the descriptors that refer to it}: pipes, sockets and vnodes to their users."""
     found: Dict[int, List[Open]] = {}
-    data = kernel.layouts.offsetof("file", "f_data")
-    known: Dict[int, int] = {}
+    fields = kernel.layouts.fields("file", "f_data", "f_vnode")
+    known: Dict[int, Tuple[int, ...]] = {}
     for proc, fd, file in _descriptors(kernel):
         if file not in known:
             try:
-                known[file] = kernel.pointer(file + data)
+                known[file] = fields.unpack(kernel.read(file, fields.span))
             except MemoryFault as fault:
                 kernel.warnings.add("struct file", fault.address, f"{file:#x}: {fault.reason}")
-                known[file] = 0
-        if known[file]:
-            found.setdefault(known[file], []).append(Open(proc, fd, file, known[file]))
+                known[file] = 0, 0
+        data, vnode = known[file]
+        if data:
+            found.setdefault(data, []).append(Open(proc, fd, file, data, vnode))
     return found
+
+
+def of_process(kernel: Kernel, proc: int) -> List[Open]:
+    """The descriptors of a struct proc *, lowest first; a finding where they cannot be read."""
+    return _by_proc(kernel).get(proc, [])
+
+
+@cached(MEMORY)
+def _by_proc(kernel: Kernel) -> Dict[int, List[Open]]:
+    found: Dict[int, List[Open]] = {}
+    for opened in by_data(kernel).values():
+        for each in opened:
+            found.setdefault(each.proc, []).append(each)
+    for each_list in found.values():
+        each_list.sort(key=lambda each: each.fd)
+    return found
+
+
+#: what a process has of the file tree beside its descriptors, by member
+_FOLDERS = (("cwd", "cdir"), ("root", "rdir"), ("jail", "jdir"))
+
+
+def folders(kernel: Kernel, proc: int) -> List[Tuple[str, int]]:
+    """("cwd" | "root" | "jail" | "text", struct vnode *) of a struct proc *.
+
+    In struct filedesc to 12.x, in struct pwd behind struct pwddesc from 13.0 on (r368480);
+    [] where they cannot be read.
+    """
+    layouts = kernel.layouts
+    found: List[Tuple[str, int]] = []
+    try:
+        process = kernel.view("proc", proc)
+        if process.has("p_pd") and "pwddesc" in layouts:
+            held = process.p_pd
+            pwd = kernel.pointer(held + layouts.offsetof("pwddesc", "pd_pwd")) if held else 0
+            where, prefix, struct = pwd, "pwd_", "pwd"
+        else:
+            where, prefix, struct = process.p_fd, "fd_", "filedesc"
+        if where and layouts.has(struct, f"{prefix}cdir"):
+            view = kernel.view(struct, where)
+            found += [(name, view[prefix + member]) for name, member in _FOLDERS]
+        found.append(("text", process.p_textvp))
+    except (MemoryFault, LayoutError) as error:
+        kernel.warnings.add(f"folders of process {proc:#x}", proc, str(error), partial=False)
+    return [(name, vnode) for name, vnode in found if vnode]
 
 
 def _descriptors(kernel: Kernel) -> Iterator[Tuple[int, int, int]]:

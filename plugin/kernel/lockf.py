@@ -6,9 +6,10 @@ entry in its way.
 
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple, Set
+from typing import Iterator, List, NamedTuple, Set, Tuple
 
 from plugin.errors import LayoutError, MemoryFault
+from plugin.kernel.queue import list_foreach
 from plugin.session import Kernel
 
 _MAX_EDGES = 1 << 12
@@ -55,6 +56,38 @@ def entry_at(kernel: Kernel, address: int) -> Entry:
         owner.lo_sysid,
         owner.lo_id,
     )
+
+
+def locks_of(kernel: Kernel, vnode: int) -> Tuple[List[Entry], List[Entry]]:
+    """(held, waited for): the advisory locks of the struct vnode at ``vnode``, 8.0 on.
+
+    [] and [] where it has none; a finding where they cannot be read.
+    """
+    layouts = kernel.layouts
+    if not layouts.has("vnode", "v_lockf") or not layouts.has("lockf", "ls_active"):
+        return [], []
+    try:
+        state = kernel.pointer(vnode + layouts.offsetof("vnode", "v_lockf"))
+        if not state:
+            return [], []
+        held, waiting = (
+            [
+                entry_at(kernel, address)
+                for address, _ in list_foreach(
+                    kernel,
+                    state + layouts.offsetof("lockf", head),
+                    "lockf_entry",
+                    "lf_link",
+                    what=f"locks of vnode {vnode:#x}",
+                    bound=_MAX_EDGES,
+                )
+            ]
+            for head in ("ls_active", "ls_pending")
+        )
+    except (MemoryFault, LayoutError) as error:
+        kernel.warnings.add(f"locks of vnode {vnode:#x}", vnode, str(error), partial=False)
+        return [], []
+    return held, waiting
 
 
 def blockers(kernel: Kernel, address: int) -> List[Entry]:

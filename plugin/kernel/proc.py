@@ -166,6 +166,33 @@ def _name(raw: Any) -> str:
     return bytes(raw).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
+#: more than ps_arg_cache_limit (kern.ps_arg_cache_limit, PAGE_SIZE / 16) ever is
+_MAX_ARGUMENTS = 1 << 16
+
+
+def arguments(kernel: Kernel, proc: int) -> Optional[List[str]]:
+    """What a struct proc * was run as (p_args, a struct pargs), first its name.
+
+    None where the kernel keeps no copy: of a kernel process, of arguments longer than
+    kern.ps_arg_cache_limit, or where it cannot be read.
+    """
+    layouts = kernel.layouts
+    if "pargs" not in layouts or not layouts.has("proc", "p_args"):
+        return None
+    try:
+        at = kernel.pointer(proc + layouts.offsetof("proc", "p_args"))
+        if not at:
+            return None
+        length = kernel.unsigned(at + layouts.offsetof("pargs", "ar_length"), 4)
+        if not 0 < length <= _MAX_ARGUMENTS:
+            return None
+        raw = kernel.read(at + layouts.offsetof("pargs", "ar_args"), length)
+    except MemoryFault:
+        return None
+    words = raw.rstrip(b"\0").split(b"\0")
+    return [word.decode("utf-8", "backslashreplace") for word in words]
+
+
 @cached(MEMORY)
 def threads(kernel: Kernel) -> List[Thread]:
     """All threads of all processes, in the order of the kernel's lists."""

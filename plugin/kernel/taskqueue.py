@@ -71,7 +71,8 @@ def taskqueue_at(kernel: Kernel, address: int) -> Optional[TaskQueue]:
 
 def _at(kernel: Kernel, kind: str, address: int) -> Optional[TaskQueue]:
     view = kernel.view(kind, address)
-    # Up to 9.x a queue has no name of its own, its mutex is called "taskqueue".
+    # Up to 10.x a queue has no name of its own, its mutex is called "taskqueue": it goes by its
+    # first worker's.
     mutex = "tq_mutex.lock_object.lo_name"
     named = view.tq_name if view.has("tq_name") else view.get(mutex, 0)
     name = kernel.try_cstring(named) if named else ""
@@ -85,6 +86,9 @@ def _at(kernel: Kernel, kind: str, address: int) -> Optional[TaskQueue]:
     workers = _pointers(kernel, threads_at, count) if threads_at else []
     if workers and not any(thread_at(kernel, each) is not None for each in workers):
         return None
+    if workers and not view.has("tq_name"):
+        first = thread_at(kernel, workers[0])
+        name = first.name if first is not None else name
     queued = list(_queued(kernel, kind, address))
     return TaskQueue(address, kind, name, queued, list(_running(kernel, kind, view)), workers)
 
@@ -182,11 +186,23 @@ def of_task(kernel: Kernel, task: int) -> Tuple[Optional[TaskQueue], Optional[Ru
     return None, None
 
 
+#: the tasks of illumos's task queues: ta_context is a taskq_ent_t with the function proper
+_ENTRIES = ("taskq_run", "taskq_run_ent", "taskq_run_safe")
+
+
 def task_function(kernel: Kernel, task: int, kind: str = "taskqueue") -> str:
-    """The name of the function that a task runs (ta_func), "" if it cannot be read."""
+    """The name of the function that a task runs (ta_func), "" if it cannot be read.
+
+    Of a task of ZFS (cddl/compat/opensolaris, opensolaris_taskq.c) that of its taskq_ent_t.
+    """
     struct = dict(KINDS)[kind]
+    struct = struct if struct in kernel.layouts else "task"
     try:
-        offset = kernel.layouts.offsetof(struct if struct in kernel.layouts else "task", "ta_func")
-        return kernel.symbolize(kernel.pointer(task + offset))
+        name = kernel.symbolize(kernel.pointer(task + kernel.layouts.offsetof(struct, "ta_func")))
+        if name in _ENTRIES and kernel.layouts.has("taskq_ent", "tqent_func"):
+            entry = kernel.pointer(task + kernel.layouts.offsetof(struct, "ta_context"))
+            at = entry + kernel.layouts.offsetof("taskq_ent", "tqent_func")
+            return kernel.symbolize(kernel.pointer(at)) or name
+        return name
     except (MemoryFault, LayoutError):
         return ""

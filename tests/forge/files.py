@@ -12,9 +12,17 @@ from typing import Any, Dict, List, Tuple
 from tests.forge.builder import Obj
 from tests.forge.machine import Machine
 from tests.forge.procs import Process, Thread
+from tests.forge.vfs import Vnode
 
 _F_RDLCK, _F_WRLCK = 1, 3
-_DTYPE_SOCKET = 2
+#: f_type of what is behind a struct file
+_KINDS = {
+    "socket": "SOCKET",
+    "pipe": "PIPE",
+    "kqueue": "KQUEUE",
+    "ksem": "SEM",
+    "eventfd": "EVENTFD",
+}
 
 
 class Files:
@@ -28,12 +36,35 @@ class Files:
         #: by process: where its table begins, how far apart descriptors lie, how many are used
         self._tables: Dict[int, List[int]] = {}
 
-    def open(self, process: Process, data: Any) -> Obj:
-        """A struct file of the process's whose f_data is ``data``."""
-        made = self.machine.new("file", f_data=data, f_count=1)
-        if getattr(data, "struct", "") == "socket":
-            made["f_type"] = _DTYPE_SOCKET
+    def open(
+        self, process: Process, data: Any, kind: str = "", *, flag: int = 3, offset: int = 0
+    ) -> Obj:
+        """A struct file of the process's whose f_data is ``data``.
+
+        ``kind`` of f_type: told by the struct where it is not given.
+        """
+        m = self.machine
+        made = m.new("file", f_data=data, f_count=1, f_flag=flag, f_offset=offset)
+        vnode = isinstance(data, Vnode)
+        kind = kind or ("VNODE" if vnode else _KINDS.get(getattr(data, "struct", ""), ""))
+        if kind:
+            made["f_type"] = m.constant(f"DTYPE_{kind}")
+        if vnode:
+            made["f_vnode"] = data
         return self.share(process, made)
+
+    def works_in(self, process: Process, vnode: Any) -> None:
+        """The process's working directory."""
+        m = self.machine
+        if m.has("proc", "p_pd"):
+            pwd = m.new("pwd", pwd_cdir=vnode)
+            process.obj["p_pd"] = made = m.new("pwddesc")
+            m.write_pointer(made.at("pd_pwd"), pwd)
+            return
+        known = self._tables.get(process.obj.address)
+        if known is None:
+            self._tables[process.obj.address] = self._table(process)
+        m.view("filedesc", process.obj["p_fd"])["fd_cdir"] = vnode
 
     def share(self, process: Process, file: Obj) -> Obj:
         """The same struct file in another process's table, as fork(2) leaves it."""
@@ -61,6 +92,24 @@ class Files:
         base = m.take(stride * self.ROOM)
         table.set(fd_ofiles=base, fd_nfiles=self.ROOM)
         return [base, stride, 0]
+
+
+def in_jail(machine: Machine, process: Process, number: int, name: str, path: str) -> Obj:
+    """The process in a jail of its own."""
+    made = machine.new("prison", pr_id=number, pr_ref=1)
+    made.probe(pr_name=name)
+    made["pr_path"] = path
+    process.obj["p_ucred"] = machine.new("ucred", cr_prison=made)
+    return made
+
+
+def run_as(machine: Machine, process: Process, *words: str) -> None:
+    """The arguments that the kernel keeps a copy of (p_args)."""
+    raw = b"".join(word.encode() + b"\0" for word in words)
+    at = machine.take(machine.sizeof("pargs") + len(raw))
+    held = machine.view("pargs", at).set(ar_ref=1, ar_length=len(raw))
+    machine.space.write(held.at("ar_args"), raw)
+    process.obj["p_args"] = held
 
 
 def device(machine: Machine, name: str) -> Obj:
@@ -108,6 +157,21 @@ def connection(machine: Machine, port: int = 2049) -> Tuple[Obj, Obj]:
         ends = ports[1 - number] + ports[number] + address * 2
         m.space.write(pcb.at("inp_inc") + 4, ends)
     return sockets
+
+
+def of_domain(machine: Machine, socket: Obj, family: int, kind: int = 1) -> Obj:
+    """The socket's protocol: its domain's address family, its type (1: a stream)."""
+    domain = machine.new("domain", dom_family=family)
+    socket.set(so_proto=machine.new("protosw", pr_domain=domain), so_type=kind)
+    return socket
+
+
+def bound_to(machine: Machine, socket: Obj, path: str) -> None:
+    """A local socket's own path."""
+    raw = path.encode()
+    at = machine.take(2 + len(raw) + 1)
+    machine.space.write(at, bytes((2 + len(raw), 1)) + raw + b"\0")
+    machine.view("unpcb", socket["so_pcb"])["unp_addr"] = at
 
 
 def receive_channel(socket: Obj) -> int:

@@ -134,6 +134,33 @@ class Vfs:
             mount.vnodes.append(made)
         return made
 
+    def root(self, mount: Mount) -> Vnode:
+        """The root directory of a mount."""
+        made = self.vnode(mount, "dir")
+        made.obj["v_vflag"] = self.machine.constant("VV_ROOT", 1)
+        return made
+
+    def named(self, vnode: Vnode, directory: Vnode, name: str, *dotdots: Vnode) -> Vnode:
+        """What the name cache knows of a vnode: first the ".." of ``dotdots``, then its name."""
+        m = self.machine
+        entries = [self._cached(each, "..", m.constant("NCF_ISDOTDOT", 0)) for each in dotdots]
+        entries.append(self._cached(directory, name, 0))
+        m.tailq(vnode.obj.at("v_cache_dst"), "nc_dst", entries)
+        return vnode
+
+    def _cached(self, directory: Vnode, name: str, flags: int) -> Obj:
+        m = self.machine
+        raw = name.encode() + b"\0"
+        timed = flags | m.constant("NCF_TS", 0)
+        late = m.has("namecache_ts", "nc_name")
+        # To 11.x an entry with a time is a struct of its own, with its name behind it.
+        struct, flags = ("namecache_ts", timed) if late else ("namecache", flags)
+        at = m.take(m.sizeof("namecache_ts" if late else "namecache") + len(raw))
+        entry = m.view("namecache", at)
+        entry.set(nc_dvp=directory, nc_nlen=len(name), nc_flag=flags)
+        m.space.write(at + m.locate(struct, "nc_name").offset, raw)
+        return entry
+
     def finish(self) -> None:
         m = self.machine
         m.tailq(m.address_of("mountlist"), "mnt_list", [x.obj for x in self.mounts])
