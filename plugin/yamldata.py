@@ -27,15 +27,27 @@ def load(path: str, what: str) -> Any:
     known = cache_read(key)
     if known is not None:
         return known.get("data")
-    import yaml
-
     try:
-        data = yaml.load(raw.decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        data = parse(raw.decode())
     except UnicodeDecodeError:
         raise WchanError(f"{what} {path} is not text in UTF-8") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise WchanError(f"{what} {path} is not YAML: {error}") from None
     # A date or a set: JSON has none, and neither has a row that makes sense.
     with suppress(TypeError):
         cache_write(key, {"data": data})
     return data
+
+
+def parse(text: str) -> Any:
+    """What a YAML document says; ValueError, in one line, where it is none."""
+    # Imported here: a start with a warm cache needs no YAML parser.
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error) or "malformed"
+        raise ValueError(where + " ".join(str(problem).split())) from None

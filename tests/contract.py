@@ -132,7 +132,9 @@ def _kthreads(data: Any, where: str) -> Iterator[str]:
         yield f"{where}: a thread stands twice"
     for thread in data["threads"]:
         # A running thread may be between CPUs only where memory is corrupt.
-        if thread["state"] == "sleeping" and thread["wchan"] is None:
+        # Text may name a thread and no address.
+        named = thread["address"] is not None
+        if named and thread["state"] == "sleeping" and thread["wchan"] is None:
             yield f"{where}: thread {thread['tid']} sleeps on no channel"
     if "groups" in data:
         known = sorted(thread["tid"] for thread in data["threads"])

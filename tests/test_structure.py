@@ -51,7 +51,6 @@ LATE: Dict[Tuple[str, str], str] = {
     ("plugin.captures.lines", "zstandard"): "optional",
     ("plugin.kernel.vm_page_columns", "numpy"): "optional",
     ("plugin.yamldata", "yaml"): "most starts find it parsed in the cache",
-    ("plugin.structs.yamlfile", "yaml"): "most starts find it parsed in the cache",
     ("plugin.batch.workers", "distributed"): "optional: only --dask needs it",
     ("plugin.hosts.shell", "plugin.captures"): "a dump needs no reader of text",
     ("plugin.structs.dwarf", "elftools"): "optional, and slow to load",

@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import tarfile
-from typing import IO, Iterator, List, NamedTuple, Optional, Tuple
+import zlib
+from typing import IO, Iterator, List, NamedTuple, Optional, Tuple, Type
 
 from plugin.captures.model import Source
 from plugin.errors import WchanError
@@ -108,8 +109,15 @@ def read_lines(path: str) -> Iterator[Line]:
                 yield from _lines(stream, os.path.basename(path))
     except OSError as error:
         raise WchanError(f"cannot read {path}: {error.strerror or error}") from None
-    except (EOFError, tarfile.TarError) as error:
-        raise WchanError(f"{path}: {error}") from None
+    except _damaged() as error:
+        raise WchanError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _damaged() -> Tuple[Type[BaseException], ...]:
+    """What unpacking raises where the bytes make no sense."""
+    zstandard = sys.modules.get("zstandard")
+    packed = () if zstandard is None else (zstandard.ZstdError,)
+    return (EOFError, zlib.error, tarfile.TarError, *packed)
 
 
 def _unpacked(file: IO[bytes], path: str) -> IO[bytes]:
@@ -176,7 +184,9 @@ def looks_like_text(path: str) -> Optional[bool]:
         with open(path, "rb") as file:
             stream = _unpacked(file, path)
             head = stream.read(4096)
-    except (OSError, EOFError):
+    except OSError:
+        return None
+    except _damaged():
         return None
     if head[257:262] == b"ustar":
         return True

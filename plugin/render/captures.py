@@ -72,8 +72,22 @@ def _lock(lock: TextLock, waiting: List[int]) -> Dict[str, Any]:
         "name": lock.name,
         "class": lock.lc_name,
         "state": lock.mode or "unknown",
+        "sharers": lock.shared,
+        "recursion": None,
+        "word": None,
+        "flags": [],
+        "vnode": None,
         "owners": list(lock.owners),
-        "waiters": [{"tid": tid, "mode": "unknown"} for tid in waiting],
+        "holders": [
+            {
+                "tid": tid,
+                "shared": lock.shared is not None,
+                "certainty": "proven",
+                "evidence": f"printed at {source}",
+            }
+            for tid, source in lock.owners.items()
+        ],
+        "waiters": [{"tid": tid, "mode": None} for tid in waiting],
     }
 
 
@@ -118,6 +132,13 @@ def _provider(provider: TextProvider) -> Dict[str, Any]:
     }
 
 
+_NOT_PRINTED_OF_DOMAINS = (
+    "address", "cache", "pageout_free_min", "inactive_target", "minset", "severeset",
+    "pageout_wanted", "pages_needed", "laundry_request", "oom",
+)  # fmt: skip
+_NOT_PRINTED_OF_ZONES = ("address", "keg", "limit", "items", "sleepers", "allocs", "fails")
+
+
 def memory(kernel: TextKernel) -> Report:
     """vmstate: page queues and zones as ``show pageq``, ``page`` and ``uma`` printed them."""
     capture = kernel.capture
@@ -126,20 +147,29 @@ def memory(kernel: TextKernel) -> Report:
     report = Report(
         {
             "domains": [
-                {"index": d.index, **_domain(d.counts, capture.counters), "waiters": []}
+                {
+                    **dict.fromkeys(_NOT_PRINTED_OF_DOMAINS),
+                    "index": d.index,
+                    **_domain(d.counts, capture.counters),
+                    "waiters": [],
+                }
                 for d in capture.domains.values()
             ],
+            "waits": [],
+            "daemons": [],
             "swap": [],
-            "buffers": {},
+            "swap_space": dict.fromkeys(("avail", "full", "almost_full")),
+            "buffers": {"nbuf": None, "bufkvaspace": None, "spaces": []},
+            "arenas": [],
             "zones": [
                 {
+                    **dict.fromkeys(_NOT_PRINTED_OF_ZONES),
                     "name": zone.name,
                     "size": zone.size,
                     "used": zone.used,
                     "free": zone.free,
-                    "limit": None,
-                    "sleepers": None,
-                    "fails": None,
+                    "waiters": [],
+                    "sleeps": zone.sleeps,
                 }
                 for zone in capture.zones
             ],

@@ -18,6 +18,7 @@ from plugin.errors import LayoutError
 from plugin.structs.cache import layout_from_json, layout_to_json
 from plugin.structs.kernels import KernelRow, Spans, split_name
 from plugin.structs.layout import Layout, Member
+from plugin.yamldata import parse
 
 SHIPPED = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "structs.yaml"
@@ -146,18 +147,10 @@ class StructsFile:
             yield Document(kind, name if kind != "kernels" else "", span, start, end)
 
     def _yaml(self, text: str) -> Any:
-        # Imported here: a start with a warm cache needs no YAML parser.
-        import yaml
-
         try:
-            return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1} of a document" if mark else ""
-            problem = getattr(error, "problem", None) or str(error) or "malformed"
-            raise LayoutError(
-                f"{self.path}: no YAML{where}: {' '.join(str(problem).split())}"
-            ) from None
+            return parse(text)
+        except ValueError as error:
+            raise LayoutError(f"{self.path}: a document is no YAML: {error}") from None
 
     def load(self, document: Document) -> Dict[str, Any]:
         """The parsed document, a mapping."""

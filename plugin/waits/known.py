@@ -128,29 +128,38 @@ def _entry(path: str, number: int, entry: Any) -> Known:
     unknown = sorted(map(str, set(entry) - _KEYS))
     if unknown:
         raise bad(f"unknown key {unknown[0]!r}; there are: {', '.join(sorted(_KEYS))}")
+    lists = {key: entry.get(key) or [] for key in ("threads", "panic", "releases", "modules")}
+    for key, value in lists.items():
+        if not isinstance(value, list):
+            raise bad(f"{key} is no list")
     stacks = []
-    for thread in entry.get("threads") or ():
+    for thread in lists["threads"]:
         if not isinstance(thread, dict) or len(set(thread) & {"frames", "functions"}) != 1:
             raise bad("a thread has either frames or functions")
         ordered = "frames" in thread
-        stacks.append(Stack(tuple(map(str, thread["frames" if ordered else "functions"])), ordered))
-    panics = tuple(map(str, entry.get("panic") or ()))
+        names = thread["frames" if ordered else "functions"]
+        if not isinstance(names, list):
+            raise bad("the frames or functions of a thread are no list")
+        stacks.append(Stack(tuple(map(str, names)), ordered))
+    panics = tuple(map(str, lists["panic"]))
     for pattern in panics:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise bad(f"panic {pattern!r}: {error}") from None
+    if not all(type(each) is int for each in lists["releases"]):
+        raise bad("releases are no numbers")
     text = {key: str(entry.get(key, "")) for key in _KEYS}
     return Known(
         text["id"],
         text["title"],
         text["source"],
         text["grade"] or "B",
-        tuple(int(each) for each in entry.get("releases") or ()),
+        tuple(lists["releases"]),
         text["fixed"],
         panics,
         tuple(stacks),
-        tuple(map(str, entry.get("modules") or ())),
+        tuple(map(str, lists["modules"])),
         bool(entry.get("derived", False)),
         text["waits"],
         text["shape"],
