@@ -11,6 +11,8 @@ from test_zfs import KERNELS, Ground, kinds, only_cause
 
 from plugin.hosts.runner import run_command
 from plugin.opening import open_core
+from tests.forge.tasks import TaskQueue
+from tests.forge.zfs import Pool
 from tests.forge.zvol import Zvol
 
 #: the illumos era, OpenZFS 2.0 and 2.2 with a thread of the volume's own, 2.4 with task queues
@@ -205,3 +207,98 @@ def test_zfs_lists_a_pools_volumes_with_their_requests_and_who_serves_them(
     assert first["threads"] == [worker.tid]
     assert first["queued"] == (None if volume.tasks else 1)
     assert (second["name"], second["mode"], second["provider"]) == ("tank/raw", "dev", None)
+
+
+# Pools on files
+
+
+class OnFile:
+    """A second pool, on a file of UFS on ada0, whose disk does not answer."""
+
+    def __init__(self, osreldate: int) -> None:
+        g = self.g = Ground(osreldate)
+        m = g.m
+        disk = m.geom.disk("ada", 0, mediasize=1 << 34)
+        consumer = m.geom.vfs(disk.provider)
+        consumer.open()
+        self.mount = m.vfs.ffs("/img", consumer)
+        vnode = m.vfs.vnode(self.mount)
+        self.pool = Pool(m, "onfile")
+        self.vdev = self.pool.file("/img/pool", vnode)
+        self.has_tasks = osreldate >= 1300000
+        if self.has_tasks:
+            self.queue = TaskQueue(m, "z_vdev_file")
+
+    def worker(self, zio: Any) -> Any:
+        """Who does a zio's I/O: a task from 13.0 on, before whoever executes the zio."""
+        if self.has_tasks:
+            self.queue.run("vdev_file_io_strategy", 0, zio.dispatched())
+            return self.queue.workers[0]
+        calls = ("vdev_file_io_start", "zio_execute", "taskqueue_run_locked")
+        worker = self.g.m.procs.kthread("zio_read_issue", "zfskern", calls)
+        self.pool.holds(worker, "vdev_file_io_start", zio)
+        return worker
+
+    def zio(self) -> Any:
+        return self.pool.zio("READ", self.vdev, size=4096, offset=8192).at_device()
+
+
+@pytest.mark.parametrize("osreldate", [903000, 1201000, 1300139, 1402000, 1500068])
+def test_a_pool_on_a_file_waits_for_the_disk_below_the_file(osreldate: int, tmp_path: Path) -> None:
+    f = OnFile(osreldate)
+    m = f.g.m
+    zio = f.zio()
+    user = f.g.thread("reader")
+    f.pool.tree(zio).waited_by(user)
+    worker = f.worker(zio)
+    buf = m.bufs.buf(f.mount.vnodes[0], 1, owner=worker)
+    m.bufs.start(buf, f.mount).to_device()
+    buf.waited_by(worker, seconds=60)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["summary"].startswith("ada0 (/img) has not returned 1 read")
+    assert set(cause["tids"]) == {user.tid, worker.tid}
+    if f.has_tasks:
+        zio_id = f"zio:{int(zio):#x}"
+        (edge,) = [e for e in answer.data["edges"] if e["from"] == zio_id]
+        assert edge["certainty"] == "proven"
+        assert "vdev_file_io_strategy() of ufs" in edge["evidence"]
+
+
+@pytest.mark.parametrize("osreldate", [1300139, 1402000, 1500068])
+def test_io_of_a_file_that_waits_for_a_worker_waits_for_those_at_work(
+    osreldate: int, tmp_path: Path
+) -> None:
+    f = OnFile(osreldate)
+    first, second = f.zio(), f.zio()
+    worker = f.worker(first)
+    f.queue.queued.append(second.dispatched())
+    # The file lies in the other pool, whose disk is silent.
+    f.g.pool.tree(f.g.leaf().at_device()).waited_by(worker)
+    user = f.g.thread("reader")
+    f.pool.tree(second).waited_by(user)
+    answer = explain(f.g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["summary"] == "da0 has not returned 1 read"
+    assert set(cause["tids"]) == {user.tid, worker.tid}
+    assert "task queue z_vdev_file" in answer.labels(user.tid)
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1402000])
+def test_io_of_a_file_that_lies_in_another_pool_is_followed_into_that(
+    osreldate: int, tmp_path: Path
+) -> None:
+    f = OnFile(osreldate)
+    zio = f.zio()
+    worker = f.worker(zio)
+    f.g.pool.tree(f.g.leaf().at_device()).waited_by(worker)
+    user = f.g.thread("reader")
+    f.pool.tree(zio).waited_by(user)
+    answer = explain(f.g.m, tmp_path)
+    assert set(only_cause(answer)["tids"]) == {user.tid, worker.tid}
+
+
+def test_zfs_says_in_which_file_system_a_pools_file_lies(tmp_path: Path) -> None:
+    f = OnFile(1402000)
+    (text,) = printed(f.g, tmp_path, "zfs onfile")
+    assert "/img/pool (ufs /img)" in text

@@ -25,10 +25,12 @@ from plugin.kernel.zfs import arc
 from plugin.kernel.zfs.common import peek, try_peek
 from plugin.kernel.zfs.dbuf import dbuf_at
 from plugin.kernel.zfs.spa import Spa, spa_of, spas
+from plugin.kernel.zfs.taskq import dispatched
 from plugin.kernel.zfs.txg import DmuTx, Txg, dmu_tx_at, tc_count, txg_of
 from plugin.kernel.zfs.vdev import (
     Vdev,
     VdevQueue,
+    file_of,
     provider_of,
     vdev_at,
     vdev_queue,
@@ -230,6 +232,9 @@ def place(kernel: Kernel, zio: Zio) -> Place:
     if zio.address in index.queued or zio.queue_state == QS_QUEUED:
         name = vdev.name if vdev else "its vdev"
         return Place(QUEUED, f"it waits in the queue of {name} ({zio.priority})", PROVEN, vdev)
+    at_file = _at_file(kernel, zio, vdev)
+    if at_file is not None:
+        return at_file
     other = index.joined.get(zio.address)
     if other is not None:
         return Place(JOINED, "acb_zio_dummy of an arc_callback of that read", PROVEN, other=other)
@@ -267,6 +272,9 @@ def _active(
     kernel: Kernel, index: Zios, zio: Zio, vdev: Optional[Vdev], bio: Optional[OutstandingBio]
 ) -> Place:
     name = vdev.name if vdev else "its vdev"
+    at_file = _at_file(kernel, zio, vdev)
+    if at_file is not None:
+        return at_file
     if bio is not None:
         why = f"bio {bio.bio.address:#x} carries it (bio_caller1)"
         return Place(AT_DEVICE, why, PROVEN, vdev, bio)
@@ -279,7 +287,27 @@ def _active(
             vdev,
             thread=holder,
         )
-    return Place(AT_DEVICE, f"active in the queue of {name}; no bio of it was found", PROVEN, vdev)
+    file = file_of(kernel, vdev) if vdev is not None else None
+    missing = f"no thread at {file.label} has it" if file else "no bio of it was found"
+    return Place(AT_DEVICE, f"active in the queue of {name}; {missing}", PROVEN, vdev)
+
+
+#: the task queue of file vdevs (13.0 on); before, whoever executes the zio does its I/O
+_FILE_TASKQ = "z_vdev_file"
+
+
+def _at_file(kernel: Kernel, zio: Zio, vdev: Optional[Vdev]) -> Optional[Place]:
+    """A zio for a file: a task of z_vdev_file has it; None where no task has."""
+    if vdev is None or vdev.type != "file":
+        return None
+    task = dispatched(kernel, _FILE_TASKQ).get(zio.address)
+    if task is None:
+        return None
+    file = file_of(kernel, vdev)
+    of = f" of {file.label}" if file is not None else f" of file {vdev.name}"
+    where = "runs in" if task.position is None else f"waits behind {task.position} in"
+    why = f"{task.function}(){of} {where} task queue {task.queue.name}"
+    return Place(IN_TASKQ, why, PROVEN, vdev, thread=task.worker, queue=task.queue)
 
 
 # Outstanding I/O
@@ -379,12 +407,17 @@ def threads_inside(kernel: Kernel) -> List[Thread]:
     ]
 
 
+#: who is in one of these does the I/O of a file, and may wait for a zio of another pool
+_OF_FILES = ("vdev_file_io_strategy", "vdev_file_io_start")
+
+
 def in_hand(kernel: Kernel, zio: int) -> Optional[Thread]:
     """The thread inside ZFS that works on a zio, and does not merely wait for it."""
     for thread in threads_inside(kernel):
-        if (thread.wmesg or "").startswith(("zio->io_cv", "zcw->zcw_cv")):
+        if not kernel_stack_holds(kernel, thread, zio):
             continue
-        if kernel_stack_holds(kernel, thread, zio):
+        waits = (thread.wmesg or "").startswith(("zio->io_cv", "zcw->zcw_cv"))
+        if not waits or any(f.function.startswith(_OF_FILES) for f in frames(kernel, thread)):
             return thread
     return None
 

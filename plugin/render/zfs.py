@@ -12,7 +12,7 @@ from plugin.kernel.proc import thread_at
 from plugin.kernel.zfs import spa as spa_module
 from plugin.kernel.zfs.spa import Spa
 from plugin.kernel.zfs.txg import Txg, txg_of
-from plugin.kernel.zfs.vdev import Vdev, provider_of, vdev_queue
+from plugin.kernel.zfs.vdev import Vdev, file_of, provider_of, vdev_queue
 from plugin.kernel.zfs.zio import children
 from plugin.kernel.zfs.zvol import Zvol, workers, zvols
 from plugin.render.report import Report
@@ -114,10 +114,11 @@ def _show_vdevs(kernel: Kernel, report: Report, spa: Spa) -> None:
         queue = vdev_queue(kernel, vdev.address) if vdev.leaf else None
         mine = [o for o in judge.outstanding(kernel) if o.vdev.address == vdev.address]
         oldest = max((o.age for o in mine if o.age is not None), default=None)
+        file = file_of(kernel, vdev)
         rows.append(
             (
                 address(vdev.address),
-                vdev.name,
+                vdev.name + (f" ({file.fstype} {file.on})" if file is not None else ""),
                 _state(vdev),
                 len(queue.active) if queue else None,
                 len(queue.waiting) if queue else None,
@@ -327,6 +328,7 @@ def _txg_data(kernel: Kernel, spa: Spa, groups: Txg) -> Dict[str, Any]:
 def _vdev_data(kernel: Kernel, vdev: Vdev) -> Dict[str, Any]:
     queue = vdev_queue(kernel, vdev.address) if vdev.leaf else None
     provider = provider_of(kernel, vdev) if vdev.leaf else None
+    file = file_of(kernel, vdev)
     return {
         "address": address(vdev.address),
         "name": vdev.name,
@@ -338,6 +340,8 @@ def _vdev_data(kernel: Kernel, vdev: Vdev) -> Dict[str, Any]:
         "cant_read": vdev.cant_read,
         "cant_write": vdev.cant_write,
         "provider": provider.name if provider is not None else None,
+        "file": file
+        and {"vnode": address(file.address), "fstype": file.fstype, "mount": file.on or None},
         "active": len(queue.active) if queue else None,
         "queued": {name: len(found) for name, found in queue.queued.items()} if queue else None,
     }

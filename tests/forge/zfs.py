@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 from tests.forge.builder import Obj
 from tests.forge.geom import BIO_READ, BIO_WRITE, Consumer, Disk
 from tests.forge.procs import SLEEPQ_CONDVAR, Thread
+from tests.forge.vfs import Vnode
 
 if TYPE_CHECKING:
     from tests.forge.machine import Machine
@@ -76,6 +77,13 @@ class Zio:
             bio.to_device()
             self.obj.probe(io_bio=bio)
         return self
+
+    def dispatched(self) -> Obj:
+        """A task of z_vdev_file (13.0 on), to be queued or run there."""
+        m = self.pool.machine
+        entry = m.new("taskq_ent", arena="kva", tqent_func="vdev_file_io_strategy")
+        entry["tqent_arg"] = self
+        return m.view("task", entry.at("tqent_task"))
 
     def queued(self, seconds: float = 60.0) -> Zio:
         """In the vdev's queue, not given to the disk yet."""
@@ -251,9 +259,17 @@ class Pool:
         consumer.open()
         return self._leaf("disk", f"/dev/{disk.provider.name}", consumer)
 
-    def file(self, path: str) -> Vdev:
+    def file(self, path: str, vnode: Vnode) -> Vdev:
         """A leaf on a file."""
-        return self._leaf("file", path, None)
+        m = self.machine
+        made = self._leaf("file", path, None)
+        vdev_file = m.new("vdev_file", arena="kva")
+        if vdev_file.has("vf_file"):
+            vdev_file["vf_file"] = m.new("file", f_vnode=vnode)
+        else:
+            vdev_file["vf_vnode"] = vnode
+        made.obj["vdev_tsd"] = vdev_file
+        return made
 
     def _leaf(self, kind: str, path: str, consumer: Optional[Consumer]) -> Vdev:
         m = self.machine

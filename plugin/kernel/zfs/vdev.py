@@ -14,6 +14,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.avl import avl_foreach
 from plugin.kernel.geom import Provider, mesh
 from plugin.kernel.list import list_t_foreach, ring_of
+from plugin.kernel.vnode import Vnode, vnode_at
 from plugin.kernel.zfs.common import enum_name, peek, text_of, try_peek
 from plugin.session import Kernel
 
@@ -118,6 +119,21 @@ def provider_of(kernel: Kernel, vdev: Vdev) -> Optional[Provider]:
     """The GEOM provider that a vdev on a device uses (vdev_tsd is its consumer), else None."""
     consumer = mesh(kernel).consumers.get(vdev.tsd)
     return consumer.provider if consumer is not None else None
+
+
+def file_of(kernel: Kernel, vdev: Vdev) -> Optional[Vnode]:
+    """The vnode of a vdev on a file, None for any other and where it cannot be read.
+
+    vdev_tsd is a vdev_file_t, which has an open file from 13.0 on, a vnode before.
+    """
+    if vdev.type != "file" or not vdev.tsd:
+        return None
+    if kernel.layouts.has("vdev_file", "vf_vnode"):
+        at = try_peek(kernel, "vdev_file", vdev.tsd, "vf_vnode", 0)
+    else:
+        opened = try_peek(kernel, "vdev_file", vdev.tsd, "vf_file", 0)
+        at = try_peek(kernel, "file", opened, "f_vnode", 0) if opened else 0
+    return vnode_at(kernel, at) if at else None
 
 
 class VdevQueue(NamedTuple):
