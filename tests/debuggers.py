@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from hosts import wchan
+from hosts import process
 
 
 class Batch(NamedTuple):
@@ -54,4 +54,4 @@ def lldb(program: Optional[Path], dump: Any, *commands: str, **environment: str)
 def _run(name: str, program: Optional[Path], dump: Any, rest: List[str], environment: Any) -> Batch:
     which = ["--debugger", str(program)] if program else []
     words = [name, "-k", str(dump.kernel), *which, str(dump.vmcore), "--", *rest]
-    return Batch(*wchan(*words, timeout=120, **environment))
+    return Batch(*process(*words, timeout=120, **environment))

@@ -1,18 +1,32 @@
-"""Running a command in the shell, for tests that look at it as a user does."""
+"""Running a command line of the shell, for tests that look at it as a user does."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Tuple
+from unittest import mock
+
+from plugin.hosts.shell import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def wchan(*words: str, timeout: float = 300, **environment: str) -> Tuple[int, str, str]:
-    """``wchan WORDS...``: (exit status, stdout, stderr)."""
+def wchan(*words: str) -> Tuple[int, str, str]:
+    """``wchan WORDS...`` in this process: (exit status, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    environment = mock.patch.dict(os.environ, COLUMNS="80")
+    with environment, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(words)
+    return status, out.getvalue(), err.getvalue()
+
+
+def process(*words: str, timeout: float = 300, **environment: str) -> Tuple[int, str, str]:
+    """The same in a process of its own, where that is what is tested."""
     done = subprocess.run(
         [sys.executable, "-m", "plugin", *words],
         cwd=ROOT,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 import pytest
-from hosts import shell, wchan
+from hosts import process, shell, wchan
 
 from plugin.kernel.proc import threads
 from plugin.opening import open_core, open_target
@@ -184,6 +184,6 @@ def test_the_command_line_is_explained(real_dump: Any) -> None:
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "kthreads" in out
-    assert wchan("--version")[1].startswith("wchan ")
+    assert process("--version")[1].startswith("wchan ")
     assert "no command 'kthread'" in one_line(shell(real_dump, "kthread")[2])
     assert "the dump comes first" in one_line(wchan("kthreads", "--json")[2])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import pytest
-from hosts import wchan
+from hosts import process, wchan
 
 from plugin.structs import Layouts
 from plugin.structs.choose import choose_yaml
@@ -72,9 +72,8 @@ class Vendor(NamedTuple):
     threads: Dict[int, List[str]]
 
     def kthreads(self, **environment: str) -> Dict[str, Any]:
-        status, out, err = wchan(
-            "-k", str(self.kernel), str(self.vmcore), "kthreads", "--json", **environment
-        )
+        words = ("-k", str(self.kernel), str(self.vmcore), "kthreads", "--json")
+        status, out, err = process(*words, **environment) if environment else wchan(*words)
         assert status == 0, err
         report: Dict[str, Any] = json.loads(out)
         return report
