@@ -186,7 +186,7 @@ class GraphBuilder:
     def build(self) -> Graph:
         """Explain every thread that waits, and every thread that a chain leads to."""
         for thread in self.threads:
-            if thread.waits or thread.state == "suspended":
+            if thread.waits or thread.state in ("suspended", "swapped"):
                 self.thread(thread)
         self.settle()
         return self.graph

@@ -17,6 +17,7 @@ from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
 from plugin.waits.resolvers.procs import single_threading
 from plugin.waits.resolvers.rmslocks import wait_for_rms
+from plugin.waits.resolvers.swapped import swapped, wants_in
 
 #: what a state other than asleep, blocked or running means for a thread
 STATE_WORDS = {
@@ -46,6 +47,8 @@ def explain(builder: Builder, thread: Thread) -> Verdict:
     if wait is not None:
         wait_for_lock(builder, thread, node, wait)
         return Verdict(Status.STUCK, f"waits for a {wait.lock.lc_name} lock")
+    if wants_in(thread):
+        return swapped(builder, thread, node)
     if thread.state == "sleeping" or (thread.wchan and thread.state != "locked"):
         return _explain_sleep(builder, thread, node)
     return _explain_state(builder, thread, node)

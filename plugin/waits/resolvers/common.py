@@ -52,10 +52,6 @@ def generic(case: Case, why: str) -> Verdict:
 def unknown(case: Case) -> Verdict:
     """A sleep the catalogue does not know.  With a timeout it ends by itself."""
     node = case.channel_node()
-    if case.thread.state == "swapped":
-        node = case.waits_for(node, Certainty.PROVEN, case.said())
-        node.end = End(CauseKind.EXTERNAL, "swapped out while it slept")
-        return Verdict(Status.OTHER, "swapped out", understood=False)
     case.waits_for(node, Certainty.PROVEN, case.said())
     sleep = case.builder.sleeps.get(case.thread.address)
     evidence = "not in the catalogue of wait messages"

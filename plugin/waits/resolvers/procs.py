@@ -1,4 +1,4 @@
-"""Waits for other processes: the swapper, children, peers of pipes and sockets, umtx.
+"""Waits for other processes: children, peers of pipes and sockets, umtx.
 
 Such waits are benign by themselves; they become part of a chain where the
 other side is stuck, or where somebody waits for the waiter.
@@ -19,33 +19,12 @@ from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
-from plugin.waits.resolvers.common import idle
 from plugin.waits.resolvers.nfs import sends_to_server
 from plugin.words import count
 
 #: more threads of a peer than this are not looked at
 _MAX_PEERS = 64
 _INIT = 1
-
-
-@resolver("swapper")
-def swapper(case: Case) -> Optional[Verdict]:
-    """The swapper at rest, or a thread that waits for its process to be brought in."""
-    if case.thread.pid == 0 or case.thread.comm == "swapper":
-        return idle(case, "the swapper without a process to bring in")
-    builder = case.builder
-    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-    for thread in builder.threads:
-        if thread.pid == 0 and thread.name in ("swapper", "kernel", thread.comm):
-            builder.join(
-                node,
-                builder.thread(thread),
-                EdgeKind.SERVED_BY,
-                Certainty.CATALOGUED,
-                "the swapper (proc0)",
-            )
-            break
-    return Verdict(Status.STUCK, "waits to be swapped in", case.row)
 
 
 @cached(MEMORY)
