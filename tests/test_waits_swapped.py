@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
@@ -36,7 +36,7 @@ def silent(m: Machine, device: SwapDevice) -> None:
 
 def cause_of(answer: Answer, tid: int) -> Dict[str, Any]:
     check_contract(answer)
-    found = answer.cause_of(tid)
+    found: Optional[Dict[str, Any]] = answer.cause_of(tid)
     assert found is not None
     return found
 
@@ -54,7 +54,8 @@ def test_swapped_out_hogs_end_at_the_silent_swap_disk(
     assert set(cause["tids"]) >= {each.tid for each in hogs}
     assert "kernel stacks on swap" in answer.labels(hogs[0].tid)
     assert "3 threads of 3 processes" in answer.text
-    assert "is swapped out since 2 m 00 s ago, and wants to run" in answer.run(str(hogs[0].tid))
+    said = " ".join(answer.run(str(hogs[0].tid)).split())
+    assert "has been swapped out for 2 m 00 s and wants to run" in said
 
 
 @pytest.mark.parametrize("osreldate, arch", VERSIONS)

@@ -52,8 +52,8 @@ def swapped(builder: Builder, thread: Thread, node: Node) -> Verdict:
     out = _out_for(kernel, thread)
     said = "td_inhibitors has TDI_SWAPPED alone: it was woken, its kernel stack is swapped out"
     builder.join(node, target, EdgeKind.WAITS_FOR, Certainty.PROVEN, said)
-    since = f" since {seconds(out)} ago" if out is not None else ""
-    return Verdict(Status.STUCK, f"is swapped out{since}, and wants to run")
+    since = f" for {seconds(out)}" if out is not None else ""
+    return Verdict(Status.STUCK, f"has been swapped out{since} and wants to run")
 
 
 def _out_for(kernel: Kernel, thread: Thread) -> Optional[float]:
