@@ -18,6 +18,7 @@ from plugin.judge import cam, controllers
 from plugin.judge.cam import DONE_QUEUE
 from plugin.judge.controllers import DRIVER_QUEUE
 from plugin.judge.geom_workers import kernel_thread_flag
+from plugin.kernel import geom_class
 from plugin.kernel.bio import (
     Bio,
     Origin,
@@ -267,7 +268,9 @@ class FoundBios:
         head = self._linked_to(bio)
         if head is not None:
             holder = self._owner_of(head, to)
-            return Place(QUEUED, f"on the queue {holder}", PROVEN, to, holder)
+            kept = geom_class.queues(kernel).get(head)
+            why = f"on {holder}: {kept.queue.why}" if kept else f"on the queue {holder}"
+            return Place(QUEUED, why, PROVEN, to, holder)
         if bio.children:
             return self._childless(bio, to)
         if to is not None:
@@ -491,6 +494,9 @@ class FoundBios:
         name = self.kernel.symbolize(head)
         if name:
             return name
+        kept = geom_class.queues(self.kernel).get(head)
+        if kept is not None:
+            return kept.name
         volume = zvol.zvol_of_provider(self.kernel, provider) if provider else None
         if volume is not None and volume.queue == head:
             return f"queue of zvol {volume.name}"

@@ -15,6 +15,7 @@ from plugin.judge.locks import Contended, contended, holders
 from plugin.kernel.bio import BioQueue, g_bioqs
 from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import ZVOL_CLASS, Geom, Provider, mesh
+from plugin.kernel.geom_class import own_threads
 from plugin.kernel.locks import Lock, lock_at
 from plugin.kernel.proc import Thread, clock, threads
 from plugin.kernel.queue import tailq_foreach
@@ -203,13 +204,17 @@ _MAXCOMLEN = 19
 def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
     """The kernel threads that do this geom's work, for classes that have some.
 
-    Told by their names: "md0", "g_mirror gm0", "g_eli[1] da0p2" (the provider
-    below), "g_raid3 name", "g_journal name" (kproc_create() calls in sys/geom and
-    sys/dev/md); those of a volume of ZFS by what kernel.zfs.zvol says.
+    Those that its own softc names (kernel/geom_class.py), else told by their names: "md0",
+    "g_mirror gm0", "g_eli[1] da0p2" (the provider below), "g_raid3 name", "g_journal name"
+    (kproc_create() calls in sys/geom and sys/dev/md); those of a volume of ZFS by what
+    kernel.zfs.zvol says.
     """
     if geom.g_class.name == ZVOL_CLASS:
         volumes = (zvol.zvol_of_provider(kernel, provider) for provider in geom.providers)
         return [thread for each in volumes if each for thread in zvol.workers(kernel, each)]
+    own = own_threads(kernel, geom)
+    if own:
+        return own
     prefix = f"g_{geom.g_class.name.lower()}"
     subjects = {geom.name, *(p.name for p in geom.providers)}
     subjects |= {c.provider.name for c in geom.consumers if c.provider}

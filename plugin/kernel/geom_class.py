@@ -296,7 +296,10 @@ def _md(kernel: Kernel, view: View) -> Iterator[str]:
         words += f": {vnode.label}" if vnode is not None else ""
     yield f"backed by {words}"
     yield from _flags(
-        kernel, view.flags, ("MD_SHUTDOWN", "being destroyed"), ("MD_EXITING", "its thread has gone")
+        kernel,
+        view.flags,
+        ("MD_SHUTDOWN", "being destroyed"),
+        ("MD_EXITING", "its thread has gone"),
     )
 
 

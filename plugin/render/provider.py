@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -18,6 +19,7 @@ from plugin.judge.geom_io import (
 from plugin.judge.geom_workers import Health, health, workers
 from plugin.judge.locks import Contended
 from plugin.judge.zfs import suspended_on
+from plugin.kernel import geom_class
 from plugin.kernel.bio import g_bioqs
 from plugin.kernel.cam import CamDevice, Unreadable, cam_of
 from plugin.kernel.disk import Disk, disk_of
@@ -27,12 +29,14 @@ from plugin.kernel.geom import (
     G_PF_WITHER,
     Class,
     Consumer,
+    Geom,
     Mesh,
     Provider,
     around,
     consumer_active,
     mesh,
 )
+from plugin.kernel.geom_class import ClassQueue
 from plugin.render import confdot, confxml, svg
 from plugin.render.bioq import bio_data, command_data, show_bios
 from plugin.render.confdot import ERROR, OWES, WAITS, Mark
@@ -327,6 +331,10 @@ def _one(kernel: Kernel, report: Report, provider: Provider, io: ProviderIO) -> 
     trouble = suspended_on(kernel, provider)
     if trouble is not None:
         report.text(f"{trouble.summary} ({trouble.evidence}).")
+    for words in geom_class.standing(kernel, geom) if geom else []:
+        report.text(f"{geom.g_class.name} {geom.name}: {words}." if geom else words)
+    for queue, number in _kept(kernel, geom) if geom else ():
+        report.text(f"{count(number, 'bio')} on {queue.name}: {queue.queue.why}.")
     for thread in workers(kernel, geom) if geom else []:
         report.text(f"Served by {thread.tid} {thread.label}, {doing(thread)}.")
     held = held_by_driver(kernel, provider)
@@ -424,6 +432,14 @@ def _data(kernel: Kernel, provider: Provider, io: ProviderIO) -> Dict[str, Any]:
             for each in _bios_of(kernel, provider)
         ],
     }
+
+
+def _kept(kernel: Kernel, geom: Geom) -> Iterator[Tuple[ClassQueue, int]]:
+    """The queues of a geom's class that have bios, and how many of those outstanding."""
+    on = Counter(each.queue for each in outstanding(kernel) if each.queue and not each.clones)
+    for queue in geom_class.queues(kernel).values():
+        if queue.geom is geom and on[queue.name]:
+            yield queue, on[queue.name]
 
 
 def _controller_data(kernel: Kernel, disk: Disk) -> Optional[Dict[str, Any]]:

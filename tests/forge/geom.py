@@ -41,6 +41,10 @@ _CLASSES: Dict[str, Tuple[str, str, str]] = {
     "ZFS::ZVOL": ("zfs_zvol_class", "zvol_geom_bio_start", ""),
     "ELI": ("g_eli_class", "g_eli_start", "g_eli_write_done"),
     "GATE": ("g_gate_class", "g_gate_start", "g_gate_done"),
+    "RAID3": ("g_raid3_class", "g_raid3_start", "g_raid3_done"),
+    "RAID": ("g_raid_class", "g_raid_start", "g_raid_tr_done"),
+    "JOURNAL": ("g_journal_class", "g_journal_start", "g_journal_done"),
+    "VINUM": ("g_vinum_class", "gv_start", "gv_done"),
 }
 _SLICERS = ("MBR", "BSD", "PART", "LABEL")
 

@@ -15,11 +15,13 @@ from plugin.judge.channel import object_fits
 from plugin.judge.daemons import daemons
 from plugin.judge.geom_io import AT_DEVICE, CAM_QUEUE, COMPLETED, LOST, QUEUED, OutstandingBio
 from plugin.judge.geom_workers import geom_threads, workers
+from plugin.kernel import geom_class
 from plugin.kernel.bio import g_bioqs, try_bio_at
 from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
 from plugin.kernel.cluster import cluster_of
 from plugin.kernel.disk import DISK_CLASS, disk_of
 from plugin.kernel.geom import Provider
+from plugin.kernel.geom_class import ClassQueue
 from plugin.kernel.mount import mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.vfs_bio import BufSpace, runningbufspace, spaces
@@ -283,7 +285,10 @@ def queue_node(builder: Builder, name: str, provider: Optional[Provider]) -> Nod
     length = _queue_length(builder.kernel, name)
     if length is not None:
         node.facts = [count(length, "bio")]
-    if not workers and provider is not None:
+    kept = next((q for q in geom_class.queues(builder.kernel).values() if q.name == name), None)
+    if kept is not None:
+        _class_queue(builder, node, kept)
+    elif not workers and provider is not None:
         builder.join(
             node,
             provider_node(builder, provider),
@@ -294,6 +299,50 @@ def queue_node(builder: Builder, name: str, provider: Optional[Provider]) -> Nod
     elif not workers:
         node.end = End(CauseKind.UNKNOWN, f"queue {name}: nothing known empties it")
     return node
+
+
+def _class_queue(builder: Builder, node: Node, kept: ClassQueue) -> None:
+    """A queue of a GEOM class: its own threads empty it, or requests below have to end first."""
+    kernel, geom = builder.kernel, kept.geom
+    node.facts = [kept.queue.why]
+    standing = "; ".join((kept.queue.why, *geom_class.standing(kernel, geom)))
+    if kept.queue.behind:
+        known = geom_io.provider_io(kernel)
+        for consumer in geom.consumers:
+            io = known.get(consumer.provider.address) if consumer.provider is not None else None
+            if io is not None and io.verdict in ("owes", "waits") and io.in_flight:
+                builder.join(
+                    node,
+                    provider_node(builder, io.provider),
+                    EdgeKind.NEEDS,
+                    Certainty.CATALOGUED,
+                    f"{standing}; {io.provider.name} has {count(io.in_flight, 'request')}",
+                )
+        if builder.graph.successors(node.id):
+            return
+    if geom.g_class.name == GATE:
+        if not join_gate(builder, node, geom.softc):
+            node.end = End(CauseKind.EXTERNAL, f"{node.label}: no process serves it was found")
+        return
+    own = geom_class.own_threads(kernel, geom)
+    threads = own or workers(kernel, geom)
+    busy = [each for each in threads if not builder.waits_for_work(each)]
+    sure = Certainty.PROVEN if own else Certainty.CATALOGUED
+    for each in busy:
+        said = (
+            f"a thread of {geom.g_class.name} {geom.name}, told by its {'softc' if own else 'name'}"
+        )
+        builder.join(node, builder.thread(each), EdgeKind.SERVED_BY, sure, said)
+    node.any = len(busy) > 1
+    if threads and not busy:
+        node.end = End(
+            CauseKind.LOST_WAKEUP,
+            f"{node.label} has requests, yet {', '.join(each.label for each in threads[:3])} "
+            f"{verb(len(threads), 'sleep')} without work",
+            standing,
+        )
+    elif not threads:
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: its thread was not found")
 
 
 def _queue_length(kernel: Kernel, name: str) -> Optional[int]:
@@ -320,10 +369,17 @@ def _join_workers(builder: Builder, node: Node, provider: Provider, evidence: st
         return False
     if provider.class_name == GATE:
         return join_gate(builder, node, geom.softc, evidence)
-    found = workers(builder.kernel, geom)
+    own = geom_class.own_threads(builder.kernel, geom)
+    found = own or workers(builder.kernel, geom)
     busy = [each for each in found if not builder.waits_for_work(each)]
-    who = f"the thread of {provider.class_name} {geom.name}, told by its name"
-    builder.served_by(node, busy, f"{evidence}; {who}" if evidence else who)
+    who = f"the thread of {provider.class_name} {geom.name}, told by its "
+    said = "; ".join(filter(None, (evidence, who + ("softc" if own else "name"))))
+    if not own:
+        builder.served_by(node, busy, said)
+        return bool(busy)
+    for each in busy:
+        builder.join(node, builder.thread(each), EdgeKind.SERVED_BY, Certainty.PROVEN, said)
+    node.any = len(busy) > 1
     return bool(busy)
 
 
