@@ -55,6 +55,11 @@ def _procs(kernel: Kernel) -> Dict[int, Proc]:
     return {proc.address: proc for proc in processes(kernel)}
 
 
+def process_at(kernel: Kernel, address: int) -> Optional[Proc]:
+    """The process whose struct proc is at ``address``, None if none is."""
+    return _procs(kernel).get(address)
+
+
 def peers_of(kernel: Kernel, data: int, but: int = 0) -> List[Peer]:
     """The processes that have ``data`` (an f_data) open, each once; without the struct proc but."""
     found: Dict[int, Peer] = {}
@@ -117,7 +122,7 @@ def described_at(kernel: Kernel, proc: Proc, opened: Open) -> Optional[Described
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add(f"fd {opened.fd} of pid {proc.pid}", opened.file, str(error))
         return None
-    what, peers, socket = _behind(kernel, file, proc)
+    what, peers, socket = behind(kernel, file, proc)
     vnode = file.vnode if file.type in ("VNODE", "FIFO", "DEV", "PTS") else 0
     held: List[Entry] = []
     waiting: List[Entry] = []
@@ -137,7 +142,7 @@ def _is_of(entry: Entry, proc: Proc, file: OpenFile) -> bool:
     return entry.id == file.address if entry.is_flock else entry.pid == proc.pid
 
 
-def _behind(kernel: Kernel, file: OpenFile, proc: Proc) -> Tuple[str, List[Peer], Optional[Socket]]:
+def behind(kernel: Kernel, file: OpenFile, proc: Proc) -> Tuple[str, List[Peer], Optional[Socket]]:
     """What a struct file is in words, who has its other end, and its socket if it is one."""
     try:
         if file.type == "SOCKET":
@@ -149,7 +154,8 @@ def _behind(kernel: Kernel, file: OpenFile, proc: Proc) -> Tuple[str, List[Peer]
             return name, peers_of(kernel, file.data, proc.address), None
         if file.vnode:
             return _vnode(kernel, file.vnode), [], None
-        return _other(kernel, file), [], None
+        # What two processes have open in common each can use for the other.
+        return _other(kernel, file), peers_of(kernel, file.data, proc.address), None
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add(f"{file.type} {file.data:#x}", file.data, str(error), partial=False)
         return f"{file.data:#x}, which cannot be read", [], None

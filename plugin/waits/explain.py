@@ -15,7 +15,7 @@ from plugin.waits.registry import AT_WORK, RESOLVERS, WITHOUT_THREAD
 from plugin.waits.resolvers.common import generic, unknown
 from plugin.waits.resolvers.cpus import on_a_cpu, without_a_cpu
 from plugin.waits.resolvers.locks import wait_for_lock
-from plugin.waits.resolvers.procs import single_threading
+from plugin.waits.resolvers.procs import single_threading, stopped
 from plugin.waits.resolvers.rmslocks import wait_for_rms
 from plugin.waits.resolvers.swapped import swapped, wants_in
 
@@ -66,7 +66,7 @@ def _explain_state(builder: Builder, thread: Thread, node: Node) -> Verdict:
         node.end = End(CauseKind.UNKNOWN, f"{who} is blocked on a lock that cannot be read")
         return Verdict(Status.STUCK, "blocked on a lock that cannot be read")
     if thread.state == "suspended":
-        found = single_threading(builder, thread, node)
+        found = single_threading(builder, thread, node) or stopped(builder, thread, node)
         if found is not None:
             return found
     text = STATE_WORDS.get(thread.state, thread.state)

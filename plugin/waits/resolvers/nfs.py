@@ -9,6 +9,7 @@ from typing import Iterable, List, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import kernel_stack_holds
+from plugin.kernel.lockf import locks_of
 from plugin.kernel.mount import Mount, mount_at, mounts
 from plugin.kernel.proc import Thread
 from plugin.kernel.rpc import (
@@ -23,6 +24,7 @@ from plugin.kernel.rpc import (
     server_at,
     server_of_lock,
     servers,
+    sockaddr,
 )
 from plugin.kernel.vnode import vnode_at
 from plugin.waits.builder import Builder, Case, Verdict
@@ -285,19 +287,107 @@ def nfs_state_lock(case: Case) -> Optional[Verdict]:
                 builder, node, busy, Certainty.CATALOGUED, "the renew thread recovers the state"
             )
             return verdict
-    asking = in_rpc(builder)
-    _join_holders(
-        builder,
-        node,
-        asking,
-        Certainty.GUESSED,
-        "it has a request under way; the lock records no holder",
-    )
+    if case.thread.comm.startswith("nfsd"):
+        asking = busy_nfsd(builder, case.thread)
+        said = "an nfsd at work; the lock records no holder"
+    else:
+        asking = in_rpc(builder)
+        said = "it has a request under way; the lock records no holder"
+    _join_holders(builder, node, asking, Certainty.GUESSED, said)
     if not asking:
         node.end = End(
             CauseKind.UNKNOWN, f"{node.label}: no holder is recorded, none was found", case.said()
         )
     return verdict
+
+
+def busy_nfsd(builder: Builder, waiter: Thread) -> List[Thread]:
+    """The threads of nfsd that serve a request, without those that wait as ``waiter`` does."""
+    return [
+        thread
+        for thread in nfsd_threads(builder)
+        if thread.address != waiter.address
+        and not builder.waits_for_work(thread)
+        and (thread.wmesg, thread.wchan) != (waiter.wmesg, waiter.wchan)
+    ]
+
+
+@resolver("nfsd")
+def nfsd(case: Case) -> Optional[Verdict]:
+    """nfsrc, nfsd clp, nfsdclp: an entry of the request cache, or a client, in another's use."""
+    builder, kernel = case.builder, case.kernel
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    verdict = Verdict(Status.STUCK, "waits for another nfsd thread", case.row)
+    if node.end is not None or builder.graph.successors(node.id):
+        return verdict
+    busy = busy_nfsd(builder, case.thread)
+    seen = [thread for thread in busy if kernel_stack_holds(kernel, thread, case.address)]
+    said = f"its kernel stack holds {case.address:#x}" if seen else "an nfsd thread at work"
+    _join_holders(builder, node, seen or busy, Certainty.GUESSED, said)
+    node.any = not seen and len(busy) > 1
+    if not busy:
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: no nfsd thread is at work", case.said())
+    return verdict
+
+
+@resolver("nlm")
+def nlm(case: Case) -> Optional[Verdict]:
+    """nlmlock: a lock on a file of NFS that its server has not granted (nlm_waiting_lock).
+
+    Benign, as every wait for a lock: who has it may be a process of this machine, whose lock
+    the client notes at the vnode too, or anybody's elsewhere.
+    """
+    builder, kernel = case.builder, case.kernel
+    try:
+        vnode = kernel.view("nlm_waiting_lock", case.address).nw_vp
+    except (MemoryFault, LayoutError):
+        return None
+    found = vnode_at(kernel, vnode)
+    if found is None:
+        return None
+    node = case.waits_for(
+        builder.object(NodeKind.LOCK, case.address, f"NFS lock on {found.label}"),
+        Certainty.PROVEN,
+        case.said(),
+    )
+    held, _ = locks_of(kernel, vnode)
+    pids = {entry.pid for entry in held if not entry.is_flock} - {case.thread.pid}
+    holders = [thread for thread in builder.threads if thread.pid in pids]
+    _join_holders(
+        builder, node, holders, Certainty.CATALOGUED, "the vnode's own locks have one of it"
+    )
+    node.any = len(holders) > 1
+    server = mount_node(builder, found.mount)
+    where = f", {server.label}" if server is not None else ""
+    if not holders:
+        node.end = node.end or End(
+            CauseKind.EXTERNAL, f"{node.label} is not granted{where}", case.said()
+        )
+    return Verdict(Status.BENIGN, f"waits for {node.label}", case.row)
+
+
+@resolver("smb_request")
+def smb_request(case: Case) -> Optional[Verdict]:
+    """90wrq: a request to an SMB server (netsmb, to 14.x); its circuit names the server."""
+    kernel, layouts = case.kernel, case.kernel.layouts
+    try:
+        request = case.address - layouts.offsetof("smb_rq", "sr_state")
+        circuit = kernel.view("smb_vc", kernel.view("smb_rq", request).sr_vc)
+        name = kernel.try_cstring(circuit.vc_srvname)
+        address = sockaddr(kernel, circuit.vc_paddr) if circuit.vc_paddr else ""
+    except (MemoryFault, LayoutError):
+        return None
+    if not name and not address:
+        return None
+    where = f" ({address})" if address else ""
+    node = case.builder.node(
+        NodeKind.SERVER, f"smb:{circuit.address:#x}", f"SMB server {name}{where}", circuit.address
+    )
+    node.end = node.end or End(
+        CauseKind.EXTERNAL, f"{node.label} has not answered", "sr_vc of the request", None, node.id
+    )
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    return Verdict(Status.STUCK, "waits for a server", case.row)
 
 
 @resolver("nfs_slots")

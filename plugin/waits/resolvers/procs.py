@@ -43,12 +43,18 @@ def _children(kernel: Kernel) -> Dict[int, List[int]]:
     return found
 
 
-def served_by_peers(case: Case, node: Node, peers: List[Thread], evidence: str) -> Verdict:
+def served_by_peers(
+    case: Case,
+    node: Node,
+    peers: List[Thread],
+    evidence: str,
+    certainty: Certainty = Certainty.PROVEN,
+) -> Verdict:
     """Benign by itself; ``plugin.waits.settle`` corrects it where every peer is stuck."""
     builder = case.builder
     peers = peers[:_MAX_PEERS]
     for peer in peers:
-        builder.join(node, builder.thread(peer), EdgeKind.SERVED_BY, Certainty.PROVEN, evidence)
+        builder.join(node, builder.thread(peer), EdgeKind.SERVED_BY, certainty, evidence)
     node.any = True
     row = case.row
     why = f"waits for {row.woken_by}" if row is not None else "waits for a peer"
@@ -88,6 +94,44 @@ def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[V
         )
     what = count(len(others), "other thread")
     return Verdict(Status.BENIGN, f"waits for {what} of its process to stop")
+
+
+def stopped(builder: Builder, thread: Thread, node: Node) -> Optional[Verdict]:
+    """A thread of a stopped process: its debugger has to go on, or somebody send SIGCONT.
+
+    P_STOPPED_TRACE and P_STOPPED_SIG of p_flag; of a traced process p_pptr is the debugger
+    (proc_reparent() in sys/kern/sys_process.c).
+    """
+    constant = builder.kernel.layouts.constant
+    if thread.p_flag & constant("P_TRACED", 0x800):
+        parent = next((p.parent for p in processes(builder.kernel) if p.address == thread.proc), 0)
+        tracers = threads_by_proc(builder.kernel).get(parent, [])
+        for tracer in tracers[:_MAX_PEERS]:
+            builder.join(
+                node,
+                builder.thread(tracer),
+                EdgeKind.WAITS_FOR,
+                Certainty.PROVEN,
+                "P_TRACED: p_pptr is the debugger",
+            )
+        node.any = True
+        if tracers:
+            return Verdict(Status.BENIGN, f"stopped by its debugger, {tracers[0].comm}")
+    if thread.p_flag & constant("P_STOPPED_SIG", 0x20000):
+        member = next(
+            (m for m in ("p_xsig", "p_xstat") if builder.kernel.layouts.has("proc", m)), None
+        )
+        said = "stopped by a signal"
+        if member is not None:
+            where = builder.kernel.layouts.resolve("proc", member)
+            try:
+                number = builder.kernel.unsigned(thread.proc + where.offset, where.size)
+                said = f"stopped by signal {number}"
+            except MemoryFault:
+                pass
+        node.end = End(CauseKind.EXTERNAL, f"{node.label} is {said}", "P_STOPPED_SIG in p_flag")
+        return Verdict(Status.OTHER, said)
+    return None
 
 
 def others_of_process(builder: Builder, thread: Thread) -> List[Thread]:

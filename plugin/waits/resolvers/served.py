@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import List, Optional
 
 from plugin.kernel.cdev import users
+from plugin.kernel.cuse import request_of
 from plugin.kernel.proc import Thread
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
@@ -84,8 +85,45 @@ def _served(case: Case, name: str) -> Optional[Verdict]:
 
 @resolver("cuse")
 def cuse(case: Case) -> Optional[Verdict]:
-    """cuse-client-cv: a request to a character device that a process serves."""
-    return _served(case, "cuse")
+    """cuse-client-cv: a request to a character device that a process serves.
+
+    The request's server has its process's pid (11.0 on); else who has /dev/cuse open.
+    """
+    builder = case.builder
+    request = request_of(case.kernel, case.address)
+    if request is None:
+        return _served(case, "cuse")
+    own = [thread for thread in builder.threads if thread.pid == request.server]
+    taker = [thread for thread in own if thread.address == request.taken]
+    threads = taker or [thread for thread in own if thread.wmesg != "cuse-server-cv"] or own
+    if not threads:
+        return None
+    node = case.waits_for(
+        builder.object(
+            NodeKind.REQUEST, request.address, f"cuse {request.command} to pid {request.server}"
+        ),
+        Certainty.PROVEN,
+        case.said(),
+    )
+    said = "entered: it has the request" if taker else "pid of the request's cuse_server"
+    _join(builder, node, threads, Certainty.PROVEN, said)
+    return Verdict(Status.STUCK, f"waits for pid {request.server}, which serves it", case.row)
+
+
+@resolver("daemon")
+def daemon(case: Case) -> Optional[Verdict]:
+    """A request to a daemon that the row names by its command: gssd, nfsuserd, rpc.lockd."""
+    builder = case.builder
+    names = tuple(case.row.server) if case.row is not None else ()
+    threads = [t for t in builder.threads if t.comm in names and t.proc != case.thread.proc]
+    if not threads:
+        said = f"{' or '.join(names)} has to answer, and no such process runs"
+        node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+        node.end = node.end or End(CauseKind.EXTERNAL, said, case.said())
+        return Verdict(Status.STUCK, said, case.row)
+    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
+    _join(builder, node, threads, Certainty.CATALOGUED, f"{threads[0].comm} answers such requests")
+    return Verdict(Status.STUCK, f"waits for {threads[0].comm}", case.row)
 
 
 @resolver("autofs")
