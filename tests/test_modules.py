@@ -299,6 +299,27 @@ def test_ctf_that_is_not_used_is_said_in_the_first_lines(
     assert "CTF version 9 is not supported" in first
 
 
+def test_structs_of_a_module_without_types_are_said_in_the_first_lines_to_be_structs_yamls(
+    zfs_dump: RealDump, sysroot: Path
+) -> None:
+    words = ("-k", str(zfs_dump.kernel), str(zfs_dump.vmcore))
+    _, out, _ = wchan(*words, "why-stuck")
+    first = " ".join(out.split("\n\n")[0].split())
+    assert "layouts: ctf." in first
+    assert "Structs of zfs.ko and fusefs.ko are as in structs.yaml (14.2-amd64)" in first
+    _, out, _ = wchan(*words, "zfs", "--json")
+    (warning,) = json.loads(out)["warnings"]
+    assert warning["what"] == "layouts" and "zfs.ko" in warning["detail"]
+    # With zfs.ko, and a fusefs.ko of another build.
+    _, out, _ = wchan("--sysroot", str(sysroot), *words, "why-stuck")
+    first = " ".join(out.split("\n\n")[0].split())
+    assert "Structs of fusefs.ko are as in structs.yaml" in first
+    assert "fusefs.ko is not used:" in first and "is in memory and not in the file" in first
+    # What reads no struct of theirs has nothing to say.
+    _, out, _ = wchan(*words, "kthreads", "--json")
+    assert json.loads(out)["warnings"] == []
+
+
 # Variables that every CPU or every network stack has a copy of
 
 

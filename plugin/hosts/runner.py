@@ -19,6 +19,7 @@ from plugin.captures.machine import TextKernel
 from plugin.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, UsageError, WchanError
 from plugin.findings import Findings
 from plugin.hosts.arguments import HelpShown, Parser, told
+from plugin.kernel.module_file import untyped
 from plugin.render import json as as_json
 from plugin.render import text as as_text
 from plugin.render.report import Report
@@ -125,6 +126,8 @@ def _run(
     if isinstance(kernel, TextKernel) and not command.NEEDS.text:
         raise WchanError(f"{name} reads memory, and {kernel.target.description} is text")
     report = command.run(kernel, args)
+    for note in untyped(kernel) if not isinstance(kernel, TextKernel) else ():
+        kernel.warnings.add("layouts", None, note, partial=False)
     findings = kernel.warnings
     text = render(name, kernel, report, findings, args, width)
     if args.output is not None:

@@ -10,7 +10,7 @@ Mirrors sys/kern/kern_linker.c for where modules are looked for (``linker_path``
 from __future__ import annotations
 
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault, SymbolMissing, WchanError
@@ -267,6 +267,41 @@ def module_types(kernel: Kernel, file: LinkerFile) -> Optional[LayoutSource]:
     except LayoutError as error:
         kernel.warnings.add(f"types of {file.filename}", None, str(error), partial=False)
     return None
+
+
+def untyped(kernel: Kernel) -> List[str]:
+    """What a report has to say of modules whose structs it took from structs.yaml.
+
+    One sentence where the kernel's own types are its debug information, a module's are not at
+    hand, and a struct was asked for that this module declares; one for each file refused.
+    """
+    layouts = kernel.layouts
+    if layouts.name.startswith("yaml"):
+        return []
+    taken = [name for name, source in layouts.elsewhere.items() if source.startswith("yaml")]
+    files = {part for name in taken for part in layouts[name].file.split("/")[:-1]}
+    if not files:
+        return []
+    try:
+        found = [f for f in modules(kernel) if _declares(f, files) and not module_types(kernel, f)]
+    except LayoutError:
+        return []
+    if not found:
+        return []
+    names = " and ".join(file.filename for file in found)
+    sources = {layouts.elsewhere[name] for name in taken}
+    source = ", ".join(sorted(sources)).replace("yaml:", "")
+    missing = f"no {' or '.join(file.filename for file in found)} with types is at hand"
+    said = [f"structs of {names} are as in structs.yaml ({source}): {missing}"]
+    for file in found:
+        said += [f"{path} is not used: {why}" for path, why in module_file(kernel, file).refused]
+    return said
+
+
+def _declares(file: LinkerFile, folders: Set[str]) -> bool:
+    """True for zfs.ko and "openzfs" or "zfs", fusefs.ko and "fuse": where its sources lie."""
+    stem = os.path.splitext(os.path.basename(file.filename))[0]
+    return not folders.isdisjoint((stem, f"open{stem}", stem[: -len("fs")]))
 
 
 class ModuleTypes:

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.captures import explain
 from plugin.captures.machine import TextKernel
+from plugin.kernel.module_file import untyped
 from plugin.kernel.proc import Thread
 from plugin.kernel.tc import uptime
 from plugin.render import chains, dot, html, svg
@@ -144,8 +145,9 @@ def _heading(analysis: Analysis) -> str:
 
 def _unread(kernel: Kernel) -> str:
     """What of the kernel's own types is not used, for the first lines: else the end tells it."""
-    said = [note for note in kernel.facts.notes if "debug information is not used" in note]
-    return "".join(f"  {note[:1].upper()}{note[1:]}." for note in said[:1])
+    said = [note for note in kernel.facts.notes if "debug information is not used" in note][:1]
+    said += untyped(kernel)
+    return "".join(f"  {note[:1].upper()}{note[1:]}." for note in said)
 
 
 def _figures(analysis: Analysis) -> List[str]:

@@ -53,6 +53,8 @@ class Layouts:
         self.sources = list(sources)
         self.tables = tables
         self._structs: Dict[str, Optional[Layout]] = {}
+        #: structs that the preferred source lacks: the name of the source that gave each
+        self.elsewhere: Dict[str, str] = {}
         self._paths: Dict[Tuple[str, str], Member] = {}
         self._absent: Set[Tuple[str, str]] = set()
         self._fields: Dict[Tuple[str, ...], Fields] = {}
@@ -78,6 +80,8 @@ class Layouts:
             found = source.struct(struct)
             if found is not None:
                 self._decode(found)
+                if source is not self.sources[0]:
+                    self.elsewhere[struct] = source.name
                 break
         self._structs[struct] = found
         return found
