@@ -17,6 +17,7 @@ from plugin.structs.ctf import Ctf
 from plugin.structs.yamlfile import SHIPPED
 from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine, shipped_layouts
+from tests.forge.scenarios.rmslocks import wants
 from tests.forge.tasks import TaskQueue
 from tests.forge.zfs import Pool, Vdev
 
@@ -655,3 +656,60 @@ def test_a_machine_without_zfs_is_said_to_have_none(tmp_path: Path) -> None:
     printed: List[str] = []
     assert run_command("zfs", [], lambda: opened, printed.append, printed.append) == 0
     assert "This kernel has no ZFS" in "".join(printed)
+
+
+# A forced unmount, and signals that kill nobody
+
+
+@pytest.mark.parametrize("osreldate", [1300139, 1402000, 1500068])
+@pytest.mark.parametrize("where", ["teardown", "sync", "vflush"])
+def test_after_a_forced_unmount_and_sigkills_all_still_end_at_the_device(
+    osreldate: int, where: str, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    m, pool = g.m, g.pool
+    mount = m.vfs.mount("zfs", "/tank", "tank")
+    zfsvfs = m.new("zfsvfs", arena="kva", z_os=pool.objset)
+    mount.obj["mnt_data"] = zfsvfs
+    mount.obj["mnt_kern_flag"] = m.constant("MNTK_UNMOUNT") | m.constant("MNTK_UNMOUNTF")
+    directory = m.vfs.vnode(mount, "dir")
+    threads = pool.threads()
+    pool.idle(threads["quiesce"], "quiesce")
+    pool.tree(g.leaf("WRITE").at_device(240)).waited_by(threads["sync"], 240)
+    # Killed, and asleep all the same: a writer that has the directory, a reader.
+    writer = g.thread("zrename", "txg_wait_synced", "zfs_rename", "VOP_RENAME_APV", "sys_rename")
+    pool.synced_by(writer, 240)
+    directory.lock.owned_by(writer)
+    reader = g.thread("zread", "zio_wait", "zfs_read", "VOP_READ_APV", "sys_read")
+    pool.tree(g.leaf().at_device(240)).waited_by(reader, 240)
+    inside = [(writer, "zfs_rename"), (reader, "zfs_read")]
+    for thread, function in inside:
+        pool.holds(thread, function, zfsvfs, 4)
+        m.view("proc", thread.obj["td_proc"])["p_flag"] |= m.constant("P_WKILLED")
+        thread.obj["td_flags"] |= m.constant("TDF_ASTPENDING", 0x800)
+    umount = m.procs.process("umount").thread(calls=("dounmount", "kern_unmount", "sys_unmount"))
+    lock = m.view("rmslock", zfsvfs.at("z_teardown_lock"))
+    m.locks.initialize(lock.sub("mtx"), "sleep mutex", "zfs teardown")
+    m.write_pointer(lock.at("owner"), 1)
+    lock.set(readers=2)
+    if where == "teardown":
+        lock["writers"] = 1
+        wants(umount, lock, "writers", 180)
+    elif where == "sync":
+        block = pool.log_block(pool.tree(g.leaf("WRITE").at_device(240)))
+        pool.commits(umount, block)
+    else:
+        directory.lock.slept_on_by(umount)
+    busy = m.procs.process("ls").thread(calls=("vfs_busy", "lookup", "namei", "sys_fstatat"))
+    m.write_pointer(umount.local("dounmount", 32), mount)
+    busy.sleeps(mount, "vfs_busy", seconds=170)
+    late = m.procs.process("stat").thread(calls=("zfs_getattr", "VOP_GETATTR_APV"))
+    if where == "teardown":
+        wants(late, lock, "readers", 160)
+    else:
+        directory.lock.slept_on_by(late)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["kind"] == "device" and cause["summary"].startswith("da0 has not returned")
+    stuck = {t.tid for t in (writer, reader, umount, busy, late, threads["sync"])}
+    assert set(cause["tids"]) == stuck and answer.data["residue"] == []

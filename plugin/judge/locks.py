@@ -19,6 +19,7 @@ from plugin.kernel.sleepqueue import Sleep, sleeps
 from plugin.kernel.stack import Frame, frames, stack_words
 from plugin.kernel.turnstile import turnstile_at
 from plugin.kernel.vnode import vnode_of_lock
+from plugin.kernel.zfs.spa import zfsvfs_around
 from plugin.kernel.zfs.zvol import zvol_around
 from plugin.session import Kernel
 
@@ -305,19 +306,22 @@ def _named_before(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
 
 
 def _on_stack(kernel: Kernel, thread: Thread, lock: Lock) -> bool:
-    """True where the live part of a thread's kernel stack points at the lock.
-
-    For a vnode's lock a pointer to the vnode counts, for a zvol's one to the zvol: callers
-    pass that.
-    """
-    wanted = [lock.address]
-    volume = zvol_around(kernel, lock.address) if "zv_" in lock.name else None
-    if volume is not None:
-        wanted.append(volume.address)
-    vnode = vnode_of_lock(kernel, lock.address)
-    if vnode is not None:
-        wanted.append(vnode)
+    """True where the live part of a thread's kernel stack points at the lock, or what it guards."""
+    wanted = (lock.address, *guarded(kernel, lock))
     return any(kernel_stack_holds(kernel, thread, address) for address in wanted)
+
+
+def guarded(kernel: Kernel, lock: Lock) -> List[int]:
+    """What a lock lies in whose holders have that on their stacks: callers pass it, not the lock.
+
+    A vnode for its own lock, a struct zvol_state or zfsvfs for those of ZFS.
+    """
+    vnode = vnode_of_lock(kernel, lock.address)
+    volume = zvol_around(kernel, lock.address) if "zv_" in lock.name else None
+    found = [vnode, volume.address if volume is not None else None]
+    if lock.name.startswith("zfs teardown"):
+        found.append(zfsvfs_around(kernel, lock.address))
+    return [address for address in found if address is not None]
 
 
 def kernel_stack_holds(kernel: Kernel, thread: Thread, value: int) -> bool:

@@ -133,6 +133,18 @@ def _mounted(kernel: Kernel) -> List[int]:
     return found
 
 
+def zfsvfs_around(kernel: Kernel, address: int) -> Optional[int]:
+    """The struct zfsvfs of a mounted file system that holds ``address``: that of its locks."""
+    if "zfsvfs" not in kernel.layouts:
+        return None
+    size = kernel.layouts.sizeof("zfsvfs")
+    for mount in mounts(kernel):
+        at = try_peek(kernel, "mount", mount.address, "mnt_data", 0)
+        if mount.fstype == "zfs" and at and 0 <= address - at < size:
+            return int(at)
+    return None
+
+
 @cached(MEMORY)
 def spa_of(kernel: Kernel, address: int) -> Optional[Spa]:
     """The pool at ``address``: one of spas(), or one that something else points to."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import List
 
-from plugin.judge.locks import LockWait
+from plugin.judge.locks import LockWait, guarded
 from plugin.kernel import locks
 from plugin.kernel.proc import Thread
 from plugin.waits.builder import Builder, Verdict
@@ -88,9 +88,13 @@ def _held_by_readers(builder: Builder, node: Node, lock: locks.Lock) -> None:
     asleep = _sleepers(builder, lock, "readers")
     again = [each for each in asleep if _came_twice(builder.stack(each))]
     how = "entered the file system twice and asks again for"
-    inside = threads_with(builder, lock.address, exclude=_all_asleep(builder, lock))
+    inside = [
+        thread
+        for at in (lock.address, *guarded(builder.kernel, lock))
+        for thread in threads_with(builder, at, exclude=_all_asleep(builder, lock))
+    ]
     for thread in inside[:8]:
-        said = f"its stack holds {lock.address:#x}, which {lock.sharers} read"
+        said = f"its stack holds {lock.address:#x} or what it guards; {lock.sharers} read it"
         builder.join(node, builder.thread(thread), EdgeKind.OWNED_BY, Certainty.GUESSED, said)
     if not again and not inside and lock.sharers and len(asleep) <= lock.sharers:
         again, how = asleep, "asks again for, there being no other reader,"
