@@ -33,7 +33,7 @@ import bench_why_stuck  # noqa: E402
 
 TIMES = 3
 #: where the runs keep their bytecode
-BYTECODE = Path(tempfile.gettempdir()) / f"wchan-bench-{os.getuid()}-bytecode"
+BYTECODE = tempfile.TemporaryDirectory(prefix="wchan-bench-bytecode-")
 
 
 class Figure(NamedTuple):
@@ -83,7 +83,7 @@ def python(*words: str) -> Callable[[], Any]:
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return lambda: subprocess.run(
-        [sys.executable, "-X", f"pycache_prefix={BYTECODE}", *words],
+        [sys.executable, "-X", f"pycache_prefix={BYTECODE.name}", *words],
         cwd=ROOT,
         check=True,
         capture_output=True,
