@@ -361,10 +361,11 @@ clean_up() {
     fi
 }
 
-# The names of the packages are said once, in pyproject.toml.
+# The names of the packages are said once, in pyproject.toml; what is installed for use, with
+# versions and hashes, in requirements.lock.
 requirements() { # core | EXTRA: one requirement a line
-    "$venv/bin/python" -I - "$checkout/pyproject.toml" "$1" <<'END'
-import importlib, sys
+    "$venv/bin/python" -I - "$checkout/pyproject.toml" "$checkout/requirements.lock" "$1" <<'END'
+import importlib, re, sys
 
 for name in ("tomllib", "pip._vendor.tomli", "pip._vendor.toml"):
     try:
@@ -374,30 +375,60 @@ for name in ("tomllib", "pip._vendor.tomli", "pip._vendor.toml"):
         continue
 with open(sys.argv[1], encoding="utf-8") as file:
     project = toml.loads(file.read())["project"]
-wanted = sys.argv[2]
+wanted = sys.argv[3]
 found = project["dependencies"] if wanted == "core" else project["optional-dependencies"][wanted]
+if wanted != "test":
+    def name_of(requirement):
+        return re.split("[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
+
+    names = set(map(name_of, found))
+    with open(sys.argv[2], encoding="utf-8") as file:
+        pinned = file.read().replace("\\\n", " ").splitlines()
+    found = [line for line in pinned if line[:1].isalnum() and name_of(line) in names]
 print("\n".join(found))
 END
 }
 
-pip_install() { # arguments of pip install; what it says goes to a log
+pip_install() { # arguments of pip install; what it says goes to a log, causes of failures too
+    rm -f -- "$home/pip.log"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-        --no-warn-script-location "$@" >"$home/pip.log" 2>&1
+        --no-warn-script-location --log "$home/pip.log" "$@" >/dev/null 2>&1
 }
 
 pip_install_set() { # core | EXTRA
     requirements "$1" >"$venv/requirements-$1.txt" || return 1
-    pip_install -r "$venv/requirements-$1.txt"
+    case $1 in
+        test) pip_install -r "$venv/requirements-$1.txt" ;;
+        *) pip_install --no-deps --require-hashes -r "$venv/requirements-$1.txt" ;;
+    esac
 }
 
+# What went wrong, in a sentence, and what helps: the first cause that pip's log knows of.
 what_pip_said() {
-    grep -i error "$home/pip.log" | tail -n 1 || :
+    if grep -qiE 'CERTIFICATE_VERIFY_FAILED|SSLError' "$home/pip.log"; then
+        printf '%s' "the package index's certificate is not trusted (behind a proxy that opens" \
+            " connections set PIP_CERT to its certificate)"
+    elif grep -qiE 'do not match the hashes|hashes are required' "$home/pip.log"; then
+        printf '%s' "a package is not the one that requirements.lock names: the package index" \
+            " serves other files than PyPI"
+    elif grep -qiE 'No space left|Disk quota' "$home/pip.log"; then
+        printf '%s' "the disk is full"
+    elif grep -qiE 'NewConnectionError|ConnectTimeout|ConnectionRefused|Connection refused|name resolution|unreachable|ProxyError|ReadTimeout' "$home/pip.log"; then
+        printf '%s' "there is no way to the package index: is there a network? Behind a proxy or" \
+            " with a mirror set HTTPS_PROXY or PIP_INDEX_URL"
+    elif grep -qiE 'No matching distribution|Could not find a version' "$home/pip.log"; then
+        printf '%s' "the package index does not have it for this Python and machine: " \
+            "$(sed -n 's/^.*No matching distribution found for \([^ ;]*\).*$/\1/p' "$home/pip.log" | tail -n 1)"
+    else
+        sed -n 's/^.*ERROR: //p' "$home/pip.log" | tail -n 1
+    fi
 }
 
 no_packages() { # what for
-    die "pip could not install the packages $1: is there a network? Once there is one, run this" \
-        "again; behind a proxy or with a mirror set HTTPS_PROXY or PIP_INDEX_URL first." \
-        "pip said: $(what_pip_said)"
+    why=$(what_pip_said)
+    mv -- "$home/pip.log" "${TMPDIR:-/tmp}/wchan-pip.$$.log"
+    die "pip could not install the packages $1: $why; its log is" \
+        "${TMPDIR:-/tmp}/wchan-pip.$$.log"
 }
 
 # An environment that serves is kept: its Python runs, and it was completed.
@@ -408,7 +439,7 @@ environment_serves() {
 }
 
 make_environment() {
-    wanted_sum=$(cksum <"$checkout/pyproject.toml")
+    wanted_sum=$(cat -- "$checkout/pyproject.toml" "$checkout/requirements.lock" | cksum)
     if environment_serves; then
         if [ "$(sed -n 2p "$venv/.complete")" = "$wanted_sum" ] && [ -d "$deps/yaml" ]; then
             return
@@ -428,7 +459,8 @@ make_environment() {
     pip_install_set core || no_packages "that wchan needs"
     if ! pip_install_set extras; then
         while IFS= read -r requirement; do
-            pip_install "$requirement" ||
+            printf '%s\n' "$requirement" >"$venv/requirement.txt"
+            pip_install --no-deps --require-hashes -r "$venv/requirement.txt" ||
                 say "going on without ${requirement%%[<>=;]*} (optional): $(what_pip_said)"
         done <"$venv/requirements-extras.txt"
     fi
@@ -494,7 +526,7 @@ add_dependencies_for_other_pythons() {
     # index cannot be asked for an older one, this environment's copy has to do.
     pip_install --target "$deps.new" --no-deps --no-compile --only-binary :all: \
         --python-version 3.9 --implementation py --abi none --platform any \
-        "$(grep -i '^tabulate' "$venv/requirements-core.txt")" || :
+        'tabulate>=0.8' || :
     "$venv/bin/python" -I - "$deps.new" <<'END'
 import shutil, sys
 from pathlib import Path
@@ -673,7 +705,7 @@ if [ "$mode" = uninstall ]; then
     exit 0
 fi
 
-for part in pyproject.toml plugin commands structs.yaml LICENSE; do
+for part in pyproject.toml requirements.lock plugin commands structs.yaml LICENSE; do
     [ -e "$checkout/$part" ] || die "$checkout has no $part: run install.sh where it lies in a clone"
 done
 if [ -e "$launcher" ] && ! grep -qxF -- "$launcher_mark" "$launcher"; then

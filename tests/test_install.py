@@ -7,17 +7,22 @@ ones of the environment the tests run in, and stand-ins for the debuggers and th
 from __future__ import annotations
 
 import ast
+import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import sysconfig
+import threading
 import zipfile
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
@@ -96,6 +101,16 @@ def make_debugger(folder: Path, name: str, main: str) -> None:
     make_wheel(folder, module, {f"{module}.py": f"def main(): {main}"}, f"{name} = {module}:main")
 
 
+def lock_of(folder: Path) -> str:
+    """A requirements.lock for a folder of wheels."""
+    lines = []
+    for wheel in sorted(folder.glob("*.whl")):
+        name, version, *_ = wheel.name.split("-")
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        lines += [f"{name.replace('_', '-')}=={version} \\", f"    --hash=sha256:{digest}"]
+    return "\n".join(lines) + "\n"
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package index in a folder."""
@@ -144,6 +159,7 @@ class Machine:
             "PIP_NO_CACHE_DIR": "1",
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(wheels),
+            "TMPDIR": str(folder),
         }
         for made in (self.home, self.bin, self.checkout / "plugin", self.checkout / "commands"):
             made.mkdir(parents=True)
@@ -151,6 +167,8 @@ class Machine:
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
         for name in ("install.sh", "pyproject.toml", "LICENSE"):
             shutil.copy(REPOSITORY / name, self.checkout)
+        self.lock = self.checkout / "requirements.lock"
+        self.lock.write_text(lock_of(wheels))
         (self.checkout / "structs.yaml").write_text("{}\n")
         (self.checkout / "commands" / "__init__.py").touch()
         (self.checkout / "plugin" / "__init__.py").touch()
@@ -428,13 +446,12 @@ def test_a_changed_checkout_is_installed_in_place(installed: Machine) -> None:
 
 
 def test_a_failed_update_leaves_what_was_there_at_work(installed: Machine) -> None:
-    project = installed.checkout / "pyproject.toml"
-    before = project.read_text()
-    project.write_text(before.replace('"tabulate>=0.8"', '"tabulate>=0.8", "not-to-be-had"'))
+    before = installed.lock.read_text()
+    installed.lock.write_text(re.sub("(?m)^tabulate==.*", "tabulate==98 \\\\", before))
     done = installed.install()
-    project.write_text(before)
+    installed.lock.write_text(before)
     assert "pip could not install the packages that wchan needs" in error_of(done)
-    assert "not-to-be-had" in done.stderr
+    assert "does not have it for this Python and machine: tabulate==98" in done.stderr
     assert launch(installed)["argv"] == ["wchan"]
     assert installed.install().returncode == 0
 
@@ -502,9 +519,71 @@ def test_without_a_network_it_says_so_and_leaves_nothing(machine: Machine) -> No
         PIP_RETRIES="0",
     )
     said = error_of(done)
-    assert "pip could not install the packages that wchan needs: is there a network?" in said
+    assert "pip could not install the packages that wchan needs" in said
+    assert "there is no way to the package index: is there a network?" in said
     assert "HTTPS_PROXY or PIP_INDEX_URL" in said
     assert not machine.files()
+    assert "127.0.0.1" in Path(said.rpartition("its log is ")[2]).read_text()
+
+
+def test_a_package_that_is_not_the_one_that_was_pinned_is_not_installed(machine: Machine) -> None:
+    text = machine.lock.read_text()
+    machine.lock.write_text(re.sub("sha256:[0-9a-f]{8}", "sha256:00000000", text))
+    said = error_of(machine.install())
+    assert "a package is not the one that requirements.lock names" in said
+    assert not machine.files()
+
+
+def test_a_certificate_that_nobody_trusts_is_named_as_the_cause(machine: Machine) -> None:
+    """A proxy that opens connections is what most companies have."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = machine.home.parent / "key.pem", machine.home.parent / "cert.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
+         str(certificate), "-subj", "/CN=localhost", "-days", "1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = context.wrap_socket(listening, server_side=True)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with contextlib.suppress(ssl.SSLError):
+                        server.accept()[0].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"https://localhost:{server.getsockname()[1]}/simple"
+        done = machine.install(
+            PIP_NO_INDEX=None,
+            PIP_FIND_LINKS=None,
+            PIP_INDEX_URL=address,
+            PIP_RETRIES="0",
+        )
+        server.close()
+    said = error_of(done)
+    assert "the package index's certificate is not trusted" in said
+    assert "PIP_CERT" in said
+
+
+def test_the_lock_names_what_the_project_does_and_nothing_without_a_hash() -> None:
+    text = (REPOSITORY / "requirements.lock").read_text()
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    blocks = re.findall(
+        r"(?m)^([A-Za-z0-9-]+)==\S+[^\n]*\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)", text
+    )
+    names = {name for name, _ in blocks}
+    assert len(blocks) == len(re.findall("(?m)^[A-Za-z0-9]", text))
+    wanted = re.search(r"(?s)\ndependencies = .*?\ntest = ", project)
+    assert wanted is not None
+    assert names == {
+        re.split("[^A-Za-z0-9-]", quoted)[0].lower()
+        for quoted in re.findall('"([^"]+)"', wanted[0])
+    }
 
 
 def test_interrupted_it_leaves_nothing(machine: Machine) -> None:
@@ -564,6 +643,7 @@ def test_init_files_and_uninstall_leave_every_file_as_it_was(machine: Machine) -
 def test_uninstall_keeps_what_others_put_there(machine: Machine, fewer_wheels: Path) -> None:
     (fewer_wheels / "gdb_for_pwndbg-99-py3-none-any.whl").unlink()
     make_debugger(fewer_wheels, "gdb", "raise SystemExit('no libpython here')")
+    machine.lock.write_text(lock_of(fewer_wheels) + f"zstandard==99 --hash=sha256:{0:064}\n")
     (machine.home / ".lldbinit").touch()
     (machine.home / ".gdbinit").write_text("set confirm off\n")
     # Debian 12's own lldb (14) is such a one.
