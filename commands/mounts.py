@@ -11,7 +11,7 @@ from plugin.session import Kernel
 
 HELP = (
     "mounts: flags, references, writers, who suspended or unmounts one, who waits; "
-    "of NFS the server and its unanswered requests"
+    "of NFS the server and its unanswered requests; of nfsd its threads"
 )
 EXAMPLE = "mounts\nmounts /home"
 FORMS = ("",)

@@ -163,3 +163,28 @@ def test_a_mount_is_asked_for_by_where_what_or_address(tmp_path: Path) -> None:
 def test_the_table_fits_the_terminal(width: int, every_dump: RealDump) -> None:
     _, out, _ = answer(every_dump, "mounts", width=width)
     assert max(map(len, out.splitlines())) <= width
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+@pytest.mark.parametrize("idle", [0, 2])
+def test_nfsd_s_threads_and_what_waits_for_one_are_told(
+    osreldate: int, arch: str, idle: int, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, arch)
+    m.vfs.mount("ufs", "/", "/dev/da0")
+    pool = m.new("__rpc_svcpool", sp_name=m.string("nfsd"), sp_maxthreads=8, sp_space_used=4096)
+    m.variable("nfsrvd_pool", pool)
+    group, prefix = pool, "sp_"
+    if pool.has("sp_groupcount"):
+        pool["sp_groupcount"] = 1
+        group, prefix = m.view("__rpc_svcgroup", pool.at("sp_groups")), "sg_"
+    group[f"{prefix}threadcount"] = 4
+    resting = [m.new("__rpc_svcthread") for _ in range(idle)]
+    m.list(group.at(f"{prefix}idlethreads"), "st_ilink", resting)
+    connections = [m.new("__rpc_svcxprt") for _ in range(3)]
+    m.tailq(group.at(f"{prefix}xlist"), "xp_link", connections)
+    m.tailq(group.at(f"{prefix}active"), "xp_alink", connections[:2])
+    dump = Dump(*m.write(tmp_path))
+    said = " ".join(shown(dump).split())
+    busy = f"{idle} idle" if idle else "all busy"
+    assert f"nfsd: 4 threads of at most 8, {busy}; 3 connections, 2 with requests" in said

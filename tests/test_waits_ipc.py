@@ -14,6 +14,7 @@ from tests.forge.files import (
     connection,
     device,
     file_lock,
+    old_fifo,
     pipe,
     receive_channel,
     socketpair,
@@ -170,6 +171,17 @@ def test_a_reader_of_a_fifo_is_as_stuck_as_who_else_has_it_open(
     for user in (reader, writer):
         d.files.open(user.process, read_end)
     reader.sleeps(read_end, "piperd", seconds=100, interruptible=True)
+    d.device(tmp_path, reader.tid, writer.tid)
+
+
+def test_a_reader_of_a_fifo_of_9_is_as_stuck_as_who_else_has_it_open(tmp_path: Path) -> None:
+    d = Disk(903000)
+    reader, writer = thread(d.m, "reader"), thread(d.m, "writer")
+    d.reads(writer)
+    fifo, socket = old_fifo(d.m)
+    for user in (reader, writer):
+        d.files.open(user.process, fifo, "FIFO")
+    reader.sleeps(receive_channel(socket), "sbwait", seconds=100, interruptible=True)
     d.device(tmp_path, reader.tid, writer.tid)
 
 

@@ -297,3 +297,88 @@ def test_who_cannot_even_send_to_a_silent_server_is_stuck_behind_it(tmp_path: Pa
     iod.sleeps(mount.socket.at("so_snd.sb_acc"), "sbwait", seconds=100)
     cause = the_cause(explain(m, tmp_path))
     assert sorted(cause["tids"]) == sorted([ls.tid, iod.tid]) and "filer" in cause["summary"]
+
+
+@pytest.mark.parametrize("place", ["mount drain", "newndm", "nfsfdism", "vnode", "nfsclumnt"])
+@pytest.mark.parametrize("osreldate", [1300139, 1402000, 1500068])
+def test_wherever_an_unmount_by_force_has_got_to_it_is_one_cause_with_the_silent_server(
+    osreldate: int, place: str, tmp_path: Path
+) -> None:
+    """df in statfs, ls with a vnode locked, another df that waits for the unmount to end."""
+    m = Machine(osreldate)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17", version="4.1")
+    vnode = m.vfs.vnode(mount.mount)
+    df, ls, late, umount = (thread(m, name) for name in ("df", "ls", "df", "umount"))
+    for asker in (df, ls):
+        mount.request(asker)
+    vnode.lock.owned_by(ls)
+    renew = m.procs.process("nfscl", kernel=True).thread("nfscl", calls=("nfscl_renewthread",))
+    mount.request(renew)
+    flags = m.constant("MNTK_UNMOUNT") | m.constant("MNTK_UNMOUNTF")
+    mount.mount.obj.set(mnt_kern_flag=flags, mnt_lockref=1)
+    mount.mount.obj.probe(mnt_vfs_ops=1)
+    umount.call("nfs_unmount", "dounmount")
+    m.write_pointer(umount.local("dounmount", 24), mount.mount)
+    sleeps = {
+        "mount drain": (mount.mount.obj.at("mnt_lockref"), "mount drain"),
+        "nfsfdism": (mount.obj, "nfsfdism"),
+        "nfsclumnt": (m.take(64), "nfsclumnt"),
+    }
+    if place == "vnode":
+        vnode.lock.slept_on_by(umount)
+    elif place == "newndm":
+        channel = m.variable("non_event", static=True)
+        umount.sleeps(channel, "newndm", seconds=0.3, timeout=1.0)
+    else:
+        umount.sleeps(*sleeps[place], seconds=60)
+    late.sleeps(mount.mount.obj, "vfs_busy", seconds=50)
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert cause["kind"] == "external" and answer.data["residue"] == []
+    assert sorted(cause["tids"]) == sorted(t.tid for t in (df, ls, late, umount, renew))
+    assert "filer:/home on /home" in cause["summary"]
+
+
+def test_who_upgrades_an_nfsnodes_lock_waits_for_who_has_it(tmp_path: Path) -> None:
+    """nfsupg is the name of the lock n_excl (12.0 on): one of the kernel's own, with an owner."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    holder, waiter = thread(m, "cp"), thread(m, "mv")
+    lock = m.locks.lockmgr("nfsupg")
+    lock.owned_by(holder)
+    mount.request(holder)
+    lock.slept_on_by(waiter)
+    cause = the_cause(explain(m, tmp_path))
+    assert len(cause["tids"]) == 2 and "filer" in cause["summary"]
+
+
+@pytest.mark.parametrize(
+    "wmesg, struct, member",
+    [("rpccwnd", "cu_data", "cu_cwnd_wait"), ("rpcrcvst", "ct_data", "ct_rcvstate")],
+)
+def test_who_waits_inside_a_client_of_rpc_waits_for_its_server(
+    wmesg: str, struct: str, member: str, tmp_path: Path
+) -> None:
+    m = Machine(1402000)
+    transport = "tcp" if struct == "ct_data" else "udp"
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17", transport=transport)
+    NfsMount(m, "/src", "other", "192.0.2.18", transport=transport)
+    ls, cat = thread(m, "ls"), thread(m, "cat")
+    mount.request(ls)
+    cat.sleeps(mount.client.at(member), wmesg, seconds=100)
+    cause = the_cause(explain(m, tmp_path))
+    assert len(cause["tids"]) == 2 and "filer" in cause["summary"]
+
+
+def test_who_tries_to_connect_again_is_told_by_its_clients_on_its_stack(tmp_path: Path) -> None:
+    """rpccon sleeps on a variable: of two mounts the stack says which is meant."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    NfsMount(m, "/src", "other", "192.0.2.18")
+    ls = thread(m, "ls")
+    ls.call("clnt_reconnect_connect", "clnt_reconnect_call", "newnfs_request")
+    m.write_pointer(ls.local("clnt_reconnect_call", 24), mount.reconnect)
+    ls.sleeps(m.variable("fake_wchan", static=True), "rpccon", seconds=0.4, timeout=1.0)
+    # A retry is as long as nobody knows: what it waits for is known all the same.
+    answer = explain(m, tmp_path)
+    assert "filer" in answer.run(str(ls.tid))

@@ -5,7 +5,7 @@ Mirrors sys/kern/kern_event.c and sys/kern/sys_generic.c, 8.0 to 15.x.
 
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple
+from typing import Iterator, List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.proc import Thread
@@ -86,16 +86,16 @@ def _notes(kernel: Kernel, head: int, kqueue: int) -> Iterator[Note]:
             yield Note(address, FILTERS.get(number, str(number)), ident, target)
 
 
-def selected(kernel: Kernel, thread: Thread) -> List[int]:
+def selected(kernel: Kernel, thread: Thread) -> Optional[List[int]]:
     """The struct selinfo * that a thread in select(2) or poll(2) waits for, 8.0 on (r183566).
 
-    td_sel -> st_selq, a struct selfd for each; [] where they cannot be read.
+    td_sel -> st_selq, a struct selfd for each; None where they cannot be read.
     """
     layouts = kernel.layouts
     try:
         seltd = kernel.pointer(thread.address + layouts.offsetof("thread", "td_sel"))
         if not seltd:
-            return []
+            return None
         return [
             selinfo
             for _, (selinfo,) in stailq_foreach(
@@ -110,4 +110,4 @@ def selected(kernel: Kernel, thread: Thread) -> List[int]:
             if selinfo
         ]
     except (MemoryFault, LayoutError):
-        return []
+        return None

@@ -96,6 +96,27 @@ def _by_proc(kernel: Kernel) -> Dict[int, List[Open]]:
     return found
 
 
+@cached(MEMORY)
+def fifo_sockets(kernel: Kernel) -> Dict[int, int]:
+    """{struct socket *: struct fifoinfo *} of every open FIFO; {} from 10.0 on (r232055).
+
+    Until then a FIFO was two local sockets, fi_readsock and fi_writesock.
+    """
+    layouts = kernel.layouts
+    found: Dict[int, int] = {}
+    if not layouts.has("fifoinfo", "fi_readsock"):
+        return found
+    fields = layouts.fields("fifoinfo", "fi_readsock", "fi_writesock")
+    for data, opened in by_data(kernel).items():
+        try:
+            if file_at(kernel, opened[0].file).type == "FIFO":
+                for socket in fields.unpack(kernel.read(data, fields.span)):
+                    found[socket] = data
+        except MemoryFault:
+            continue
+    return found
+
+
 #: what a process has of the file tree beside its descriptors, by member
 _FOLDERS = (("cwd", "cdir"), ("root", "rdir"), ("jail", "jdir"))
 

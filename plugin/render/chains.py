@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from plugin.kernel.proc import Thread
+from plugin.kernel.prison import jail_of
+from plugin.kernel.proc import Thread, arguments
 from plugin.render.text import escape
 from plugin.waits import advice
 from plugin.waits.analysis import Analysis, Chain, Group, is_long, path_of
@@ -186,6 +187,7 @@ class Drawing:
         lines = self._wrap(
             f"{thread.tid} {thread.label} (pid {thread.pid}), {thread.state}{age}{taken}", 0
         )
+        lines += self._process(thread)
         if node is None:
             return "\n".join(lines)
         path = path_of(self.graph, self.analysis.solution, node.id)
@@ -202,6 +204,20 @@ class Drawing:
                 lines += self._wrap(f"and {count(len(others), 'other')}; {all_of}", 15)
         lines += self._end(path[-1], node, thread)
         return "\n".join(lines)
+
+    def _process(self, thread: Thread) -> List[str]:
+        """What its process was run as and the jail it is in, where memory tells."""
+        kernel = self.analysis.kernel
+        if not thread.proc:
+            return []
+        lines: List[str] = []
+        words = arguments(kernel, thread.proc)
+        if words:
+            lines += self._wrap(f"run as     {' '.join(words)}", 2)
+        jail = jail_of(kernel, thread.proc)
+        if jail is not None and jail.id:
+            lines += self._wrap(f"in jail    {jail.id} {jail.name}, {jail.path}", 2)
+        return lines
 
     def _end(self, last: Node, first: Node, thread: Thread) -> List[str]:
         lines: List[str] = []

@@ -8,6 +8,7 @@ from plugin.errors import UsageError
 from plugin.judge.mounts import State, states
 from plugin.kernel.mount import Mount
 from plugin.kernel.proc import Thread
+from plugin.kernel.svc import Pool, pools
 from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.words import address, count, did_you_mean, seconds
@@ -17,7 +18,13 @@ def mounts(kernel: Kernel, wanted: Optional[str] = None) -> Report:
     """All of them, or those that ``wanted`` names: where it is mounted, what, or its address."""
     every = states(kernel)
     chosen = every if wanted is None else _chosen(every, wanted)
-    report = Report({"mounts": [_data(kernel, state) for state in chosen]})
+    served = pools(kernel) if wanted is None else []
+    report = Report(
+        {
+            "mounts": [_data(kernel, state) for state in chosen],
+            "servers": [{**pool._asdict(), "address": address(pool.address)} for pool in served],
+        }
+    )
     if not every:
         # Every kernel has a root file system: an empty list is one that could not be read.
         report.text("No mount could be read.")
@@ -30,7 +37,22 @@ def mounts(kernel: Kernel, wanted: Optional[str] = None) -> Report:
     for state in chosen:
         if state.trouble or wanted is not None:
             _details(kernel, report, state)
+    for pool in served:
+        # A module that is loaded has its pool, served or not.
+        if pool.threads or pool.connections:
+            report.text(_pool(pool))
     return report
+
+
+def _pool(pool: Pool) -> str:
+    """What a server of this kernel's has to do, and whether it can."""
+    busy = "all busy" if pool.threads and not pool.idle else f"{pool.idle} idle"
+    text = (
+        f"{pool.name}: {count(pool.threads, 'thread')} of at most {pool.most}, {busy}; "
+        f"{count(pool.connections, 'connection')}, {pool.waiting} with requests that no thread "
+        f"has taken; {pool.queued} bytes of requests under way"
+    )
+    return text + (", so many that it reads no more of them." if pool.throttled else ".")
 
 
 def _chosen(every: List[State], wanted: str) -> List[State]:

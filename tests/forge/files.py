@@ -133,6 +133,12 @@ def pipe(machine: Machine) -> Tuple[Obj, Obj]:
     return one, other
 
 
+def old_fifo(machine: Machine) -> Tuple[Obj, Obj]:
+    """(fifoinfo, the socket that readers sleep on): a FIFO to 9.x, two local sockets."""
+    reads, writes = socketpair(machine)
+    return machine.new("fifoinfo", fi_readsock=reads, fi_writesock=writes), reads
+
+
 def socketpair(machine: Machine) -> Tuple[Obj, Obj]:
     """Two connected local sockets."""
     m = machine

@@ -71,7 +71,7 @@ def select(case: Case) -> Optional[Verdict]:
     """select(2), poll(2): the files of the process that have the selinfos waited for."""
     own = process_at(case.kernel, case.thread.proc)
     wanted = selected(case.kernel, case.thread)
-    if own is None or not wanted:
+    if own is None or wanted is None:
         return None
     found: List[Awaited] = []
     seen: Dict[int, None] = {}
@@ -145,6 +145,6 @@ def _waits(case: Case, found: List[Awaited]) -> Verdict:
         if threads:
             return served_by_peers(case, node, list(threads.values()), f"can bring about: {said}")
     outside = [each.what for each in found if not each.procs]
-    what = "a timeout" if timed and not outside else (outside or ["an event"])[0]
+    what = "a timeout" if timed and not outside else (outside or ["no event"])[0]
     node.end = node.end or End(CauseKind.EXTERNAL, f"waits for {what}", case.said())
     return Verdict(Status.BENIGN, f"waits for {said}{more}", case.row)

@@ -26,18 +26,18 @@ from plugin.kernel.rpc import (
     servers,
     sockaddr,
 )
+from plugin.kernel.stack import stack_words
 from plugin.kernel.vnode import vnode_at
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.selfserved import nfsd_threads, serves_itself
+from plugin.waits.resolvers.stacks import runs
 from plugin.words import count
 
 #: what a thread sleeps in while its request is unanswered (ct_waitchan, rc_waitchan)
 RPC_MESSAGES = ("nfsreq", "newnfsreq", "rpcrecv", "nfscbreq", "rpcrecon", "rpccon", "connec")
-#: sleeps on the struct ct_data or cu_data itself
-_CLIENT_MESSAGES = ("rpcclose", "rpcvcup", "rpcdgup", "rpccwnd")
 _STATE_MESSAGES = ("nfsv4lck", "nfsv4gr", "nfscld", "nfslyp")
 _MAX_HOLDERS = 64
 
@@ -111,9 +111,20 @@ def _server_label(server: Server) -> str:
 
 
 def _mounts_of(case: Case) -> List[Mount]:
-    """Mounts of NFS that the thread works on: on its stack, or the only one there is."""
+    """Mounts of NFS that the thread works on: on its stack, or the only one there is.
+
+    By the mount, its struct nfsmount or one of its clients.
+    """
     some = [mount for mount in mounts(case.kernel) if mount.fstype in NFS]
-    seen = [m for m in some if kernel_stack_holds(case.kernel, case.thread, m.address)]
+    words = stack_words(case.kernel, case.thread)
+    known = {server.mount.address: server for server in servers(case.kernel)}
+    seen = []
+    for mount in some:
+        marks = {mount.address, mount.data}
+        for client in known[mount.address].clients if mount.address in known else ():
+            marks |= {client.handle, client.reconnect, client.socket}
+        if words & (marks - {0}):
+            seen.append(mount)
     return seen or (some if len(some) == 1 else [])
 
 
@@ -160,9 +171,12 @@ def nfs_request(case: Case) -> Optional[Verdict]:
         return verdict
     by_mount = {server.mount.address: server for server in servers(case.kernel)}
     for server in by_mount.values():
-        # rc_data, ct_data: connecting, closing.
+        # rc_data, ct_data or something inside: connecting, closing, a window that is full.
         for client in server.clients:
-            if case.address and case.address in (client.handle, client.reconnect, client.socket):
+            if case.address and (
+                case.address in (client.reconnect, client.socket)
+                or _inside(case, client) == client.handle
+            ):
                 case.waits_for(server_node(builder, server), Certainty.PROVEN, case.said())
                 return verdict
     lone = _lone_client(case)
@@ -190,16 +204,33 @@ def nfs_request(case: Case) -> Optional[Verdict]:
     return verdict
 
 
+#: sleeps on the struct ct_data or cu_data itself, or on this member of one
+_CLIENT_MESSAGES = {
+    "rpcclose": "",
+    "rpcrcvst": "ct_rcvstate",
+    "rpccwnd": "cu_cwnd_wait",
+}
+
+
+def _inside(case: Case, client: Client) -> int:
+    """Where a client of that kind would lie, if the thread sleeps on it or on a member of it."""
+    member = _CLIENT_MESSAGES.get(case.thread.wmesg or "", "")
+    struct = "ct_data" if client.kind == "tcp" else "cu_data"
+    if not member or not case.kernel.layouts.has(struct, member):
+        return case.address
+    return case.address - case.kernel.layouts.offsetof(struct, member)
+
+
 def _lone_client(case: Case) -> Optional[Client]:
     """The client that a thread waits for or asks, where no mount leads to it."""
-    wmesg = case.thread.wmesg or ""
-    if wmesg in _CLIENT_MESSAGES:
-        for kind in ("tcp", "udp"):
-            found = client_at(case.kernel, case.address, kind)
-            if found is not None:
-                return found
-        return None
-    return client_of_request(case.kernel, case.address)
+    if case.thread.wmesg not in _CLIENT_MESSAGES:
+        return client_of_request(case.kernel, case.address)
+    for kind in ("tcp", "udp"):
+        at = _inside(case, Client(0, kind, "", 0, 0))
+        found = client_at(case.kernel, at, kind)
+        if found is not None:
+            return found
+    return None
 
 
 def sends_to_server(case: Case, socket: int) -> Optional[Verdict]:
@@ -310,6 +341,45 @@ def busy_nfsd(builder: Builder, waiter: Thread) -> List[Thread]:
         and not builder.waits_for_work(thread)
         and (thread.wmesg, thread.wchan) != (waiter.wmesg, waiter.wchan)
     ]
+
+
+@resolver("nfs_retry")
+def nfs_retry(case: Case) -> Optional[Verdict]:
+    """nfs_catnap(): NFS tries again what failed, once in a while.
+
+    An unmount waits for who still uses the mount; everybody else for a server that said later.
+    """
+    builder = case.builder
+    found = _mounts_of(case)
+    if len(found) != 1:
+        return None
+    mount = found[0]
+    node = case.waits_for(
+        case.channel_node(f'"{case.thread.wmesg}" of {mount.on}'), Certainty.PROVEN, case.said()
+    )
+    if node.end is None and not builder.graph.successors(node.id):
+        users = [t for t in askers(builder, mount.address) if t.address != case.thread.address]
+        unmounts = runs(builder, case.thread, ("nfs_unmount",))
+        if unmounts and users:
+            said = "it has a request under way on the mount that is unmounted"
+            _join_holders(builder, node, users, Certainty.GUESSED, said)
+        else:
+            server = mount_node(builder, mount.address)
+            if server is None:
+                return None
+            said = "its mount is NFS: the server puts off what is asked of it"
+            builder.join(node, server, EdgeKind.SERVED_BY, Certainty.CATALOGUED, said)
+    return Verdict(Status.STUCK, f"tries again what {mount.on} did not do", case.row)
+
+
+def askers(builder: Builder, mount: int) -> List[Thread]:
+    """The threads with a request to the server of the struct mount at ``mount`` under way."""
+    waited = {
+        request.address
+        for request in requests(builder.kernel).values()
+        if request.server.mount.address == mount
+    }
+    return [thread for thread in builder.threads if thread.wchan in waited]
 
 
 @resolver("nfsd")

@@ -10,7 +10,7 @@ from typing import Dict, List, Optional
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.file import by_data
+from plugin.kernel.file import by_data, fifo_sockets
 from plugin.kernel.proc import Thread, processes, threads
 from plugin.kernel.socket import Endpoints, endpoints, inet_peer, unix_peer
 from plugin.kernel.umtx import blocked_on
@@ -185,6 +185,9 @@ def socket(case: Case) -> Optional[Verdict]:
         if not layouts.has("socket", path):
             continue
         address = case.channel.container("socket", path)
+        fifo = fifo_sockets(kernel).get(address)
+        if fifo is not None:
+            return _peers_of(case, fifo, f"FIFO {fifo:#x}", "has the FIFO open too")
         sending = sends_to_server(case, address)
         if sending is not None:
             return sending

@@ -16,6 +16,7 @@ from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.common import generic
+from plugin.waits.resolvers.nfs import askers
 from plugin.waits.resolvers.stacks import guess_holders, sleepers_on
 from plugin.words import count
 
@@ -147,14 +148,19 @@ def mount_busy(case: Case) -> Optional[Verdict]:
     if mount is None:
         return None
     builder = case.builder
-    node = case.waits_for(mount_node(builder, mount), Certainty.PROVEN, case.said())
+    named = mount_node(builder, mount)
+    if case.thread.wmesg != "vfs_busy":
+        # Its users: who waits for the unmount to end waits for the one that waits for them.
+        key = f"{mount.address:#x}:users"
+        named = builder.node(NodeKind.OBJECT, key, named.label, mount.address)
+    node = case.waits_for(named, Certainty.PROVEN, case.said())
     node.facts = node.facts or [f"mnt_ref {mount.ref}, mnt_lockref {mount.lockref}"]
     if node.end is None and not builder.graph.successors(node.id):
         functions = ("dounmount",) if case.thread.wmesg == "vfs_busy" else ()
         member, number = "mnt_lockref", mount.lockref
         if case.thread.wmesg == "mntref":
             member, number = "mnt_ref", mount.ref
-        if _by_stack(builder, node, mount, functions, case):
+        if _by_stack(builder, node, mount, functions, case) or _asking(builder, node, mount, case):
             pass
         elif case.thread.wmesg != "vfs_busy" and number is not None and number > 0:
             what = f"{count(number, 'reference')} to {node.label}"
@@ -165,6 +171,20 @@ def mount_busy(case: Case) -> Optional[Verdict]:
                 f"{node.label} is in use or being unmounted; by whom is not recorded",
             )
     return Verdict(Status.STUCK, "waits for a mount", case.row)
+
+
+def _asking(builder: Builder, node: Node, mount: Mount, case: Case) -> bool:
+    """On NFS: who has a request to the mount's server under way is inside the mount."""
+    found = [t for t in askers(builder, mount.address) if t.address != case.thread.address]
+    for thread in found[:64]:
+        builder.join(
+            node,
+            builder.thread(thread),
+            EdgeKind.OWNED_BY,
+            Certainty.GUESSED,
+            "it has a request to the mount's server under way",
+        )
+    return bool(found)
 
 
 @resolver("vnlru")
