@@ -27,8 +27,10 @@ from plugin.caching import Kept, Lifetime, cached
 from plugin.errors import MemoryFault, SymbolMissing
 from plugin.findings import Findings
 from plugin.structs import Layouts
+from plugin.structs.layout import Fields
 from plugin.symbol import Symbol
 from plugin.targets import Target
+from plugin.targets.wire import BUDGET
 
 _UNSIGNED = {
     1: struct.Struct("<B"),
@@ -52,10 +54,21 @@ class View:
         self._kernel = kernel
         self._struct = struct_name
         self.address = address
-        self._data = kernel.read(address, kernel.layouts.sizeof(struct_name))
+        size = kernel.layouts.sizeof(struct_name)
+        self._data: Optional[bytes] = None
+        if kernel.target.wire is None:
+            self._data = kernel.read(address, size)
+        elif size:
+            # What is asked for later comes then; that there is something to ask, now.
+            kernel.read(address, 1)
+            if address % kernel.page_size + size > kernel.page_size:
+                kernel.read(address + size - 1, 1)
 
     def __getitem__(self, path: str) -> Any:
-        return self._kernel.layouts.fields(self._struct, path).unpack(self._data)[0]
+        fields = self._kernel.layouts.fields(self._struct, path)
+        if self._data is None:
+            return self._kernel.values(fields, self.address)[0]
+        return fields.unpack(self._data)[0]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -75,10 +88,15 @@ class View:
 
     def bytes(self, path: str) -> bytes:
         member = self._kernel.layouts.resolve(self._struct, path)
+        if self._data is None:
+            return self._kernel.read(self.address + member.offset, member.size)
         return self._data[member.offset : member.offset + member.size]
 
     def text(self, path: str) -> str:
         """A char array as text, up to its NUL."""
+        if self._data is None:
+            size = self._kernel.layouts.resolve(self._struct, path).size
+            return self._kernel.cstring(self.at(path), size)
         return _text(self.bytes(path))
 
     def __repr__(self) -> str:
@@ -104,6 +122,10 @@ class Kernel:
         self.read: Callable[[int, int], bytes] = target.read
         #: called with what is being done, and how much of it, by work that may take long
         self.progress: Callable[[str, int, int], None] = lambda what, done, total: None
+        #: True where everything is to be read, over a wire too
+        self.deep = False
+        #: what had gone over the wire when this command began
+        self._spent = 0
         self.arch = target.arch
         self.architecture = architecture(target.arch)
         self.pointer_size = self.architecture.pointer_size
@@ -141,6 +163,46 @@ class Kernel:
 
     # Memory
 
+    def reader(self, fields: Fields) -> Callable[[int, int], bytes]:
+        """What reads a struct for ``fields.unpack``: ``read(address, fields.span)``.
+
+        Over a wire only the members are asked for, the bytes between them are 0.
+        """
+        wire = self.target.wire
+        if wire is None:
+            return self.read
+        return lambda address, size: wire.gather(address, fields.parts, size)
+
+    def values(self, fields: Fields, address: int) -> Tuple[int, ...]:
+        """The members of ``fields`` of the struct at ``address``, or MemoryFault."""
+        return fields.unpack(self.reader(fields)(address, fields.span))
+
+    @property
+    def chosen(self) -> bool:
+        """True where every byte is dear: only what a wait leads to is read, unless ``deep``."""
+        return self.target.wire is not None and not self.deep
+
+    def affords(self, what: str, size: int, *, partial: bool = True) -> bool:
+        """Whether to read ``size`` bytes that are not needed; over a wire that may be too much.
+
+        What is then left out is a finding, with ``partial`` one that hides data; no finding
+        without ``what``.
+        """
+        wire = self.target.wire
+        if wire is None or self.deep or wire.spent - self._spent + 2 * size <= BUDGET:
+            return True
+        why = "not read, too much for the wire: --deep reads it"
+        if what:
+            self.warnings.add(what, None, why, partial=partial)
+        return False
+
+    def exactly(self, address: int, size: int) -> bytes:
+        """As ``read``; over a wire nothing beside it is asked for, because nobody will want it."""
+        wire = self.target.wire
+        if wire is None:
+            return self.read(address, size)
+        return wire.gather(address, ((0, size),), size)
+
     def unsigned(self, address: int, size: int) -> int:
         value: int = _UNSIGNED[size].unpack(self.read(address, size))[0]
         return value
@@ -155,8 +217,9 @@ class Kernel:
     def cstring(self, address: int, limit: int = 256) -> str:
         """The NUL-terminated text at ``address``, at most ``limit`` bytes of it."""
         taken = b""
+        step_of = 64 if self.target.wire is None else 16
         while len(taken) < limit:
-            step = min(64 - (address & 63), limit - len(taken))
+            step = min(step_of - address % step_of, limit - len(taken))
             try:
                 piece = self.read(address, step)
             except MemoryFault:
@@ -267,9 +330,18 @@ class Kernel:
             found = self.modules.symbolize(address)
         return found
 
-    def start_command(self) -> None:
-        """Begin a command: only what it finds, and what holds for the session, is reported."""
+    def start_command(self, *, deep: bool = False) -> None:
+        """Begin a command: only what it finds, and what holds for the session, is reported.
+
+        ``deep``: it reads what is dear as well.
+        """
+        if self.target.wire is not None and deep != self.deep:
+            # What was left out is no answer any more; what went over the wire is still known.
+            self.forget()
+        self.deep = deep
         self.warnings = Findings()
+        if self.target.wire is not None:
+            self._spent = self.target.wire.spent
         if not self.target.stable:
             # A running kernel: what one command has read is one picture, the next needs its own.
             self.kept[Lifetime.MEMORY].clear()

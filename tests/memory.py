@@ -20,6 +20,7 @@ class MemoryTarget:
     stable = True
     in_pages = False
     carried: Mapping[str, CarriedModule] = {}
+    wire = None
     page_size = 4096
     truncated = False
     files = ()

@@ -298,8 +298,8 @@ def test_the_page_of_a_damaged_machine_says_so_above_its_verdict(tmp_path: Path)
     kernel = open_core(str(vmcore), str(kernel_file))
     real = kernel.start_command
 
-    def damaged() -> None:
-        real()
+    def damaged(*, deep: bool = False) -> None:
+        real(deep=deep)
         kernel.warnings.add("allproc", 0x10, "not in the dump")
 
     kernel.start_command = damaged  # type: ignore[method-assign]

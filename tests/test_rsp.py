@@ -32,6 +32,7 @@ class Inferior:
     page_size = 4096
     stopped_tid = 100002
     stop_reason = "panic: it's }#$*"
+    still = "This is a dump: it cannot run."
 
     def threads(self) -> Sequence[Thread]:
         return [Thread(100001, "(pid 1) init"), Thread(100002, NASTY), Thread(100003, "(pid 9) x")]

@@ -40,6 +40,7 @@ class Machine:
     stable = True
     in_pages = False
     carried: Mapping[str, CarriedModule] = {}
+    wire = None
     page_size = 0
     truncated = False
     files = ()

@@ -34,7 +34,7 @@ class Stub:
     def ask_server(self, packet: str) -> str:
         return json.dumps(self.answer).encode().hex()
 
-    def target(self, memory: Optional[Any], truncated: bool) -> Any:
+    def target(self, memory: Optional[Any], truncated: bool, stub: bool) -> Any:
         raise AssertionError("not asked for")
 
     def kernel_file(self) -> Optional[str]:

@@ -42,6 +42,7 @@ class Recorder:
         self.stable = target.stable
         # Word by word: what else lies in a page is nobody's business.
         self.in_pages = False
+        self.wire = None
         self.truncated = target.truncated
         self.description = target.description
 

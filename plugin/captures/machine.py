@@ -27,6 +27,7 @@ class _NoMemory:
 
     stable = True
     in_pages = False
+    wire = None
     truncated = False
     message_buffer = b""
     page_size = 4096
@@ -123,8 +124,8 @@ class TextKernel(Kernel):
     def panicstr(self) -> Optional[str]:
         return self.capture.panic
 
-    def start_command(self) -> None:
-        super().start_command()
+    def start_command(self, *, deep: bool = False) -> None:
+        super().start_command(deep=deep)
         capture = self.capture
         for what, source in capture.damage:
             self.warnings.add(str(source), None, what)

@@ -61,10 +61,11 @@ class Debugger(Protocol):
         """The reply of the remote stub to one packet, "" if there is none."""
         ...
 
-    def target(self, memory: Optional[Memory], truncated: bool) -> Target:
+    def target(self, memory: Optional[Memory], truncated: bool, stub: bool) -> Target:
         """The back end for what is debugged now, reading from ``memory`` if given.
 
-        ``truncated`` says that the dump is known to lack memory it announces.
+        ``truncated`` says that the dump is known to lack memory it announces, ``stub`` that
+        a debugger connected to a server is connected to a machine's, and not to one of ours.
 
         WchanError where no kernel is being debugged.
         """
@@ -116,7 +117,10 @@ class Session:
         info = self._server_info()
         notes: List[str] = []
         self._memory = self._bypass(info, notes)
-        target = self._debugger.target(self._memory, info.get("truncated") is True)
+        stub = not info or info.get("wire") is True
+        target = self._debugger.target(self._memory, info.get("truncated") is True, stub)
+        if target.wire is not None:
+            target.wire.tell = self.progress
         force = info.get("force") is True or os.environ.get(FORCE_VARIABLE) == "yes"
         file = self._debugger.kernel_file()
         if file is not None and file == info.get("kernel"):

@@ -63,8 +63,8 @@ class GdbDebugger:
         match = re.search(r'received: "([^"]*)"', text)
         return match.group(1) if match else ""
 
-    def target(self, memory: Optional[Memory], truncated: bool) -> GdbTarget:
-        return GdbTarget(memory, truncated)
+    def target(self, memory: Optional[Memory], truncated: bool, stub: bool) -> GdbTarget:
+        return GdbTarget(memory, truncated, stub)
 
     def kernel_file(self) -> Optional[str]:
         value: Optional[str] = gdb.current_progspace().filename

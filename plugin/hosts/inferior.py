@@ -74,7 +74,7 @@ class KernelInferior:
 
     def read(self, address: int, size: int) -> bytes:
         data = self._kernel.read(address, size)
-        if size and _within(self._text, address) and not any(data):
+        if self._kernel.target.wire is None and _within(self._text, address) and not any(data):
             # A dump reduced for privacy or size has no code.  Debuggers would decode
             # the zeros and unwind by them; without bytes they go by frame pointers.
             page = address & ~(self.page_size - 1)
@@ -83,6 +83,9 @@ class KernelInferior:
         return data
 
     def present(self, address: int) -> bool:
+        if self._kernel.target.wire is not None:
+            # Not worth a packet for each page that a debugger may come to.
+            return self._kernel.is_kernel_address(address)
         try:
             return bool(self._kernel.read(address, 1))
         except MemoryFault:
@@ -90,6 +93,13 @@ class KernelInferior:
 
     def code(self, address: int) -> bool:
         return _within(self._code, address)
+
+    @property
+    def still(self) -> str:
+        """Why it does not run, for the user who tells it to."""
+        if self._kernel.target.wire is not None:
+            return "The machine stays stopped: it is only read."
+        return "This is a dump: it cannot run."
 
     def session(self) -> Mapping[str, object]:
         return self._session

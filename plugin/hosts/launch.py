@@ -27,10 +27,11 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
+    Union,
 )
 
 from plugin.arch import architecture
-from plugin.errors import EXIT_OK, WchanError
+from plugin.errors import EXIT_OK, UsageError, WchanError
 from plugin.hosts.arguments import Parser
 from plugin.hosts.debugger import SECRET_VARIABLE
 from plugin.hosts.inferior import KernelInferior
@@ -38,11 +39,14 @@ from plugin.hosts.module_elf import SymbolFile, write_symbol_files
 from plugin.hosts.prepare import ROOT, installer
 from plugin.hosts.progress import Progress
 from plugin.hosts.rsp import Server
-from plugin.hosts.shell import core_options
+from plugin.hosts.shell import REMOTE, core_options
 from plugin.hosts.signals import Left, leave, on_signals
 from plugin.opening import open_target
 from plugin.opening.find_kernel import open_dump
+from plugin.opening.remote import open_remote
 from plugin.session import Kernel
+from plugin.targets.core import CoreTarget
+from plugin.targets.remote import RemoteTarget
 from plugin.vmcore.elf import PF_X, PT_LOAD, ElfFile
 
 
@@ -71,9 +75,19 @@ def serve_main(argv: Sequence[str]) -> int:
         help="serve on TCP port N of the loopback address instead, where every user of this "
         "machine can connect; 0 for any free port",
     )
-    parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    parser.add_argument(
+        "--proxy",
+        metavar="ADDRESS",
+        help="in place of a dump a stopped machine's own gdb stub, HOST:PORT or /dev/ttyU0[,BAUD], "
+        "for a debugger that cannot speak to it: lldb to FreeBSD's",
+    )
+    parser.add_argument(
+        "vmcore", metavar="VMCORE", nargs="?", help="a FreeBSD kernel dump (.zst, .gz too)"
+    )
     args = parser.parse_args(list(argv))
-    opened = _open(args)
+    if (args.vmcore is None) == (args.proxy is None):
+        raise UsageError("wchan serve: either a dump or --proxy ADDRESS")
+    opened = _open(args, args.proxy)
     with _served(opened.inferior, args.port) as server:
         sys.stdout.write(_how_to_connect(server.address, opened) + "\n")
         sys.stdout.flush()
@@ -129,30 +143,43 @@ class _Opened(NamedTuple):
     session: Dict[str, object]
 
 
-def _open(args: argparse.Namespace) -> _Opened:
+def _open(args: argparse.Namespace, stub: Optional[str] = None) -> _Opened:
+    """The dump, or the machine whose gdb stub is at ``stub``."""
     progress = Progress(sys.stderr)
-    target, notes = open_dump(
-        args.vmcore,
-        args.kernel,
-        force=args.force,
-        progress=lambda done, total: progress("decompressing", done, total),
-    )
-    progress.clear()
+    target: Union[CoreTarget, RemoteTarget]
+    if stub is not None:
+        target, notes = open_remote(
+            stub,
+            args.kernel,
+            force=args.force,
+            say=lambda text: print(f"wchan: {text}", file=sys.stderr),
+            progress=progress,
+        )
+    else:
+        target, notes = open_dump(
+            args.vmcore,
+            args.kernel,
+            force=args.force,
+            progress=lambda done, total: progress("decompressing", done, total),
+        )
     kernel = open_target(
         target, structs=args.structs, force=args.force, notes=notes, sysroot=args.sysroot
     )
+    progress.clear()
     file = os.path.abspath(target.kernel.plain_path)
     secret = secrets.token_hex(16)
     session: Dict[str, object] = {
         "secret": secret,
-        "vmcore": os.path.abspath(target.memory.file_path),
         "kernel": file,
         "structs": os.path.abspath(args.structs) if args.structs else None,
         "sysroot": os.path.abspath(args.sysroot) if args.sysroot else None,
         "force": bool(args.force),
         "truncated": target.truncated,
         "notes": notes,
+        "wire": target.wire is not None,
     }
+    if isinstance(target, CoreTarget):
+        session["vmcore"] = os.path.abspath(target.memory.file_path)
     inferior = KernelInferior(kernel, session, _code(target.kernel))
     return _Opened(kernel, inferior, file, secret, session)
 
@@ -190,9 +217,14 @@ def _launch(name: str, argv: Sequence[str], arguments: _Arguments) -> int:
     parser.add_argument(
         "--debugger", metavar="PATH", help=f"the {name} to run (default: wchan's own, then PATH's)"
     )
-    parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too)")
+    parser.add_argument(
+        "vmcore",
+        metavar="VMCORE",
+        help="a FreeBSD kernel dump (.zst, .gz too), or remote:ADDRESS of a machine's gdb stub",
+    )
     args = parser.parse_args(words)
-    opened = _open(args)
+    remote = args.vmcore.startswith(REMOTE)
+    opened = _open(args, args.vmcore[len(REMOTE) :] if remote else None)
     program = args.debugger or find_debugger(name, opened.kernel.arch)
     try:
         with _served(opened.inferior) as server:

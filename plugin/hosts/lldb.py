@@ -49,8 +49,8 @@ class LldbDebugger:
         match = _RESPONSE.search(result.GetOutput() or "") if result.Succeeded() else None
         return match.group(1).strip() if match else ""
 
-    def target(self, memory: Optional[Memory], truncated: bool) -> LldbTarget:
-        return LldbTarget(self._debugger, memory, truncated)
+    def target(self, memory: Optional[Memory], truncated: bool, stub: bool) -> LldbTarget:
+        return LldbTarget(self._debugger, memory, truncated, stub)
 
     def kernel_file(self) -> Optional[str]:
         return self._debugger.GetSelectedTarget().GetExecutable().fullpath or None

@@ -95,6 +95,11 @@ class Inferior(Protocol):
         """True where the machine had code at ``address``, whether or not it can be read."""
         ...
 
+    @property
+    def still(self) -> str:
+        """Why it does not run, for the user who tells it to."""
+        ...
+
     def session(self) -> Mapping[str, object]:
         """What the plugin inside the debugger may know: the dump's path, ..."""
         ...
@@ -530,7 +535,7 @@ class Connection:
     def output_before(self, payload: bytes) -> Optional[bytes]:
         """Text for the user that precedes the reply to ``payload``, or None."""
         if payload[:1] in (b"c", b"C", b"s", b"S") or payload.startswith(b"vCont;"):
-            return b"O" + _hex("This is a dump: it cannot run.\n").encode()
+            return b"O" + _hex(self._inferior.still + "\n").encode()
         return None
 
     def _kill(self, rest: str) -> Optional[bytes]:

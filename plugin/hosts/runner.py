@@ -50,6 +50,11 @@ def parser_for(name: str) -> argparse.ArgumentParser:
         help=f"show at most N rows of a table, 0 for all (default {DEFAULT_LIMIT})",
     )
     shared.add_argument("--verbose", action="store_true", help="show every warning and detail")
+    shared.add_argument(
+        "--deep",
+        action="store_true",
+        help="over a remote stub: read all there is, not only what the waits lead to",
+    )
     shared.add_argument("-o", "--output", metavar="FILE", help="write to FILE instead")
     return parser
 
@@ -120,7 +125,7 @@ def _run(
 ) -> int:
     args = parser_for(name).parse_args(argv)
     kernel = get_kernel()
-    kernel.start_command()
+    kernel.start_command(deep=args.deep)
     args.width = width
     command = commands.load(name)
     if isinstance(kernel, TextKernel) and not command.NEEDS.text:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from plugin.session import Kernel
 
 #: options before the dump that take a value
+#: before the address of a machine's gdb stub, in place of a dump
+REMOTE = "remote:"
 _WITH_VALUE = ("-k", "--kernel", "--structs", "--sysroot")
 #: The command that a dump without one is asked.
 DEFAULT = "why-stuck"
@@ -81,7 +83,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"wchan {VERSION}")
     core_options(made)
     made.add_argument(
-        "vmcore", metavar="VMCORE", help="a FreeBSD kernel dump (.zst, .gz too), or text"
+        "vmcore",
+        metavar="VMCORE",
+        help="a FreeBSD kernel dump (.zst, .gz too), text, or remote:HOST:PORT, remote:/dev/ttyU0 "
+        "for a stopped machine's gdb stub (-k names its kernel)",
     )
     made.add_argument("command", metavar="COMMAND", help="see below")
     made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -265,7 +270,33 @@ def _leading_files(words: Sequence[str]) -> List[str]:
     return []
 
 
+def _open_remote(args: argparse.Namespace, progress: Progress) -> Kernel:
+    from plugin.opening import open_target
+    from plugin.opening.remote import open_remote
+
+    target, notes = open_remote(
+        args.vmcore[len(REMOTE) :],
+        args.kernel,
+        force=args.force,
+        say=lambda text: _complain(f"wchan: {text}"),
+        progress=progress,
+    )
+    bare = not commands.load(args.command).NEEDS.layouts
+    kernel = open_target(
+        target,
+        structs=args.structs,
+        force=args.force,
+        notes=notes,
+        sysroot=args.sysroot,
+        bare=bare,
+    )
+    kernel.progress = progress
+    return kernel
+
+
 def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
+    if args.vmcore.startswith(REMOTE):
+        return _open_remote(args, progress)
     from plugin.captures.lines import looks_like_text
 
     if looks_like_text(args.vmcore):

@@ -17,7 +17,6 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.judge import cam, controllers
 from plugin.judge.cam import DONE_QUEUE
 from plugin.judge.controllers import DRIVER_QUEUE
-from plugin.judge.geom_workers import kernel_thread_flag
 from plugin.kernel import geom_class
 from plugin.kernel.bio import (
     Bio,
@@ -30,7 +29,7 @@ from plugin.kernel.bio import (
     is_queue_head,
     try_bio_at,
 )
-from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
+from plugin.kernel.buf import Buf, is_cached, locked_bufs, try_buf_at
 from plugin.kernel.controller import KEPT
 from plugin.kernel.disk import Disk, disk_of, disks, is_driver_clone, provider_of_disk
 from plugin.kernel.driver import references, search
@@ -43,7 +42,8 @@ from plugin.kernel.geom import (
     mesh,
     provider_at,
 )
-from plugin.kernel.proc import Thread, threads
+from plugin.kernel.proc import Thread, kernel_thread_flag, threads
+from plugin.kernel.sleepqueue import sleepers
 from plugin.kernel.stack import backtrace, registers
 from plugin.kernel.taskqueue import TaskQueue
 from plugin.kernel.tc import uptime
@@ -563,7 +563,10 @@ def _stacks(kernel: Kernel, everyone: bool) -> List[Tuple[Thread, bytes]]:
         if not thread.kstack <= sp < top or top - sp > _MAX_STACK:
             continue
         try:
-            found.append((thread, kernel.read(sp, top - sp)))
+            # GEOM's own are few, and most often it is one of them.
+            geom = thread.name in _GEOM_THREADS
+            if geom or kernel.affords("stacks of threads that may have a bio", top - sp):
+                found.append((thread, kernel.read(sp, top - sp)))
         except MemoryFault:
             continue
     return found
@@ -673,13 +676,23 @@ def buf_io(kernel: Kernel, address: int) -> List[OutstandingBio]:
     return _bios_by_buf(kernel).get(address, [])
 
 
+@cached(MEMORY)
+def bufs_at_work(kernel: Kernel) -> List[Buf]:
+    """The locked buffers of the cache; over a wire those that a bio or a sleeper leads to."""
+    if not kernel.chosen:
+        return [buf for buf, _ in locked_bufs(kernel)]
+    led_to = {*_bios_by_buf(kernel), *sleepers(kernel)}
+    read = (try_buf_at(kernel, at) for at in sorted(led_to) if is_cached(kernel, at))
+    return [buf for buf in read if buf is not None]
+
+
 def bufs_without_bio(kernel: Kernel) -> List[Buf]:
     """Bufs some thread waits for in bwait() whose bio was not found.
 
     Those of file systems that are on no device are left out: they send no bios.
     """
     missing = []
-    for buf, _ in locked_bufs(kernel):
+    for buf in bufs_at_work(kernel):
         if bio_waiters(kernel, buf.address) and not buf_io(kernel, buf.address):
             vnode = vnode_at(kernel, buf.vp) if buf.vp else None
             if vnode is None or vnode.fstype not in _WITHOUT_BIOS:

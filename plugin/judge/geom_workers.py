@@ -17,7 +17,7 @@ from plugin.kernel.disk import DISK_CLASS
 from plugin.kernel.geom import ZVOL_CLASS, Geom, Provider, mesh
 from plugin.kernel.geom_class import own_threads
 from plugin.kernel.locks import Lock, lock_at
-from plugin.kernel.proc import Thread, clock, threads
+from plugin.kernel.proc import Thread, clock, kernel_thread_flag, threads
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.sleepqueue import sleeps
 from plugin.kernel.stack import backtrace
@@ -233,11 +233,6 @@ def workers(kernel: Kernel, geom: Geom) -> List[Thread]:
             if any(rest == subject[:room] for subject in subjects):
                 found.append(thread)
     return found
-
-
-def kernel_thread_flag(kernel: Kernel) -> int:
-    """The bit of p_flag that kernel processes have: P_KTHREAD to 8.x, P_KPROC since."""
-    return kernel.layouts.constant("P_KPROC", 0) or kernel.layouts.constant("P_KTHREAD", 4)
 
 
 class GeomEvent(NamedTuple):

@@ -34,7 +34,7 @@ def avl_foreach(kernel: Kernel, tree: int, *, what: str = "", bound: int = LIMIT
     node = layouts.fields("avl_node", "avl_child[0]", "avl_child[1]", parent)
     mask = ~_PCB if parent == "avl_pcb" else ~0
     try:
-        root, offset, number = head.unpack(kernel.read(tree, head.span))
+        root, offset, number = kernel.values(head, tree)
     except MemoryFault as fault:
         kernel.warnings.add(what, fault.address, f"root of the tree: {fault.reason}")
         return
@@ -53,7 +53,7 @@ def avl_foreach(kernel: Kernel, tree: int, *, what: str = "", bound: int = LIMIT
             if not trouble:
                 seen.add(at)
                 try:
-                    left, right, up = node.unpack(kernel.read(at, node.span))
+                    left, right, up = kernel.values(node, at)
                 except MemoryFault as fault:
                     trouble = f"node {at - offset:#x} cannot be read ({fault.reason})"
             if trouble:

@@ -111,7 +111,6 @@ class _Reader:
 
     def __init__(self, kernel: Kernel) -> None:
         self.fields = kernel.layouts.fields("bio", *_PATHS)
-        self.span = self.fields.span
         self.commands = kernel.layouts.table("bio_cmd")
 
     def make(self, address: int, values: Sequence[Any]) -> Bio:
@@ -126,7 +125,7 @@ def _reader(kernel: Kernel) -> _Reader:
 def bio_at(kernel: Kernel, address: int) -> Bio:
     """The bio at ``address``; MemoryFault where it cannot be read."""
     reader = _reader(kernel)
-    return reader.make(address, reader.fields.unpack(kernel.read(address, reader.span)))
+    return reader.make(address, kernel.values(reader.fields, address))
 
 
 def try_bio_at(kernel: Kernel, address: int, what: str = "bio") -> Optional[Bio]:

@@ -85,7 +85,7 @@ def _make(kernel: Kernel, address: int, values: Tuple[int, ...], cached: bool) -
 def buf_at(kernel: Kernel, address: int) -> Buf:
     """The buf at ``address``; MemoryFault where it cannot be read."""
     fields = kernel.layouts.fields("buf", *_PATHS)
-    values = fields.unpack(kernel.read(address, fields.span))
+    values = kernel.values(fields, address)
     return _make(kernel, address, values, is_cached(kernel, address))
 
 
@@ -205,6 +205,9 @@ def buf_lock(kernel: Kernel, address: int) -> Optional[Lock]:
 @cached(MEMORY)
 def locked_bufs(kernel: Kernel) -> List[Tuple[Buf, Lock]]:
     """The buffers of the cache that are locked, as DDB's ``show lockedbufs`` lists them."""
+    array = buf_array(kernel)
+    if array is None or not kernel.affords("buffer headers", array.nbuf * array.stride):
+        return []
     return list(_locked_bufs(kernel))
 
 

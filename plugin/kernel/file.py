@@ -15,6 +15,8 @@ from plugin.kernel.proc import threads
 from plugin.session import Kernel
 
 _MAX_FILES = 1 << 20
+#: bytes that a process's descriptors come to, roughly
+_TABLE = 512
 
 
 class OpenFile(NamedTuple):
@@ -70,7 +72,7 @@ def by_data(kernel: Kernel) -> Dict[int, List[Open]]:
     for proc, fd, file in _descriptors(kernel):
         if file not in known:
             try:
-                known[file] = fields.unpack(kernel.read(file, fields.span))
+                known[file] = kernel.values(fields, file)
             except MemoryFault as fault:
                 kernel.warnings.add("struct file", fault.address, f"{file:#x}: {fault.reason}")
                 known[file] = 0, 0
@@ -153,6 +155,8 @@ def _descriptors(kernel: Kernel) -> Iterator[Tuple[int, int, int]]:
         if thread.proc in seen:
             continue
         seen.add(thread.proc)
+        if not kernel.affords("files that processes have open", _TABLE):
+            return
         try:
             table = kernel.pointer(thread.proc + p_fd)
             if table:
@@ -177,11 +181,26 @@ def _table(kernel: Kernel, address: int) -> Iterator[Tuple[int, int]]:
         whole = layouts.resolve("filedesc", "fd_ofiles").points_to == "filedescent"
         stride = layouts.sizeof("filedescent") if whole else size
     number = min(number, _MAX_FILES)
+    if kernel.chosen and view.has("fd_map"):
+        for fd in _in_use(kernel, view.fd_map, number):
+            file = kernel.pointer(base + fd * stride)
+            if file:
+                yield fd, file
+        return
     raw = kernel.read(base, number * stride)
     for fd in range(number):
         file = int.from_bytes(raw[fd * stride : fd * stride + size], "little")
         if file:
             yield fd, file
+
+
+def _in_use(kernel: Kernel, address: int, number: int) -> Iterator[int]:
+    """The descriptors whose bit is set in fd_map, an array of u_long (sys/filedesc.h)."""
+    bits = int.from_bytes(kernel.read(address, -(-number // 64) * 8), "little")
+    while bits:
+        low = bits & -bits
+        yield low.bit_length() - 1
+        bits ^= low
 
 
 def by_file(kernel: Kernel) -> Dict[int, List[Open]]:

@@ -22,6 +22,8 @@ from plugin.vmcore.elf import FORMS, SymbolTable
 
 #: more than any kernel has loaded, any module defines, any module's names take
 _MOST_FILES = 4096
+#: how many times over a symbol table has to be affordable, on a wire
+_DEAR = 32
 _MOST_SYMBOLS = 1 << 20
 _MOST_STRINGS = 64 << 20
 _MOST_SECTIONS = 4096
@@ -255,6 +257,10 @@ def _table(kernel: Kernel, symtab: int, count: int, strtab: int, length: int) ->
         raise LayoutError(f"no symbol table at {symtab:#x}")
     if not 0 < count <= _MOST_SYMBOLS or not 0 < length <= _MOST_STRINGS:
         raise LayoutError(f"a symbol table of {count} symbols and {length} bytes of names")
+    whole = count * form.symbol.size + length
+    # Not the first thing to spend on, though it comes to be asked for first.
+    if not kernel.affords("", _DEAR * whole):
+        raise LayoutError(f"{whole >> 10} KB, too much for the wire: --deep reads them")
     symbols = kernel.read(symtab, count * form.symbol.size)
     strings = kernel.read(strtab, length)
     # Both begin with an entry of nothing, and no name reaches past the end.

@@ -27,6 +27,8 @@ _DEBUG_ROOT = "usr/lib/debug"
 _NOTE_SECTION = ".note.gnu.build-id"
 #: as struct Elf_progent keeps them: more sections than any module has
 _MOST_SECTIONS = 4096
+#: symbols compared where a whole table is too much to read
+_SAMPLES = 16
 
 
 class ModuleFile(NamedTuple):
@@ -51,7 +53,8 @@ def module_file(kernel: Kernel, file: LinkerFile) -> ModuleFile:
         if elf is not None:
             elf.path = told.path
         return ModuleFile(elf, told.why, told.refused)
-    table, _ = memory_table(kernel, file)
+    # Over a wire the file is proven without the table, which is then not read at all.
+    table = None if kernel.chosen else memory_table(kernel, file)[0]
     for path in _candidates(kernel, file):
         try:
             elf = ElfFile(path)
@@ -108,11 +111,43 @@ def _belongs(
     if loaded and elf.build_id:
         same = loaded == elf.build_id
         return same, f"build id {elf.build_id}" + ("" if same else f", loaded is {loaded}")
+    if table is None and kernel.chosen and elf.arch == kernel.arch:
+        return _sampled(kernel, file, elf)
     if table is None:
         return False, "neither a build id nor symbols of what is loaded are there to compare"
     if elf.arch != kernel.arch:
         return False, f"it is a file for {elf.arch}"
     return _alike(table, elf)
+
+
+def _sampled(kernel: Kernel, file: LinkerFile, elf: ElfFile) -> Tuple[bool, str]:
+    """Holds some of the symbols in memory against the file's, where all are too many for a wire.
+
+    Their number and the length of their names, then of symbols all over the table the name's
+    place, the size and, section by section, one distance that all have been moved by.
+    """
+    linker = "progtab" if elf.etype == ET_REL else "dynamic"
+    struct = kernel.layouts.having("elf_file", linker)
+    if struct is None:
+        return False, "no layout of its struct elf_file"
+    own = elf.table
+    size = own.form.symbol.size
+    try:
+        view = kernel.view(struct, file.address)
+        if (view.ddbsymcnt, view.ddbstrcnt) != (own.count, len(own.strings)):
+            return False, f"it has {own.count} symbols, {view.ddbsymcnt} are loaded"
+        moved: Dict[int, int] = {}
+        defined = [n for n in range(own.count) if 0 < own.fields(n)[4] < SHN_LORESERVE]
+        for number in defined[:: max(1, len(defined) // _SAMPLES)]:
+            raw = kernel.exactly(view.ddbsymtab + number * size, size)
+            name, value, length, _, _ = SymbolTable(own.form, raw, b"").fields(0)
+            own_name, own_value, own_length, _, home = own.fields(number)
+            distance = moved.setdefault(home, value - own_value)
+            if (name, length) != (own_name, own_length) or value - own_value != distance:
+                return False, f"{own.name(own_name)} is another one in memory"
+    except MemoryFault as fault:
+        return False, f"{fault.address:#x} cannot be read ({fault.reason})"
+    return bool(moved), f"{_SAMPLES} of {own.count} symbols alike"
 
 
 def _alike(table: ModuleTable, elf: ElfFile) -> Tuple[bool, str]:
@@ -198,11 +233,14 @@ def module_table(kernel: Kernel, file: LinkerFile) -> Optional[ModuleTable]:
 
     None where neither serves; that the table in memory does not is a finding.
     """
-    table, why = memory_table(kernel, file)
+    found = module_file(kernel, file) if kernel.chosen else None
+    table, why = None, "not read over the wire"
+    if found is None or found.elf is None:
+        table, why = memory_table(kernel, file)
     if table is not None:
         return table
     what = f"symbols of {file.filename}"
-    found = module_file(kernel, file)
+    found = found or module_file(kernel, file)
     if found.elf is not None and found.elf.etype == ET_REL:
         try:
             table = _placed(kernel, file, found.elf)

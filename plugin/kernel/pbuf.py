@@ -16,7 +16,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.buf import Buf, b_pages, iodone_name, locked_bufs, try_buf_at
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.sleepqueue import sleepers
-from plugin.kernel.uma import Zone, items, zone_at, zones
+from plugin.kernel.uma import Zone, items, zone_at, zones_of_keg
 from plugin.kernel.vm_object import try_object_at
 from plugin.kernel.vm_page import try_page_at
 from plugin.session import Kernel
@@ -214,7 +214,7 @@ def pbuf_zones(kernel: Kernel) -> List[Zone]:
     primary = zone_at(kernel, address) if address else None
     if primary is None:
         return []
-    others = [z for z in zones(kernel) if z.keg == primary.keg and z.address != address]
+    others = [z for z in zones_of_keg(kernel, primary.keg) if z.address != address]
     return [primary, *others]
 
 

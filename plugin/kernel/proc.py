@@ -116,7 +116,7 @@ def processes(kernel: Kernel) -> List[Proc]:
         number = None
     if not trouble.partial and number == len(found):
         return list(found.values())
-    lost = _second_way(kernel, found)
+    lost = _second_way(kernel, found, number)
     if lost:
         pids = ", ".join(str(proc.pid) for proc in lost[:8])
         more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
@@ -135,16 +135,19 @@ def processes(kernel: Kernel) -> List[Proc]:
     return list(found.values())
 
 
-def _second_way(kernel: Kernel, found: Dict[int, Proc]) -> List[Proc]:
-    """Adds what pid hash and process tree know to ``found``; returns what a list should have."""
+def _second_way(kernel: Kernel, found: Dict[int, Proc], number: Optional[int]) -> List[Proc]:
+    """Adds what pid hash and process tree know to ``found``; returns what a list should have.
+
+    Over a wire the table is not looked at where the tree has as many as there are.
+    """
     fields = kernel.layouts.fields("proc", *_PROC)
     without_list = not kernel.has_symbol("zombproc")
     lost: List[Proc] = []
-    for address in [*census.pid_hash(kernel), *census.tree(kernel, list(found))]:
+    for address in _second_ways(kernel, found, number):
         if address in found:
             continue
         try:
-            proc = _proc(address, fields.unpack(kernel.read(address, fields.span)))
+            proc = _proc(address, kernel.values(fields, address))
         except MemoryFault as fault:
             kernel.warnings.add("process", fault.address, f"proc {address:#x}: {fault.reason}")
             continue
@@ -155,6 +158,17 @@ def _second_way(kernel: Kernel, found: Dict[int, Proc]) -> List[Proc]:
         if not (without_list and (proc.state == PRS_ZOMBIE or proc.flag & _P_WEXIT)):
             lost.append(proc)
     return lost
+
+
+def _second_ways(kernel: Kernel, found: Dict[int, Proc], number: Optional[int]) -> Iterator[int]:
+    listed = list(found)
+    if kernel.chosen:
+        yield from census.tree(kernel, listed)
+        if len(found) != number:
+            yield from census.pid_hash(kernel)
+        return
+    yield from census.pid_hash(kernel)
+    yield from census.tree(kernel, listed)
 
 
 def _proc(address: int, values: Tuple[Any, ...]) -> Proc:
@@ -239,6 +253,11 @@ def _by_tid(kernel: Kernel) -> Dict[int, Thread]:
     return {thread.tid: thread for thread in threads(kernel)}
 
 
+def kernel_thread_flag(kernel: Kernel) -> int:
+    """The bit of p_flag that kernel processes have: P_KTHREAD to 8.x, P_KPROC since."""
+    return kernel.layouts.constant("P_KPROC", 0) or kernel.layouts.constant("P_KTHREAD", 4)
+
+
 _THREAD = (
     "td_tid",
     "td_state",
@@ -256,6 +275,11 @@ _THREAD = (
     "td_kstack_pages",
     "td_proc",
 )
+
+
+#: what is of use while a thread is blocked, and while it is on a CPU or waits for one
+_IF_LOCKED = ("td_blocked", "td_lockname")
+_ON_CPU = ("td_oncpu", "td_lastcpu")
 
 
 class Clock(NamedTuple):
@@ -379,6 +403,31 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
             )
 
 
+def _listed(
+    kernel: Kernel, head: int, paths: List[str], what: str
+) -> Iterator[Tuple[int, Tuple[Any, ...]]]:
+    """The threads on one p_threads; over a wire what a state leaves unused is not read, and 0."""
+    if not kernel.chosen:
+        yield from tailq_foreach(kernel, head, "thread", "td_plist", paths, what=what)
+        return
+    locked = kernel.layouts.constant("TDI_LOCK", 8)
+    few = [path for path in paths if path not in _IF_LOCKED + _ON_CPU]
+    for address, values in tailq_foreach(kernel, head, "thread", "td_plist", few, what=what):
+        got: Dict[str, Any] = dict(zip(few, values))
+        more = _IF_LOCKED if got["td_inhibitors"] & locked else ()
+        if got["td_state"] in (TDS_CAN_RUN, TDS_RUNQ, TDS_RUNNING):
+            more = _ON_CPU
+        if more:
+            try:
+                got.update(
+                    zip(more, kernel.values(kernel.layouts.fields("thread", *more), address))
+                )
+            except MemoryFault as fault:
+                kernel.warnings.add(what, fault.address, fault.reason)
+                continue
+        yield address, tuple(got.get(path, 0) for path in paths)
+
+
 def _of_proc(kernel: Kernel, proc: Proc, paths: List[str]) -> Iterator[Tuple[int, Tuple[Any, ...]]]:
     """The threads on p_threads, then those that only tidhashtbl has, where it is not whole."""
     head = proc.address + kernel.layouts.offsetof("proc", "p_threads")
@@ -386,7 +435,7 @@ def _of_proc(kernel: Kernel, proc: Proc, paths: List[str]) -> Iterator[Tuple[int
     owner = paths.index("td_proc")
     found: Set[int] = set()
     with kernel.noting() as trouble:
-        walked = list(tailq_foreach(kernel, head, "thread", "td_plist", paths, what=what))
+        walked = list(_listed(kernel, head, paths, what))
         for address, values in walked:
             if values[owner] != proc.address:
                 kernel.warnings.add(
@@ -403,7 +452,7 @@ def _of_proc(kernel: Kernel, proc: Proc, paths: List[str]) -> Iterator[Tuple[int
     for address in census.tid_hash(kernel).get(proc.address, ()):
         if address not in found:
             try:
-                values = fields.unpack(kernel.read(address, fields.span))
+                values = kernel.values(fields, address)
             except MemoryFault as fault:
                 kernel.warnings.add(what, fault.address, f"thread {address:#x}: {fault.reason}")
                 continue

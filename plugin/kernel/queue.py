@@ -171,7 +171,7 @@ def _walk(
         return head, False
     fields = kernel.layouts.fields(struct, *links, *paths)
     make = maker(fields)
-    read, raw_of, span = kernel.read, fields.raw, fields.span
+    read, raw_of, span = kernel.reader(fields), fields.raw, fields.span
     following = fields.places[0]
     back = fields.places[1] if len(links) > 1 else -1
     next_offset = kernel.layouts.offsetof(struct, links[0])

@@ -8,6 +8,7 @@ thread's own callout tells whether a timeout is pending.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Callable, Dict, List, NamedTuple, Optional
 
 from plugin.caching import MEMORY, cached
@@ -23,6 +24,8 @@ TYPES = {0: "sleep", 1: "condvar", 2: "pause", 3: "sx", 4: "lockmgr"}
 #: CALLOUT_PENDING (sys/sys/callout.h), the same in every version
 _CALLOUT_PENDING = 0x0004
 _TDF_SINTR = 0x0008
+#: SC_SHIFT; SC_TABLESIZE to 9.3
+_SC_SHIFT, _OLD_TABLE = 8, 128
 
 
 class Sleep(NamedTuple):
@@ -45,7 +48,10 @@ class Sleep(NamedTuple):
 
 @cached(MEMORY)
 def sleep_types(kernel: Kernel) -> Dict[int, str]:
-    """{wait channel: type of its sleep queue}, out of sleepq_chains[]; {} if not kept."""
+    """{wait channel: type of its sleep queue}, out of sleepq_chains[]; {} if not kept.
+
+    Over a wire only the chains that a sleeper's channel belongs on are read.
+    """
     table = kernel.symbol("sleepq_chains")
     layouts = kernel.layouts
     if (
@@ -59,14 +65,21 @@ def sleep_types(kernel: Kernel) -> Dict[int, str]:
     count = min(table.size // stride, 4096)
     found: Dict[int, str] = {}
     try:
-        raw = kernel.read(table.address, count * stride)
+        if kernel.chosen:
+            chains = {
+                _chain_of(channel, count)
+                for channel, threads in sleepers(kernel).items()
+                if any(map(_busy, threads))
+            }
+        else:
+            raw = kernel.read(table.address, count * stride)
+            size = kernel.pointer_size
+            chains = {n for n in range(count) if any(raw[n * stride + head :][:size])}
     except MemoryFault as fault:
         kernel.warnings.add("sleep queues", fault.address, fault.reason)
         return {}
-    for index in range(count):
+    for index in sorted(chains):
         at = index * stride + head
-        if not any(raw[at : at + kernel.pointer_size]):
-            continue
         for _, (wchan, kind) in list_foreach(
             kernel,
             table.address + at,
@@ -80,6 +93,17 @@ def sleep_types(kernel: Kernel) -> Dict[int, str]:
             if wchan and name:
                 found[wchan] = name
     return found
+
+
+def _busy(thread: Thread) -> bool:
+    """False for a thread that waits for work, or says nothing: how it sleeps tells no more."""
+    return thread.wmesg != "-"
+
+
+def _chain_of(channel: int, count: int) -> int:
+    """SC_HASH() (sys/kern/subr_sleepqueue.c): to 9.3, with 128 chains, shifted alone."""
+    shifted = channel >> _SC_SHIFT
+    return (shifted if count <= _OLD_TABLE else shifted ^ channel) & (count - 1)
 
 
 @cached(MEMORY)
@@ -99,26 +123,26 @@ def sleeps(kernel: Kernel) -> Dict[int, Sleep]:
     layouts = kernel.layouts
     pending = layouts.constant("CALLOUT_PENDING", _CALLOUT_PENDING)
     sintr = layouts.constant("TDF_SINTR", _TDF_SINTR)
+    timeout = ["td_sleeptimo"]
+    if not layouts.has("thread", "td_sleeptimo"):
+        timeout = ["td_slpcallout.c_flags", "td_slpcallout.c_iflags"]
     optional = [
-        path
-        for path in (
-            "td_sqqueue",
-            "td_tsqueue",
-            "td_sleeptimo",
-            "td_slpcallout.c_flags",
-            "td_slpcallout.c_iflags",
-            "td_slpcallout.c_time",
-        )
-        if layouts.has("thread", path)
+        path for path in ("td_sqqueue", "td_tsqueue", *timeout) if layouts.has("thread", path)
     ]
     fields = layouts.fields("thread", "td_wmesg", *optional)
+    expiry = "td_slpcallout.c_time"
+    expires = layouts.fields("thread", expiry) if layouts.has("thread", expiry) else None
     left = _time_left(kernel)
     found: Dict[int, Sleep] = {}
     for thread in threads(kernel):
         if not thread.waits:
             continue
+        if kernel.chosen and not _busy(thread):
+            bare = bool(thread.flags & sintr)
+            found[thread.address] = Sleep(None, None, False, None, bare, 0)
+            continue
         try:
-            values = fields.unpack(kernel.read(thread.address, fields.span))
+            values = kernel.values(fields, thread.address)
         except MemoryFault as fault:
             kernel.warnings.add(f"thread {thread.tid}", fault.address, fault.reason)
             continue
@@ -130,11 +154,15 @@ def sleeps(kernel: Kernel) -> Dict[int, Sleep]:
             bits = extra.get("td_slpcallout.c_flags", 0) | extra.get("td_slpcallout.c_iflags", 0)
             timed = bool(bits & pending)
         timed = timed and not locked
+        until = None
+        if timed and expires is not None:
+            with suppress(MemoryFault):
+                (until,) = kernel.values(expires, thread.address)
         found[thread.address] = Sleep(
             None if locked else types.get(thread.wchan or 0),
             extra.get("td_tsqueue" if locked else "td_sqqueue"),
             timed,
-            left(extra.get("td_slpcallout.c_time")) if timed else None,
+            left(until) if timed else None,
             bool(thread.flags & sintr),
             values[0],
         )

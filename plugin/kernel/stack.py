@@ -28,6 +28,8 @@ _OUTERMOST = frozenset(("fork_trampoline", "btext", "begin", "mpentry", "init_se
 _NO_CODE = frozenset(("end", "_end", "edata", "_edata", "__bss_start", "etext"))
 #: how far above the stack pointer a frame is looked for where the innermost one is lost
 _LOOK_ABOVE = 4096
+#: bytes of a sleeping thread's stack that are in use, roughly
+_IN_USE = 1024
 #: what saved the registers of the thread that dumped (sys/kern/kern_shutdown.c)
 _SAVED_BY = frozenset(("dump_savectx", "savectx"))
 
@@ -98,7 +100,9 @@ def _from_td_pcb(kernel: Kernel, thread: Thread) -> Dict[str, int]:
 
 def pcb_registers(kernel: Kernel, address: int) -> Dict[str, int]:
     """pc, fp and sp out of the struct pcb at ``address``."""
-    return _roles(kernel, saved_registers(kernel, "pcb", address))
+    stacks = kernel.architecture.stacks
+    wanted = frozenset((*stacks.pc, stacks.fp, stacks.sp)) if kernel.chosen else None
+    return _roles(kernel, saved_registers(kernel, "pcb", address, wanted))
 
 
 def trapframe_registers(kernel: Kernel, address: int) -> Dict[str, int]:
@@ -111,14 +115,17 @@ def trapframe_registers(kernel: Kernel, address: int) -> Dict[str, int]:
     return found
 
 
-def saved_registers(kernel: Kernel, struct: str, address: int) -> Dict[str, int]:
+def saved_registers(
+    kernel: Kernel, struct: str, address: int, wanted: Optional[FrozenSet[str]] = None
+) -> Dict[str, int]:
     """The registers in the struct pcb or struct trapframe at ``address``, by machine name.
 
+    ``wanted``: members that hold none of these are not read.
     MemoryFault where it cannot be read, LayoutError where there is no such layout.
     """
-    size, unpack, names = _saved(kernel, struct)
+    size, fields, names = _saved(kernel, struct, wanted)
     found: Dict[str, int] = {}
-    for name, value in zip(names, unpack(kernel.read(address, size))):
+    for name, value in zip(names, fields.unpack(kernel.reader(fields)(address, size))):
         found.setdefault(name, value)
     pc = kernel.architecture.stacks.pc
     if found and pc[0] not in found:
@@ -127,13 +134,17 @@ def saved_registers(kernel: Kernel, struct: str, address: int) -> Dict[str, int]
 
 
 @cached(LAYOUT)
-def _saved(kernel: Kernel, name: str) -> Tuple[int, Callable[[bytes], Tuple[int, ...]], List[str]]:
+def _saved(
+    kernel: Kernel, name: str, wanted: Optional[FrozenSet[str]]
+) -> Tuple[int, Fields, List[str]]:
     """Bytes of struct ``name``, what unpacks the registers it holds, and their names."""
     layouts = kernel.layouts
     stacks = kernel.architecture.stacks
     words: List[Member] = []
     for saved in stacks.pcb if name == "pcb" else stacks.trapframe:
         if not layouts.has(name, saved.member):
+            continue
+        if wanted is not None and wanted.isdisjoint(saved.registers):
             continue
         member = layouts.resolve(name, saved.member)
         # members of 4 bytes, such as flags, hold one register all the same
@@ -147,7 +158,7 @@ def _saved(kernel: Kernel, name: str) -> Tuple[int, Callable[[bytes], Tuple[int,
             )
             for n, register in enumerate(saved.registers)
         )
-    return layouts.sizeof(name), Fields(words).unpack, [word.name for word in words]
+    return layouts.sizeof(name), Fields(words), [word.name for word in words]
 
 
 def _roles(kernel: Kernel, found: Dict[str, int]) -> Dict[str, int]:
@@ -264,7 +275,7 @@ def walk(kernel: Kernel, pc: int, fp: int, sp: int = 0, *, sure: bool = False) -
             if not fp or fp % size:
                 return
             callee = fp
-            pc, fp = record(kernel.read(fp + low, span))
+            pc, fp = record(kernel.exactly(fp + low, span))
             sp = callee + above
             exact = False
         except MemoryFault as fault:
@@ -320,7 +331,7 @@ def _links_on(kernel: Kernel, fp: int) -> bool:
     low, span, record = _record(kernel)
     for _ in range(2):
         try:
-            pc, above = record(kernel.read(fp + low, span))
+            pc, above = record(kernel.exactly(fp + low, span))
         except MemoryFault:
             return False
         if above % size or not fp < above < fp + (1 << 16) or not _is_code(kernel, pc - 1):
@@ -354,6 +365,8 @@ def backtrace(kernel: Kernel, thread: Thread) -> List[str]:
 @cached(MEMORY)
 def stack_words(kernel: Kernel, thread: Thread) -> FrozenSet[int]:
     """The aligned words in use on a thread's kernel stack; none where it cannot be read."""
+    if not kernel.affords("stacks of threads that may hold a lock", _IN_USE):
+        return frozenset()
     top = thread.kstack + thread.kstack_size
     low = registers(kernel, thread).get("sp", 0)
     if not thread.kstack <= low < top:

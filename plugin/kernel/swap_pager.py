@@ -197,7 +197,7 @@ def _in_hash(kernel: Kernel, owner: int, pindex: int) -> int:
     for _ in range(_MAX_CHAIN):
         if not at:
             break
-        following, of, first = fields.unpack(kernel.read(at, fields.span))
+        following, of, first = kernel.values(fields, at)
         if of == owner and first == index:
             return kernel.signed(at + pages.offset + pindex % slots * width, width)
         at = following

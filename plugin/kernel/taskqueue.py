@@ -10,7 +10,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.proc import Thread, thread_at, threads
+from plugin.kernel.proc import Thread, kernel_thread_flag, thread_at, threads
 from plugin.kernel.stack import backtrace, stack_words
 from plugin.session import Kernel
 
@@ -159,8 +159,13 @@ def taskqueues(kernel: Kernel) -> List[TaskQueue]:
     return sorted(found.values(), key=lambda queue: queue.name)
 
 
+#: a thread that runs cannot be looked at, one of an interrupt serves no queue of tasks
+_WITHOUT_TASKS = frozenset(("running", "zombie", "iwait"))
+
+
 def _may_serve(kernel: Kernel, thread: Thread) -> bool:
-    if not thread.kstack or thread.state in ("running", "zombie"):
+    kernel_thread = thread.p_flag & kernel_thread_flag(kernel)
+    if not kernel_thread or not thread.kstack or thread.state in _WITHOUT_TASKS:
         return False
     return any(frame.startswith(_LOOPS) for frame in backtrace(kernel, thread))
 

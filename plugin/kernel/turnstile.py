@@ -29,7 +29,7 @@ def turnstile_at(kernel: Kernel, address: int) -> Optional[Turnstile]:
     """The struct turnstile at ``address`` (td_blocked); None if it cannot be read."""
     try:
         fields = kernel.layouts.fields("turnstile", "ts_lockobj", "ts_owner")
-        lockobj, owner = fields.unpack(kernel.read(address, fields.span))
+        lockobj, owner = kernel.values(fields, address)
     except MemoryFault as fault:
         kernel.warnings.add("turnstile", fault.address, fault.reason)
         return None

@@ -106,7 +106,45 @@ def zone_named(kernel: Kernel, name: str) -> Optional[Zone]:
 
 def zone_at(kernel: Kernel, address: int) -> Optional[Zone]:
     """The zone whose struct uma_zone is at ``address``, or None."""
+    if kernel.chosen:
+        return _alone(kernel, address)
     return _by_address(kernel).get(address)
+
+
+@cached(MEMORY)
+def _alone(kernel: Kernel, address: int) -> Optional[Zone]:
+    """The zone at ``address``, read without the others: its keg has it on the list of its zones."""
+    layouts = kernel.layouts
+    keg_of = layouts.first_of("uma_zone", "uz_keg", "uz_klink.kl_keg")
+    try:
+        if keg_of is None:
+            return _by_address(kernel).get(address)
+        keg = kernel.pointer(address + layouts.offsetof("uma_zone", keg_of))
+        of_keg = _of_keg(kernel, keg) if keg and kernel.is_kernel_address(keg) else []
+        if address not in of_keg:
+            return None
+        first = address == of_keg[0]
+        return _zone(kernel, address, _keg(kernel, keg), first, _sleepers(kernel))
+    except MemoryFault:
+        return None
+
+
+def _of_keg(kernel: Kernel, keg: int) -> List[int]:
+    """The zones on uk_zones, by address; what is no keg gives no findings."""
+    with kernel.noting() as found:
+        head = keg + kernel.layouts.offsetof("uma_keg", "uk_zones")
+        walk = list_foreach(kernel, head, "uma_zone", "uz_link", bound=_MAX_ZONES)
+        zones = [address for address, _ in walk]
+        whole = not found.partial
+    return zones if whole else []
+
+
+def zones_of_keg(kernel: Kernel, keg: int) -> List[Zone]:
+    """The zones whose items come from the struct uma_keg at ``keg``."""
+    if kernel.chosen:
+        alone = (zone_at(kernel, address) for address in _of_keg(kernel, keg))
+        return [zone for zone in alone if zone is not None]
+    return [zone for zone in zones(kernel) if zone.keg == keg]
 
 
 @cached(MEMORY)
@@ -116,8 +154,19 @@ def _by_address(kernel: Kernel) -> Dict[int, Zone]:
 
 def zone_of_channel(kernel: Kernel, wchan: int) -> Optional[Zone]:
     """The zone that a thread asleep in "zonelimit" or "keglimit" on ``wchan`` waits for."""
-    found = [zone for zone in zones(kernel) if wchan in zone.channels]
+    found = [zone for zone in _near(kernel, wchan) if wchan in zone.channels]
     return next((zone for zone in found if not zone.secondary), found[0] if found else None)
+
+
+def _near(kernel: Kernel, channel: int) -> List[Zone]:
+    """The zones that ``channel`` may be one of: over a wire those that it would lie in or be."""
+    if not kernel.chosen:
+        return zones(kernel)
+    inside = 0
+    if kernel.layouts.has("uma_zone", "uz_max_items"):
+        inside = kernel.layouts.offsetof("uma_zone", "uz_max_items")
+    alone = (zone_at(kernel, address) for address in {channel - inside, channel})
+    return [zone for zone in alone if zone is not None] or zones_of_keg(kernel, channel)
 
 
 def zone_of_page(kernel: Kernel, page: int) -> Optional[Zone]:
@@ -214,7 +263,7 @@ def _keg(kernel: Kernel, address: int) -> _Keg:
         lists = tuple(domain + offset for domain in domains for offset in (part, full))
         if layouts.has("uma_domain", "ud_pages"):
             fields = layouts.fields("uma_domain", "ud_pages", "ud_free_items")
-            counts = [fields.unpack(kernel.read(domain, fields.span)) for domain in domains]
+            counts = [kernel.values(fields, domain) for domain in domains]
             pages, free = (sum(column) for column in zip(*counts))
         else:
             pages, free = keg.uk_pages, keg.uk_free

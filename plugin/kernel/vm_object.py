@@ -107,7 +107,7 @@ def named_objects(kernel: Kernel) -> Dict[int, str]:
 def object_at(kernel: Kernel, address: int) -> Object:
     """The VM object at ``address``; MemoryFault where it cannot be read."""
     fields = kernel.layouts.fields("vm_object", *_PATHS)
-    return _object(kernel, address, fields.unpack(kernel.read(address, fields.span)))
+    return _object(kernel, address, kernel.values(fields, address))
 
 
 def try_object_at(kernel: Kernel, address: int) -> Optional[Object]:

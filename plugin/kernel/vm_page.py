@@ -311,7 +311,7 @@ def decoder(kernel: Kernel) -> _Decoder:
 def page_at(kernel: Kernel, address: int) -> Page:
     """The page whose struct vm_page is at ``address``; MemoryFault if unreadable."""
     reader = decoder(kernel)
-    return reader.decode(address, kernel.read(address, reader.fields.span))
+    return reader.decode(address, kernel.reader(reader.fields)(address, reader.fields.span))
 
 
 def try_page_at(kernel: Kernel, address: int) -> Optional[Page]:

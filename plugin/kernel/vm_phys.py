@@ -81,7 +81,7 @@ def _vm_phys_segs(kernel: Kernel) -> List[Segment]:
     found = []
     for number in range(min(count, _MAX_SEGMENTS)):
         at = base + number * stride
-        start, end, first, *domain = fields.unpack(kernel.read(at, fields.span))
+        start, end, first, *domain = kernel.values(fields, at)
         pages = (end - start) // kernel.page_size
         if not 0 < pages <= _MAX_PAGES or not first:
             kernel.warnings.add("vm_phys_segs", at, f"segment {number} is {start:#x}-{end:#x}")

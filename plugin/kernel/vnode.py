@@ -200,7 +200,7 @@ def _cached(kernel: Kernel, vnode: int) -> Optional[Tuple[int, str]]:
     for _ in range(64):
         if not entry:
             break
-        directory, length, flags, following = fields.unpack(kernel.read(entry, fields.span))
+        directory, length, flags, following = kernel.values(fields, entry)
         if not flags & dotdot:
             # To 11.x an entry with a time is a struct of its own, its name behind that.
             late = flags & stamped and layouts.has("namecache_ts", "nc_name")

@@ -65,8 +65,9 @@ def _chain(kernel: Kernel, address: int) -> Iterator[Held]:
     while address and address not in seen and len(seen) < 64:
         seen.add(address)
         entry = kernel.view("lock_list_entry", address)
-        raw = entry.bytes("ll_children")
-        for index in range(min(entry.ll_count, children.size // stride)):
+        count = min(entry.ll_count, children.size // stride)
+        raw = kernel.read(address + children.offset, count * stride)
+        for index in range(count):
             lock, file, line, flags = instance.unpack_from(raw, index * stride)
             if lock:
                 yield Held(lock, bool(flags & exclusive), kernel.try_cstring(file), line)

@@ -129,13 +129,13 @@ class Fields:
     ``unpack(data)`` takes the bytes from the struct's first byte on and returns
     the values in the order asked for, ints throughout; bit-fields are shifted
     and masked.  ``span`` is the number of bytes needed, counted from the
-    struct's first byte.
+    struct's first byte, ``parts`` the (start, end) of those that are looked at.
 
     A walk over very many does without the call in between: ``raw(data, base)`` gives
     the values in some order, ``places`` where in it each member asked for is.
     """
 
-    __slots__ = ("_pickers", "places", "raw", "span", "unpack", "unpack_from")
+    __slots__ = ("_pickers", "parts", "places", "raw", "span", "unpack", "unpack_from")
 
     def __init__(self, members: List[Member]) -> None:
         self._pickers: Dict[int, Callable[[Tuple[int, ...]], Tuple[int, ...]]] = {}
@@ -144,6 +144,7 @@ class Fields:
         self.unpack_from: Callable[..., Tuple[int, ...]]
         order = sorted(range(len(members)), key=lambda i: (members[i].offset, members[i].size))
         code = _format([members[i] for i in order])
+        self.parts = _parts([_narrowed(members[i]) for i in order])
         if code is not None:
             compiled = struct.Struct(code)
             self.span = compiled.size
@@ -186,6 +187,17 @@ def _picker(places: List[int]) -> Callable[[Tuple[int, ...]], Tuple[int, ...]]:
     if len(places) < 2:
         return lambda raw: tuple(raw[place] for place in places)
     return itemgetter(*places)
+
+
+def _parts(reads: List[Member]) -> List[Tuple[int, int]]:
+    """The stretches that members lie in, each as long as they adjoin."""
+    parts: List[Tuple[int, int]] = []
+    for start, end in sorted((m.offset, m.offset + m.size) for m in reads):
+        if parts and start <= parts[-1][1]:
+            parts[-1] = parts[-1][0], max(end, parts[-1][1])
+        else:
+            parts.append((start, end))
+    return parts
 
 
 def _format(ordered: List[Member]) -> Optional[str]:

@@ -54,6 +54,24 @@ ZONES: Dict[str, str] = {
     "ksiginfo": "ksiginfo",
 }
 
+#: the variables that those of a struct that differs by options are held in, 6.x to 15.x
+_VARIABLES = (
+    "proc_zone",
+    "pgrp_zone",
+    "vnode_zone",
+    "mount_zone",
+    "biozone",
+    "vmspace_zone",
+    "mapentzone",
+    "obj_zone",
+    "turnstile_zone",
+    "sleepq_zone",
+    "file_zone",
+    "umtx_pi_zone",
+    "ksiginfo_zone",
+    "swblk_zone",
+)
+
 #: struct thread0_storage is a struct thread and this much room for the
 #: scheduler's data (sys/proc.h, uint64_t t0st_sched[10], 11.0 on).
 _T0ST_SCHED = 80
@@ -77,12 +95,20 @@ OPTION_SYMBOLS: Dict[str, Sequence[str]] = {
 SMP_SYMBOLS = ("smp_ipi_mtx", "cpu_mp_start", "stopped_cpus")
 
 
-class Reader(Protocol):
-    """The part of a target that the checks need."""
-
-    def read(self, address: int, size: int) -> bytes: ...
+class Named(Protocol):
+    """The part of a kernel file that its options are told by."""
 
     def symbols(self, name: str) -> Sequence[Symbol]: ...
+
+
+class Reader(Named, Protocol):
+    """The part of a target that the checks need."""
+
+    @property
+    def read(self) -> Callable[[int, int], bytes]: ...
+
+    @property
+    def wire(self) -> object: ...
 
 
 class Contradiction(NamedTuple):
@@ -103,7 +129,7 @@ class Contradiction(NamedTuple):
         return f"{what}: {self.layout} in the layouts, {self.says} by {self.evidence}"
 
 
-def options_of(reader: Reader) -> FrozenSet[str]:
+def options_of(reader: Named) -> FrozenSet[str]:
     """INVARIANTS, WITNESS and UP as the symbol table tells; a stub table tells nothing."""
     found = {
         option
@@ -231,7 +257,8 @@ def _zone_sizes(reader: Reader, layouts: Layouts) -> Iterator[Contradiction]:
 def zone_sizes(reader: Reader, layouts: Layouts) -> Dict[str, int]:
     """{zone name: item size in bytes} of the kernel's UMA zones, as far as they can be read.
 
-    Kegs hang on ``uma_kegs``, each keg's zones on ``uk_zones`` (sys/vm/uma_int.h).
+    Kegs hang on ``uma_kegs``, each keg's zones on ``uk_zones`` (sys/vm/uma_int.h).  Over a
+    wire those are read that a variable leads to.
     """
     sizes: Dict[str, int] = {}
     try:
@@ -244,6 +271,8 @@ def zone_sizes(reader: Reader, layouts: Layouts) -> Dict[str, int]:
         width = layouts.resolve("uma_keg", "uk_link.le_next").size
     except WchanError:
         return sizes
+    if reader.wire is not None:
+        return dict(_zones_of_variables(reader, layouts, width))
     if not heads:
         return sizes
     unread = _Bounded(reader.read, _MAX_ZONES)
@@ -259,6 +288,25 @@ def zone_sizes(reader: Reader, layouts: Layouts) -> Dict[str, int]:
     except MemoryFault:
         pass
     return sizes
+
+
+def _zones_of_variables(reader: Reader, layouts: Layouts, width: int) -> Iterator[tuple[str, int]]:
+    """(name, item size) of the zones that ``_VARIABLES`` point to, where their size is in them."""
+    if not layouts.has("uma_zone", "uz_size"):
+        return
+    name_at, size_at = (layouts.resolve("uma_zone", name) for name in ("uz_name", "uz_size"))
+
+    def number(address: int, size: int) -> int:
+        return int.from_bytes(reader.read(address, size), "little")
+
+    for variable in _VARIABLES:
+        for symbol in reader.symbols(variable)[:1]:
+            try:
+                zone = number(symbol.address, width)
+                name = reader.read(number(zone + name_at.offset, width), 16).split(b"\0")[0]
+                yield name.decode("ascii", "replace"), number(zone + size_at.offset, size_at.size)
+            except MemoryFault:
+                continue
 
 
 class _Bounded:

@@ -14,6 +14,7 @@ from plugin.symbol import Symbol
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
+    from plugin.targets.wire import Wire
     from plugin.vmcore.memory import CarriedModule
 
 __all__ = ["Symbol", "Target"]
@@ -34,6 +35,11 @@ class Target(Protocol):
     truncated: bool
     #: what is looked at, for messages: the dump's path, "live kernel", ...
     description: str
+
+    @property
+    def wire(self) -> Optional[Wire]:
+        """What keeps and counts memory that comes from a stub; None where reading is cheap."""
+        ...
 
     @property
     def read(self) -> Callable[[int, int], bytes]:

@@ -18,6 +18,7 @@ class CoreTarget:
     """A dump opened by ``plugin.vmcore``, symbols from the kernel's ELF file."""
 
     stable = True
+    wire = None
 
     def __init__(self, memory: Memory, kernel: ElfFile) -> None:
         self.memory = memory

@@ -18,6 +18,7 @@ from plugin.structs.ctype import Field, Node, base_name
 from plugin.symbol import Symbol
 from plugin.targets.image import KernelImage
 from plugin.targets.types import DebuggerTypes
+from plugin.targets.wire import Wire
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -38,7 +39,10 @@ _RECORDS = {
 class GdbTarget:
     """What gdb debugs now; memory from gdb, or from the dump's file where given."""
 
-    def __init__(self, memory: Optional[Memory], truncated: bool = False) -> None:
+    def __init__(
+        self, memory: Optional[Memory], truncated: bool = False, stub: bool = False
+    ) -> None:
+        """``stub``: the memory is that of a machine's own stub, not of a server of ours."""
         inferior = gdb.selected_inferior()
         arch = _architecture(inferior)
         if arch not in ARCHES:
@@ -58,9 +62,15 @@ class GdbTarget:
             self.image.slide = _slide(self.image)
         self._is_whole = self.image is not None and self.image.is_whole
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
-        self.files = (memory.path, memory.file_path) if memory is not None else ()
         self.carried = memory.carried if memory is not None else {}
+        self.files: Tuple[str, ...] = ()
+        self.wire: Optional[Wire] = None
+        if memory is None and stub and _is_remote():
+            self.wire = Wire(self.read, self.image.read_only) if self.image else Wire(self.read)
+            self.read = self.wire.read  # type: ignore[method-assign]
+            self.files = (self.image.elf.path,) if self.image else ()
         if memory is not None:
+            self.files = (memory.path, memory.file_path)
             self.description = memory.path
             self.page_size = memory.page_size
             # An instance attribute: no call of ours between a walk and the file.
@@ -181,6 +191,14 @@ def _is_live() -> bool:
         return False
     details = f"{connection.type} {getattr(connection, 'details', None) or ''}"
     return "/dev/" in details or connection.type in ("native", "kvm")
+
+
+def _is_remote() -> bool:
+    connection = getattr(gdb.selected_inferior(), "connection", None)
+    if connection is None:
+        # gdb before 11 does not say.
+        return "remote" in gdb.execute("info target", to_string=True)[:2000].lower()
+    return connection.type in ("remote", "extended-remote")
 
 
 def _fault_address(message: str, address: int, size: int) -> int:

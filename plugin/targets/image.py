@@ -84,6 +84,13 @@ class KernelImage:
             return None
         return found.source if found is not None else None
 
+    def read_only(self, address: int, size: int) -> Optional[bytes]:
+        """What the file says of memory that the kernel cannot change, None of any other."""
+        try:
+            return self.elf.read_only(address - self.slide, size)
+        except WchanError:
+            return None
+
     def symbols(self, name: str) -> List[Symbol]:
         return [
             s if s.kind == "absolute" else s._replace(address=s.address + self.slide)

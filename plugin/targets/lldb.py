@@ -18,6 +18,7 @@ from plugin.structs.ctype import Field, Node, base_name
 from plugin.symbol import Symbol
 from plugin.targets.image import KernelImage
 from plugin.targets.types import DebuggerTypes
+from plugin.targets.wire import Wire
 
 if TYPE_CHECKING:
     from plugin.structs import LayoutSource
@@ -38,7 +39,14 @@ class LldbTarget:
     # A process that is stopped stands still; the session drops us once it runs.
     stable = True
 
-    def __init__(self, debugger: Any, memory: Optional[Memory], truncated: bool = False) -> None:
+    def __init__(
+        self,
+        debugger: Any,
+        memory: Optional[Memory],
+        truncated: bool = False,
+        stub: bool = False,
+    ) -> None:
+        """``stub``: the memory is that of a machine's own stub, not of a server of ours."""
         target = debugger.GetSelectedTarget()
         process = target.GetProcess()
         if not target.IsValid() or not process.IsValid():
@@ -63,9 +71,16 @@ class LldbTarget:
             self.image.slide = _slide(target)
         self._is_whole = self.image is not None and self.image.is_whole
         self._symbolized: Dict[int, Optional[Tuple[str, int]]] = {}
-        self.files = (memory.path, memory.file_path) if memory is not None else ()
         self.carried = memory.carried if memory is not None else {}
+        self.files: Tuple[str, ...] = ()
+        self.wire: Optional[Wire] = None
+        if memory is None and stub and process.GetPluginName() == "gdb-remote":
+            constant = {"constant": self.image.read_only} if self.image else {}
+            self.wire = Wire(self._read_exactly, **constant)
+            self.read = self.wire.read  # type: ignore[method-assign]
+            self.files = (self.image.elf.path,) if self.image else ()
         if memory is not None:
+            self.files = (memory.path, memory.file_path)
             self.description = memory.path
             self.page_size = memory.page_size
             # An instance attribute: no call of ours between a walk and the file.
@@ -82,6 +97,15 @@ class LldbTarget:
         if data is None or len(data) != size:
             raise MemoryFault(address + len(data or b""), "lldb cannot read it")
         return data
+
+    def _read_exactly(self, address: int, size: int) -> bytes:
+        """As ``read``, without the half kilobyte around it that lldb would keep."""
+        name, setting = self._debugger.GetInstanceName(), "target.process.disable-memory-cache"
+        self._debugger.SetInternalVariable(setting, "true", name)
+        try:
+            return LldbTarget.read(self, address, size)
+        finally:
+            self._debugger.SetInternalVariable(setting, "false", name)
 
     @property
     def message_buffer(self) -> bytes:

@@ -38,8 +38,8 @@ from plugin.vmcore.spool import PathLike, Progress, plain_file
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 PT_LOAD, PT_NOTE = 1, 4
 PF_X = 1
-SHT_SYMTAB, SHT_NOTE, SHT_NOBITS, SHT_DYNSYM = 2, 7, 8, 11
-SHF_ALLOC = 0x2
+SHT_PROGBITS, SHT_SYMTAB, SHT_NOTE, SHT_NOBITS, SHT_DYNSYM = 1, 2, 7, 8, 11
+SHF_WRITE, SHF_ALLOC = 0x1, 0x2
 SHF_COMPRESSED = 0x800
 SHN_UNDEF, SHN_LORESERVE, SHN_ABS, SHN_XINDEX = 0, 0xFF00, 0xFFF1, 0xFFFF
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_GNU_IFUNC = 0, 1, 2, 3, 4, 10
@@ -420,6 +420,19 @@ class ElfFile:
                     data = self.pread(segment.offset + inside, size)
                     if len(data) == size:
                         return data
+        return None
+
+    def read_only(self, address: int, size: int) -> Optional[bytes]:
+        """Bytes at a virtual address that the running program cannot change; None of others."""
+        for section in self.sections:
+            inside = address - section.addr
+            if (
+                section.type == SHT_PROGBITS
+                and section.flags & (SHF_ALLOC | SHF_WRITE | SHF_COMPRESSED) == SHF_ALLOC
+                and 0 <= inside <= section.size - size
+            ):
+                data = self.pread(section.offset + inside, size)
+                return data if len(data) == size else None
         return None
 
     # Symbols

@@ -64,6 +64,8 @@ class Seen(NamedTuple):
 
 
 #: stacks looked at of threads that share name and wait message
+#: bytes that a stack's frames come to, roughly
+_STACK = 512
 _ALIKE = 4
 
 
@@ -75,16 +77,19 @@ def seen_in(analysis: Analysis, panicked: Sequence[str] = ()) -> Seen:
     counts: Dict[Tuple[str, str], int] = {}
     stacks: List[Tuple[int, Sequence[str]]] = []
     ends = {cause.node.tid for cause in analysis.causes}
+    most = 1 if analysis.kernel.chosen else _ALIKE
     for thread in analysis.threads:
         if thread.state not in ("sleeping", "locked", "running", "runnable"):
             continue
         key = thread.name.rstrip("0123456789"), thread.wmesg or ""
         counts[key] = counts.get(key, 0) + 1
-        if counts[key] > _ALIKE and thread.tid not in ends:
+        if counts[key] > most and thread.tid not in ends:
             continue
         verdict = analysis.verdicts.get(thread.address)
         if verdict is not None and verdict.status in (Status.IDLE, Status.BENIGN):
             continue
+        if not analysis.kernel.affords("stacks, for known bugs", _STACK, partial=False):
+            break
         stacks.append((thread.tid, analysis.stack(thread)))
     kernel = analysis.kernel
     if panicked:

@@ -335,6 +335,7 @@ class Inferior:
     page_size = 4096
     stopped_tid = 100002
     stop_reason = "panic: it's }#$*"
+    still = "This is a dump: it cannot run."
 
     def threads(self) -> Sequence[rsp.Thread]:
         return [rsp.Thread(100001, "(pid 1) init"), rsp.Thread(100002, "<&> }#$* \x01 ü")]

@@ -152,7 +152,7 @@ def dmu_tx_at(kernel: Kernel, address: int, txg: Txg) -> Optional[DmuTx]:
     paths = ("tx_pool", "tx_txg", "tx_txgh.th_cpu", "tx_txgh.th_txg", "tx_lasttried_txg")
     try:
         fields = layouts.fields("dmu_tx", *paths)
-        pool, number, cpu, held, tried = fields.unpack(kernel.read(address, fields.span))
+        pool, number, cpu, held, tried = kernel.values(fields, address)
     except (MemoryFault, LayoutError):
         return None
     if pool != txg.dsl_pool or number > txg.open + 1 or tried > txg.open + 1:

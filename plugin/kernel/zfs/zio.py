@@ -113,7 +113,7 @@ def _reader(kernel: Kernel) -> _Reader:
 def zio_at(kernel: Kernel, address: int) -> Zio:
     """The zio at ``address``; MemoryFault where it cannot be read, LayoutError where unknown."""
     reader = _reader(kernel)
-    values: Tuple[Any, ...] = reader.fields.unpack(kernel.read(address, reader.fields.span))
+    values: Tuple[Any, ...] = kernel.values(reader.fields, address)
     more = dict(zip(reader.optional, values[len(_PATHS) :]))
     return Zio._make(
         (

@@ -17,7 +17,7 @@ from plugin.judge.geom_io import AT_DEVICE, CAM_QUEUE, COMPLETED, LOST, QUEUED, 
 from plugin.judge.geom_workers import geom_threads, workers
 from plugin.kernel import geom_class
 from plugin.kernel.bio import g_bioqs, try_bio_at
-from plugin.kernel.buf import Buf, locked_bufs, try_buf_at
+from plugin.kernel.buf import Buf, try_buf_at
 from plugin.kernel.cluster import cluster_of
 from plugin.kernel.disk import DISK_CLASS, disk_of
 from plugin.kernel.geom import Provider
@@ -504,7 +504,7 @@ def running_space(case: Case) -> Optional[Verdict]:
     if node.end is not None or builder.graph.successors(node.id):
         return Verdict(Status.STUCK, "waits for writes to finish", case.row)
     node.any = True
-    writing = [found for found, _ in locked_bufs(kernel) if found.runningbufspace > 0]
+    writing = [found for found in geom_io.bufs_at_work(kernel) if found.runningbufspace > 0]
     for found in writing:
         builder.join(
             node,
@@ -566,7 +566,7 @@ def bufobj_output(case: Case) -> Optional[Verdict]:
 @cached(MEMORY)
 def _bufs_of_bufobj(kernel: Kernel) -> Dict[int, List[Buf]]:
     found: Dict[int, List[Buf]] = {}
-    for each, _ in locked_bufs(kernel):
+    for each in geom_io.bufs_at_work(kernel):
         found.setdefault(each.bufobj, []).append(each)
     return found
 

@@ -77,7 +77,8 @@ def fuse(case: Case) -> Optional[Verdict]:
     inside = [
         t
         for t in builder.threads
-        if runs(builder, t, ("fuse_device_", "fuse_devread", "fuse_dev_"))
+        if not builder.is_kernel_thread(t)
+        and runs(builder, t, ("fuse_device_", "fuse_devread", "fuse_dev_"))
     ]
     procs = {t.proc for t in [*readers, *inside]}
     if len(procs) == 1:

@@ -321,7 +321,10 @@ def service(case: Case) -> Optional[Verdict]:
 
     Up to 12.x whoever drained a task slept with the same message, on the task.
     """
-    found = task_drain(case) if runs(case.builder, case.thread, _DRAINS) else None
+    queue = taskqueue_at(case.kernel, case.address)
+    works = queue is not None and case.thread.address in queue.threads
+    drains = not works and runs(case.builder, case.thread, _DRAINS)
+    found = task_drain(case) if drains else None
     if found is not None:
         return found
     if not case.builder.is_kernel_thread(case.thread):
@@ -330,9 +333,9 @@ def service(case: Case) -> Optional[Verdict]:
             CauseKind.UNKNOWN, f"{node.label}: a process, no service thread, sleeps here"
         )
         return _stuck(case, "sleeps without a message")
-    if not runs(case.builder, case.thread, ("taskqueue_thread_loop", "gtaskqueue_thread_loop")):
+    loops = ("taskqueue_thread_loop", "gtaskqueue_thread_loop")
+    if not works and not runs(case.builder, case.thread, loops):
         return None
-    queue = taskqueue_at(case.kernel, case.address)
     if queue is not None and queue.queued:
         return lost_wakeup(
             case,
