@@ -160,6 +160,7 @@ def _open(args: argparse.Namespace, stub: Optional[str] = None) -> _Opened:
             args.vmcore,
             args.kernel,
             force=args.force,
+            key=args.key,
             progress=lambda done, total: progress("decompressing", done, total),
         )
     kernel = open_target(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: options before the dump that take a value
 #: before the address of a machine's gdb stub, in place of a dump
 REMOTE = "remote:"
-_WITH_VALUE = ("-k", "--kernel", "--structs", "--sysroot")
+_WITH_VALUE = ("-k", "--kernel", "--key", "--structs", "--sysroot")
 #: The command that a dump without one is asked.
 DEFAULT = "why-stuck"
 #: Subcommands of the shell alone: module, function (argv -> exit status), what it does.
@@ -110,6 +110,9 @@ def core_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("-k", "--kernel", metavar="KERNEL", help="the kernel file that made the dump")
     to.add_argument(
         "--force", action="store_true", help="go on with a kernel that does not match the dump"
+    )
+    to.add_argument(
+        "--key", metavar="FILE", help="the private key that an encrypted dump was made for"
     )
     to.add_argument("--structs", metavar="FILE", help="struct layouts that take precedence")
     to.add_argument(
@@ -314,6 +317,7 @@ def _open(args: argparse.Namespace, progress: Progress) -> Kernel:
         force=args.force,
         structs=args.structs,
         sysroot=args.sysroot,
+        key=args.key,
         progress=progress.spooling,
         bare=not commands.load(args.command).NEEDS.layouts,
     )

@@ -20,6 +20,7 @@ def open_core(
     force: bool = False,
     structs: Optional[str] = None,
     sysroot: Optional[str] = None,
+    key: Optional[str] = None,
     progress: Optional[Callable[[int, int], None]] = None,
     bare: bool = False,
 ) -> Kernel:
@@ -28,10 +29,11 @@ def open_core(
     ``kernel`` names the kernel file; without it, it is looked for beside the dump,
     in /boot/kernel and where the dump's version string says.  KernelMismatch where
     it is another kernel's, unless ``force``; DumpError where the dump is none.
-    ``sysroot`` is a folder with the files of the machine that crashed, for its modules;
+    ``sysroot`` is a folder with the files of the machine that crashed, for its modules,
+    ``key`` the private key of an encrypted dump;
     ``bare`` goes on where no layouts fit, for what needs none.
     """
-    target, notes = open_dump(vmcore, kernel, force=force, progress=progress)
+    target, notes = open_dump(vmcore, kernel, force=force, key=key, progress=progress)
     return open_target(
         target, structs=structs, force=force, notes=notes, sysroot=sysroot, bare=bare
     )

@@ -11,6 +11,7 @@ from plugin.opening.identify import require_match
 from plugin.targets.core import CoreTarget
 from plugin.vmcore import Memory, open_any, open_capsule, open_memory
 from plugin.vmcore.elf import ElfFile
+from plugin.vmcore.encrypted import decrypted
 
 _NAMES = ("kernel.debug", "kernel.full", "kernel", "boot/kernel/kernel")
 _SUFFIXES = ("", ".zst", ".gz")
@@ -24,9 +25,21 @@ def open_dump(
     kernel: Optional[str] = None,
     *,
     force: bool = False,
+    key: Optional[str] = None,
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> Tuple[CoreTarget, List[str]]:
-    """The dump as a target, and notes for the reports (a forced mismatch)."""
+    """The dump as a target, and notes for the reports (a forced mismatch).
+
+    ``key`` is the file of the private key of an encrypted one.
+    """
+    if key is not None:
+        plain = decrypted(vmcore, key, progress=progress)
+        beside = kernel or next(candidates(vmcore), None)
+        target, notes = open_dump(plain, beside, force=force, progress=progress)
+        target.files = (*target.files, vmcore)
+        target.description = vmcore
+        kept = f"the dump was decrypted; the copy stays in {plain} until you remove it"
+        return target, [*notes, kept]
     own = _capsule(vmcore, progress) if kernel is None else None
     if own is not None:
         return own

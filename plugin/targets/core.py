@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from plugin import interrupt
 from plugin.structs.debuginfo import open_debug
@@ -30,7 +30,12 @@ class CoreTarget:
         self.read = memory.read
         self.carried = memory.carried
         self.in_pages = memory.in_pages
-        self.files = (memory.path, memory.file_path, kernel.path, kernel.plain_path)
+        self.files: Tuple[str, ...] = (
+            memory.path,
+            memory.file_path,
+            kernel.path,
+            kernel.plain_path,
+        )
 
     @property
     def message_buffer(self) -> bytes:

@@ -21,7 +21,7 @@ from plugin.vmcore.identify import explain
 from plugin.vmcore.kerneldump import DumpHeader, dump_on_device
 from plugin.vmcore.memory import KernelMemory, Memory
 from plugin.vmcore.minidump import MAGIC, open_minidump
-from plugin.vmcore.spool import PathLike, Progress, plain_file
+from plugin.vmcore.spool import PathLike, Progress, plain_file, plain_part
 
 __all__ = [
     "CapsuleMemory",
@@ -77,9 +77,22 @@ def open_memory(
     plain = plain_file(name, spool_dir=spool_dir, progress=progress)
     file = DumpFile(plain.path)
     try:
-        memory = _open(file, name, plain.path, kernel, plain.truncated)
-        check_kernel(kernel, name, memory.arch)
-        return memory
+        found = _by_magic(file, name, plain.path, kernel, plain.truncated)
+        header = dump_on_device(file, name) if found is None else None
+        if header is not None and header.compression:
+            file.close()
+            plain = plain_part(
+                plain.path, header.start, header.extent, spool_dir=spool_dir, progress=progress
+            )
+            file = DumpFile(plain.path)
+            found = _by_magic(file, name, plain.path, kernel, plain.truncated)
+        elif header is not None:
+            file.start, file.end = header.start, header.start + header.length
+            found = _by_magic(file, name, plain.path, kernel, plain.truncated)
+        if found is None:
+            raise DumpError(explain(file, name))
+        check_kernel(kernel, name, found.arch)
+        return _described(found, header) if header is not None else found
     except (OSError, OverflowError) as error:
         file.close()
         reason = getattr(error, "strerror", None) or "damaged offsets"
@@ -87,19 +100,6 @@ def open_memory(
     except BaseException:
         file.close()
         raise
-
-
-def _open(
-    file: DumpFile, path: str, plain: str, kernel: Optional[ElfFile], truncated: bool
-) -> KernelMemory:
-    found = _by_magic(file, path, plain, kernel, truncated)
-    header = dump_on_device(file, path) if found is None else None
-    if header is not None:
-        file.start, file.end = header.start, header.start + header.length
-        found = _by_magic(file, path, plain, kernel, truncated)
-    if found is None:
-        raise DumpError(explain(file, path))
-    return _described(found, header) if header is not None else found
 
 
 def _by_magic(

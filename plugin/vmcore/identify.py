@@ -52,8 +52,8 @@ def _what(file: DumpFile, name: str) -> str:
         return "empty"
     if name.startswith("vmcore_encrypted"):
         return (
-            "an encrypted dump: decrypt it with decryptcore(8), the private key and the file "
-            "key.N beside it"
+            "an encrypted dump: --key FILE names the private key that it was encrypted for; "
+            "key.N has to lie beside it"
         )
     header = parse_header(head[:512], 0)
     if header is not None:

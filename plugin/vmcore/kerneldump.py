@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 
 from plugin.errors import DumpError
 from plugin.vmcore.file import DumpFile
+from plugin.vmcore.spool import compression
 
 _SIZE = 512
 _SECTORS = (512, 4096, 1024, 2048, 8192, 16384, 32768, 65536)
@@ -35,6 +36,8 @@ class DumpHeader(NamedTuple):
     architecture: str
     length: int
     start: int
+    #: bytes that it takes on the device, fewer than its length where it is compressed
+    extent: int
     keysize: int
     compression: str
     hostname: str
@@ -77,6 +80,7 @@ def parse_header(data: bytes, place: int) -> Optional[DumpHeader]:
         _text(arch),
         length,
         place - extent,
+        extent,
         keysize,
         _COMPRESSIONS.get(compression, f"method {compression}"),
         _text(host),
@@ -101,13 +105,8 @@ def dump_on_device(file: DumpFile, path: str) -> Optional[DumpHeader]:
         )
     if header.keysize:
         raise DumpError(
-            f"{path} is a dump device with an encrypted dump: let savecore(8) extract it, "
-            "then decrypt it with decryptcore(8) and the private key"
-        )
-    if header.compression:
-        raise DumpError(
-            f"{path} is a dump device with a dump compressed by {header.compression}: "
-            f"let savecore(8) extract it (savecore -C shows it), then open the file it writes"
+            f"{path} is a dump device with an encrypted dump: --key FILE names the private key "
+            "that it was encrypted for"
         )
     start = header.start
     if start < 0 or header.length <= 0:
@@ -115,7 +114,10 @@ def dump_on_device(file: DumpFile, path: str) -> Optional[DumpHeader]:
             f"{path} ends with a kernel dump header of {header.length} bytes of dump, but is too "
             "short for them: copy the whole device"
         )
-    if not file.read(start, 17).startswith((b"minidump FreeBSD/", b"\x7fELF")):
+    head = file.read(start, 17)
+    if not head.startswith((b"minidump FreeBSD/", b"\x7fELF")) and not (
+        header.compression and compression(head)
+    ):
         if header.kind == "cleared":
             raise DumpError(
                 f"{path} is a dump device whose dump savecore(8) has saved already: "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib
+import io
 import os
 import shutil
 import stat
@@ -94,23 +95,100 @@ def plain_file(
         if not kind:
             return Plain(path, False, "")
         file.seek(0)
-        folder = _spool_folder(spool_dir)
-        source = _digest(os.path.realpath(path))
-        content = _digest(f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev}")
-        name = f"{source}-{content}"
-        for truncated in (False, True):
-            ready = folder / (name + _suffix(truncated))
-            if ready.is_file() and ours(ready):
-                return Plain(str(ready), truncated, kind)
-        _sweep(folder, source, name)
-        return _spool(file, kind, status.st_size, folder, name, progress, path)
+        return _kept(file, kind, status.st_size, _spool_folder(spool_dir), progress, path)
+
+
+def plain_part(
+    path: PathLike,
+    start: int,
+    size: int,
+    *,
+    spool_dir: Optional[PathLike] = None,
+    progress: Optional[Progress] = None,
+) -> Plain:
+    """The decompressed copy of a stream of ``size`` bytes at ``start`` of a file or device.
+
+    DumpError where it is none, or cannot be decompressed.
+    """
+    path = os.fspath(path)
+    with open_input(path) as file:
+        part = _Part(file, start, size)
+        kind = compression(part.read(_HEAD))
+        if not kind:
+            raise DumpError(f"{path}: no compressed dump lies where its header says")
+        part.seek(0)
+        return _kept(part, kind, size, _spool_folder(spool_dir), progress, path)
+
+
+class _Part(io.RawIOBase):
+    """A stretch of a file, read from its beginning on, in whole sectors of a device."""
+
+    _SECTOR = 4096
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def fileno(self) -> int:
+        """The file's, which stands where this one does."""
+        self._file.seek(self._start + self._at)
+        return self._file.fileno()
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        most = self._size - self._at
+        size = most if size < 0 else min(size, most)
+        first = self._start + self._at
+        skip = first % self._SECTOR
+        self._file.seek(first - skip)
+        whole = -(-(skip + size) // self._SECTOR) * self._SECTOR
+        data = self._file.read(whole)[skip : skip + size]
+        self._at += len(data)
+        return data
+
+
+def _kept(
+    file: Union[BinaryIO, _Part],
+    kind: str,
+    size: int,
+    folder: Path,
+    progress: Optional[Progress],
+    path: str,
+) -> Plain:
+    """The copy that is there already, else a new one."""
+    status = os.stat(path)
+    source = digest(os.path.realpath(path))
+    stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev}"
+    name = f"{source}-{digest(f'{stamp} {_sample(file, size)}')}"
+    for truncated in (False, True):
+        ready = folder / (name + _suffix(truncated))
+        if ready.is_file() and ours(ready):
+            return Plain(str(ready), truncated, kind)
+    _sweep(folder, source, name)
+    return _spool(file, kind, size, folder, name, progress, path)
+
+
+def _sample(file: Union[BinaryIO, _Part], size: int) -> str:
+    """What is in the file, as far as three places tell: a copy over it may keep size and time."""
+    found = hashlib.sha256()
+    for at in sorted({0, max(0, size // 2 - _CHUNK // 2), max(0, size - _CHUNK)}):
+        file.seek(at)
+        found.update(file.read(_CHUNK) or b"")
+    file.seek(0)
+    return found.hexdigest()
 
 
 def _suffix(truncated: bool) -> str:
     return ".truncated" if truncated else ".plain"
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """A name made from ``text``, that no other text makes."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
@@ -134,7 +212,7 @@ def _sweep(folder: Path, source: str, current: str) -> None:
 
 
 def _spool(
-    file: BinaryIO,
+    file: Union[BinaryIO, _Part],
     kind: str,
     size: int,
     folder: Path,
@@ -151,7 +229,7 @@ def _spool(
             try:
                 for piece in _decompressed(file, kind, size, progress, path):
                     written += len(piece)
-                    _write_sparse(out, piece)
+                    write_sparse(out, piece)
             except (_Damaged, EOFError):
                 truncated = True
             out.truncate(written)
@@ -174,7 +252,7 @@ def _spool(
                 os.unlink(part)
 
 
-def _write_sparse(out: BinaryIO, data: bytes) -> None:
+def write_sparse(out: BinaryIO, data: bytes) -> None:
     """Append ``data``, leaving a hole for every aligned stretch of zeros."""
     view = memoryview(data)
     zeros = bytes(_HOLE)
@@ -195,7 +273,7 @@ def _write(out: BinaryIO, view: memoryview) -> None:
 
 
 def _decompressed(
-    file: BinaryIO, kind: str, size: int, progress: Optional[Progress], path: str
+    file: Union[BinaryIO, _Part], kind: str, size: int, progress: Optional[Progress], path: str
 ) -> Iterator[bytes]:
     """The pieces of a stream of one or more frames; EOFError or _Damaged if it ends early."""
     make = _decoder(kind)
@@ -263,7 +341,7 @@ def _decoder(kind: str) -> Optional[Callable[[], Any]]:
 
 
 def _by_program(
-    file: BinaryIO, size: int, progress: Optional[Progress], path: str
+    file: Union[BinaryIO, _Part], size: int, progress: Optional[Progress], path: str
 ) -> Iterator[bytes]:
     program = shutil.which("zstd") or shutil.which("unzstd")
     if program is None:
@@ -273,7 +351,7 @@ def _by_program(
         )
     command = [program, "-d", "-c", "-q", "--long=31"]
     with subprocess.Popen(
-        command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command, stdin=file.fileno(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as child:
         assert child.stdout is not None
         while piece := child.stdout.read(_CHUNK):
