@@ -270,12 +270,6 @@ def test_a_kernel_of_another_architecture_is_refused(tmp_path: Path) -> None:
         open_memory(dump, ElfFile(kernel))
 
 
-@pytest.mark.parametrize("machine", ["arm64", "riscv64"])
-def test_architectures_without_full_dumps_say_so(tmp_path: Path, machine: str) -> None:
-    with pytest.raises(DumpError, match="makes minidumps only"):
-        opened(tmp_path, machine, [Sym("version", 0x1000)], {0x1000: bytes(4096)})
-
-
 @pytest.mark.parametrize(
     ("note", "said"),
     [

@@ -1,6 +1,6 @@
 """FreeBSD/arm64: dumps, saved registers, frames, what debuggers call it.
 
-Minidumps only, the architecture makes no full ones:
+Minidumps only, the architecture makes no full ones, but QEMU writes a guest's memory whole:
 sys/arm64/include/minidump.h, minidump_machdep.c: an L3 entry for each page of
 kernel memory from kernbase on, larger blocks being written as such entries.
 Version 1 (11.0 on), version 2 with dump_avail (13.0), version 3 with flags for
@@ -26,13 +26,19 @@ from plugin.arch.common import (
     registers,
     saved,
 )
-from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, Words
+from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, Words, named_space
 from plugin.errors import DumpError
 
 _ATTR_DESCR_MASK = 3
 _L3_PAGE = 3
 #: bits 49:12 of an entry (sys/arm64/include/pte.h, ATTR_MASK)
 _ADDRESS = 0x0003FFFFFFFFF000
+#: of an image of memory: bits below the index into a table of each level, with 4 KB pages
+_SHIFTS = (39, 30, 21, 12)
+_VALID, _TABLE = 1, 3
+#: bits 47:12 of an entry there
+_BITS_OF_PAGE = 0x0000FFFFFFFFF000
+_KERNBASE = 0xFFFF000000000000
 _PS_MASK = 3
 _PAGE_SHIFTS = {0: 12, 1: 14}
 
@@ -72,7 +78,22 @@ def minidump_space(header: MinidumpHeader, entries: Words, read: ReadPhysical) -
 
 
 def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> AddressSpace:
-    raise DumpError("this is a full dump of an arm64 machine; FreeBSD/arm64 makes minidumps only")
+    """The address space of a whole image of memory, as QEMU writes it; FreeBSD writes none.
+
+    The root table is in the kernel's own data (sys/arm64/arm64/locore.S), and the kernel where
+    the loader put it.  KernelMismatch where no place proves itself.
+    """
+    return named_space(
+        kernel, physical.ranges(), read, "pagetable_l0_ttbr1", _KERNBASE, _SHIFTS, _decoded
+    )
+
+
+def _decoded(entry: int, level: int) -> Tuple[str, int]:
+    last = level == len(_SHIFTS) - 1
+    if not entry & _VALID or (last and entry & _ATTR_DESCR_MASK != _L3_PAGE):
+        return "", -1
+    table = not last and entry & _ATTR_DESCR_MASK == _TABLE
+    return "table" if table else "page", entry & _BITS_OF_PAGE
 
 
 def _x(first: int, last: int) -> Tuple[str, ...]:

@@ -9,6 +9,7 @@ an L3 entry for each 4 KB of kernel memory; version 2 (13.0) adds dump_avail.
 from __future__ import annotations
 
 import struct
+from typing import Tuple
 
 from plugin.arch.common import (
     Architecture,
@@ -23,14 +24,17 @@ from plugin.arch.common import (
     registers,
     saved,
 )
-from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, Words
-from plugin.errors import DumpError
+from plugin.arch.space import AddressSpace, DirectMap, LinearSpace, Words, named_space
 
 _PTE_V = 0x01
 _PTE_RWX = 0x0E
 #: bits 53:10 are the page's number; those above are extensions' (Svpbmt, Svnapot)
 _PPN_SHIFT = 10
 _PPN = (1 << 44) - 1
+
+#: of an image of memory: bits below the index into a table of each level (Sv39)
+_SHIFTS = (30, 21, 12)
+_KERNBASE = 0xFFFFFFC000000000
 
 _HEADER = struct.Struct("<24x4I4QI")
 
@@ -62,9 +66,21 @@ def _page_of(entry: int) -> int:
 
 
 def full_space(kernel: KernelFile, physical: PhysicalRanges, read: ReadPhysical) -> AddressSpace:
-    raise DumpError(
-        "this is a full dump of a riscv64 machine; FreeBSD/riscv64 makes minidumps only"
+    """The address space of a whole image of memory, as QEMU writes it; FreeBSD writes none.
+
+    The root table is in the kernel's own data (sys/riscv/riscv/locore.S), and the kernel where
+    the loader put it.  KernelMismatch where no place proves itself.
+    """
+    return named_space(
+        kernel, physical.ranges(), read, "pagetable_l1", _KERNBASE, _SHIFTS, _decoded
     )
+
+
+def _decoded(entry: int, level: int) -> Tuple[str, int]:
+    if not entry & _PTE_V:
+        return "", -1
+    pa = (entry >> _PPN_SHIFT & _PPN) << 12
+    return "page" if entry & _PTE_RWX else "table", pa
 
 
 #: s0 is the frame pointer, and "fp" in both debuggers

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Literal, Optional, Protocol, Tuple
+from itertools import islice
+from typing import Callable, Dict, Iterable, Literal, Optional, Protocol, Tuple
+
+from plugin.errors import DumpError, KernelMismatch
+from plugin.symbol import Symbol
 
 #: PTEs or page-table pages kept: 4 KB each, 16 MB at the most
 _MOST_TABLES = 4096
+#: kernels are loaded at multiples of this; places tried: 2 TB of memory
+_LOADED, _MOST_PLACES = 1 << 21, 1 << 20
 
 _Code = Literal["Q", "I"]
 
@@ -293,3 +299,117 @@ class WalkedSpace(TableSpace):
         if table is None:
             return NOTHING
         return self._leaf_of(table[va >> self._leaf_shift & self._entries])
+
+
+#: of an entry at a level (0 the root's): "table", "page" or "" for an invalid one, and its
+#: physical address
+Decode = Callable[[int, int], Tuple[str, int]]
+
+
+class RadixSpace:
+    """A space of 4 KB tables of 512 entries each, whose entries ``decode`` explains.
+
+    ``shifts`` are the address bits below each level's index, the root's first; ``base`` is
+    the lowest address that the root is asked for.
+    """
+
+    def __init__(
+        self, read_page: ReadPage, root: int, shifts: Tuple[int, ...], base: int, decode: Decode
+    ) -> None:
+        self._read_page = read_page
+        self._root = root
+        self._shifts = shifts
+        self._base = base
+        self._decode = decode
+        self._tables: Dict[int, Optional[memoryview]] = {}
+
+    def _table(self, pa: int) -> Optional[memoryview]:
+        if pa not in self._tables:
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            data = self._read_page(pa)
+            self._tables[pa] = memoryview(data).cast("Q") if data is not None else None
+        return self._tables[pa]
+
+    def _entry(self, va: int) -> Tuple[int, int]:
+        """(physical address of the page or -1, bytes that are mapped or not alike)."""
+        if not self._base <= va < 1 << 64:
+            return -1, 1 << self._shifts[-1]
+        pa = self._root
+        for level, shift in enumerate(self._shifts):
+            table = self._table(pa)
+            if table is None:
+                return -1, 1 << shift
+            kind, pa = self._decode(table[va >> shift & 511], level)
+            if kind != "table":
+                return (pa & -(1 << shift) if kind else -1), 1 << shift
+        return -1, 1 << self._shifts[-1]
+
+    def translate(self, va: int) -> int:
+        page, size = self._entry(va)
+        return page + (va & (size - 1)) if page >= 0 else -1
+
+    def extent(self, va: int, limit: int) -> Tuple[int, int]:
+        page, size = self._entry(va)
+        first = page + (va & (size - 1)) if page >= 0 else -1
+        at, end = (va & -size) + size, va + limit
+        while at < end:
+            page, size = self._entry(at)
+            following = page + (at & (size - 1)) if page >= 0 else -1
+            if following != (first + (at - va) if first >= 0 else -1):
+                break
+            at = (at & -size) + size
+        return first, min(at, end) - va
+
+
+def _upper(shifts: Tuple[int, ...]) -> int:
+    """The lowest of the addresses whose upper bits are all set: the kernel's.
+
+    With two roots (arm64) all that one maps, with one (riscv64) the upper half of it.
+    """
+    bits = shifts[0] + 9 - (len(shifts) == 3)
+    return (1 << 64) - (1 << bits)
+
+
+class Named(Protocol):
+    """A kernel file, as far as its symbols."""
+
+    path: str
+
+    def symbol(self, name: str) -> Optional[Symbol]: ...
+
+
+def named_space(
+    kernel: Named,
+    ranges: Iterable[Tuple[int, int]],
+    read: Callable[[int, int], Optional[bytes]],
+    name: str,
+    kernbase: int,
+    shifts: Tuple[int, ...],
+    decode: Decode,
+) -> RadixSpace:
+    """The space whose root table is the kernel's variable ``name``, wherever it was loaded.
+
+    A kernel lies in one piece from ``kernbase`` on, at a multiple of 2 MB; the tables that its
+    root leads to have to map the root where it was taken to be.  KernelMismatch where no place
+    proves itself, DumpError without the symbol.
+    """
+    root = kernel.symbol(name)
+    if root is None:
+        raise DumpError(f"{kernel.path} has no symbol {name}, by which page tables are found")
+    own = kernel.symbol("kernbase")
+    base = own.address if own is not None else kernbase
+    places = (
+        place
+        for start, end in ranges
+        for place in range(start // _LOADED * _LOADED, end, _LOADED)
+    )
+    for place in islice(places, _MOST_PLACES):
+        pa = root.address - base + place
+        space = RadixSpace(lambda pa: read(pa, 4096), pa, shifts, _upper(shifts), decode)
+        if space.translate(root.address) == pa:
+            return space
+    raise KernelMismatch(
+        f"no page tables found through {name} of {kernel.path}: it is not the kernel that ran "
+        "there, or its pages or tables are of another kind"
+    )

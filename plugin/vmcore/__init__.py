@@ -15,7 +15,7 @@ from plugin.errors import DumpError
 from plugin.vmcore.capsule import MAGIC as CAPSULE
 from plugin.vmcore.capsule import CapsuleMemory
 from plugin.vmcore.elf import ElfFile
-from plugin.vmcore.elfdump import check_kernel, open_full_dump
+from plugin.vmcore.elfdump import check_kernel, open_full_dump, open_raw
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.identify import explain
 from plugin.vmcore.kerneldump import DumpHeader, dump_on_device
@@ -89,6 +89,8 @@ def open_memory(
         elif header is not None:
             file.start, file.end = header.start, header.start + header.length
             found = _by_magic(file, name, plain.path, kernel, plain.truncated)
+        if found is None and kernel is not None:
+            found = open_raw(file, name, plain.path, kernel)
         if found is None:
             raise DumpError(explain(file, name))
         check_kernel(kernel, name, found.arch)

@@ -8,14 +8,17 @@ by its QEMU notes.
 
 from __future__ import annotations
 
-from typing import Optional, Set
+from typing import Iterator, Optional, Sequence, Set, Tuple
 
-from plugin.arch import BY_NAME
+from plugin.arch import BY_NAME, architecture
 from plugin.errors import DumpError, KernelMismatch
 from plugin.vmcore.elf import ET_CORE, PT_LOAD, PT_NOTE, ElfFile, notes
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.memory import KernelMemory
 from plugin.vmcore.physical import SegmentMemory
+
+#: sections of a Xen guest's core; a frame's number that stands for none
+_XEN_PAGES, _XEN_PFN, _XEN_PAGE, _NO_FRAME = ".xen_pages", ".xen_pfn", 4096, 1 << 40
 
 _TYPES = {1: "an object file or kernel module", 2: "a kernel or program", 3: "a kernel or program"}
 
@@ -39,9 +42,41 @@ def open_full_dump(
         segments = [
             (s.paddr, s.filesz, s.offset + file.start) for s in core.segments if s.type == PT_LOAD
         ]
+        form = "full ELF dump"
+        if not segments and any(s.name == _XEN_PAGES for s in core.sections):
+            segments, form = list(_of_xen(core, file.start, path)), "Xen memory image"
+    return of_segments(file, path, file_path, kernel, segments, form, truncated)
+
+
+def open_raw(file: DumpFile, path: str, file_path: str, kernel: ElfFile) -> Optional[KernelMemory]:
+    """A file that is a machine's physical memory from address 0 on, and nothing else.
+
+    What QEMU's pmemsave writes of a PC.  None where no page tables of ``kernel`` prove it.
+    """
+    arch = BY_NAME.get(kernel.arch)
+    if arch is None or file.end - file.start < arch.page_size:
+        return None
+    segments = [(0, file.end - file.start, file.start)]
+    try:
+        return of_segments(file, path, file_path, kernel, segments, "raw memory image", False)
+    except DumpError:
+        return None
+
+
+def of_segments(
+    file: DumpFile,
+    path: str,
+    file_path: str,
+    kernel: ElfFile,
+    segments: Sequence[Tuple[int, int, int]],
+    form: str,
+    truncated: bool,
+) -> KernelMemory:
+    """The memory of (physical address, bytes, file offset) each; KernelMismatch, DumpError."""
+    arch = architecture(kernel.arch)
     physical = SegmentMemory(segments, file.end)
     if not physical.present:
-        raise DumpError(f"{path} is a full dump without any memory in it: truncated?")
+        raise DumpError(f"{path} is a {form} without any memory in it: truncated?")
 
     def read_physical(pa: int, size: int) -> Optional[bytes]:
         offset, length = physical.extent(pa, size)
@@ -60,12 +95,36 @@ def open_full_dump(
         path=path,
         file_path=file_path,
         arch=arch.name,
-        format="full ELF dump",
+        format=form,
         page_size=arch.page_size,
         physical=physical,
         space=space,
         truncated=truncated,
     )
+
+
+def _of_xen(core: ElfFile, start: int, path: str) -> Iterator[Tuple[int, int, int]]:
+    """The runs of a guest's pages as xl dump-core writes them (xen/include/public, xc_core.h).
+
+    .xen_pfn has the number of each page in .xen_pages; pages are of 4 KB.
+    """
+    homes = {section.name: section for section in core.sections}
+    numbers, pages = core.section(_XEN_PFN), homes[_XEN_PAGES]
+    if numbers is None:
+        raise DumpError(
+            f"{path} is the memory of a paravirtual Xen guest, whose pages are not where it says: "
+            "take a dump inside the machine"
+        )
+    frames = memoryview(numbers[: len(numbers) & ~7]).cast("Q")
+    at = 0
+    while at < len(frames):
+        end = at + 1
+        while end < len(frames) and frames[end] == frames[end - 1] + 1:
+            end += 1
+        if frames[at] < _NO_FRAME:
+            offset = start + pages.offset + at * _XEN_PAGE
+            yield frames[at] * _XEN_PAGE, (end - at) * _XEN_PAGE, offset
+        at = end
 
 
 def check_kernel(kernel: Optional[ElfFile], path: str, arch: str) -> None:
