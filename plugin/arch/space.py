@@ -400,9 +400,7 @@ def named_space(
     own = kernel.symbol("kernbase")
     base = own.address if own is not None else kernbase
     places = (
-        place
-        for start, end in ranges
-        for place in range(start // _LOADED * _LOADED, end, _LOADED)
+        place for start, end in ranges for place in range(start // _LOADED * _LOADED, end, _LOADED)
     )
     for place in islice(places, _MOST_PLACES):
         pa = root.address - base + place

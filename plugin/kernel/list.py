@@ -39,7 +39,10 @@ def ring_of(kernel: Kernel, head: int) -> int:
 
 def list_offset(kernel: Kernel, head: int) -> int:
     """Where in its elements the node lies; MemoryFault where the head cannot be read."""
-    return kernel.pointer(ring_of(kernel, head) - kernel.pointer_size)
+    size = kernel.pointer_size
+    # The two links behind it are what is asked for next.
+    raw = kernel.exactly(ring_of(kernel, head) - size, 3 * size)
+    return int.from_bytes(raw[:size], "little")
 
 
 def list_t_foreach(

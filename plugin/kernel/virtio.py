@@ -38,6 +38,8 @@ def _cookies(kernel: Kernel, queue: int) -> List[int]:
     number = view.vq_nentries
     if not 0 < number <= _MAX_ENTRIES or view.vq_free_cnt > number:
         raise LayoutError(f"virtqueue {queue:#x}: {number} entries, {view.vq_free_cnt} free")
+    if kernel.chosen and view.vq_free_cnt == number:
+        return []
     size = kernel.layouts.sizeof("vq_desc_extra")
     at = kernel.layouts.offsetof("vq_desc_extra", "cookie")
     width = kernel.pointer_size
