@@ -259,6 +259,26 @@ def test_a_damaged_table_in_memory_gets_no_names_of_a_file_of_another_build(
     assert why.startswith("build id") and "loaded is 6578616d706c65" in why
 
 
+@pytest.mark.parametrize("kernel", ["14.2 arm64", "14.2 i386", "15.0 amd64"])
+def test_the_build_id_of_a_module_is_read_from_what_is_loaded_of_it(
+    kernel: str, tmp_path: Path
+) -> None:
+    """A section of its own of a relocatable module, the program headers of a shared one."""
+    opened = _forged(kernel, tmp_path)
+    ids = [module_file.loaded_build_id(opened, file) for file in linker.modules(opened)]
+    assert ids == [b"example.ko".ljust(20, b"\1").hex(), b"other.ko".ljust(20, b"\1").hex()]
+
+
+def test_a_shared_modules_file_of_another_build_is_refused_by_its_build_id(tmp_path: Path) -> None:
+    kernel = _forged("14.2 arm64", tmp_path)
+    built = Machine(1402000, "amd64")
+    other = built.modules.load("example.ko", "example_")
+    other.build_id = b"another".ljust(20)
+    other.write(tmp_path / "example.ko")
+    ((_, why),) = module_file.module_file(kernel, linker.modules(kernel)[0]).refused
+    assert why.startswith("build id") and "loaded is 6578616d706c65" in why
+
+
 def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
     def loop(machine: Machine, module: Module) -> None:
         last = machine.modules.files[-1]

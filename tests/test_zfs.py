@@ -713,3 +713,49 @@ def test_after_a_forced_unmount_and_sigkills_all_still_end_at_the_device(
     assert cause["kind"] == "device" and cause["summary"].startswith("da0 has not returned")
     stuck = {t.tid for t in (writer, reader, umount, busy, late, threads["sync"])}
     assert set(cause["tids"]) == stuck and answer.data["residue"] == []
+
+
+# The allocation throttle, and who issues the log
+
+
+@pytest.mark.parametrize("osreldate", [1004000, 1201000, 1300139, 1402000, 1500068])
+def test_a_write_without_a_slot_waits_for_those_that_have_allocated(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    m, pool = g.m, g.pool
+    done = m.constant("ZIO_STAGE_DVA_ALLOCATE") << 1
+    held = pool.zio("WRITE", size=4096).over(g.leaf("WRITE").at_device())
+    held.obj["io_stage"] = done
+    waiting = pool.zio("WRITE", size=4096)
+    pool.throttled(waiting)
+    user = g.thread("syncer")
+    pool.zio().over(waiting).waited_by(user)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["summary"] == "da0 has not returned 1 write" and user.tid in cause["tids"]
+    assert "allocation throttle of pool tank" in answer.labels(user.tid)
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1300139, 1402000, 1500068])
+@pytest.mark.parametrize("block", [True, False])
+def test_a_commit_whose_block_is_not_issued_waits_for_who_has_the_issuers_lock(
+    osreldate: int, block: bool, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    m, pool = g.m, g.pool
+    issuer = g.thread("first", "zil_lwb_write_issue", "zil_commit", "zfs_fsync")
+    pool.tree(g.leaf().at_device()).waited_by(issuer)
+    lwb = pool.log_block(pool.zio(), "OPENED")
+    lwb.set(lwb_root_zio=0, lwb_write_zio=0)
+    zilog = m.view("zilog", lwb["lwb_zilog"])
+    pool.objset["os_zil"] = zilog
+    lock = m.locks.sx("zilog->zl_issuer_lock", at=zilog.at("zl_issuer_lock"))
+    lock.owned_by(issuer)
+    user = g.thread("second", "zil_commit_waiter", "zil_commit", "zfs_fsync")
+    pool.holds(user, "zil_commit", zilog)
+    pool.commits(user, lwb if block else None)
+    answer = explain(m, tmp_path)
+    cause = only_cause(answer)
+    assert (cause["kind"], cause["certainty"]) == ("device", "proven")
+    assert f"{issuer.tid} first" in answer.labels(user.tid)

@@ -24,6 +24,7 @@ from plugin.kernel.taskqueue import TaskQueue, of_task, worker_of
 from plugin.kernel.zfs import arc
 from plugin.kernel.zfs.common import peek, try_peek
 from plugin.kernel.zfs.dbuf import dbuf_at
+from plugin.kernel.zfs.metaslab import throttled
 from plugin.kernel.zfs.spa import Spa, spa_of, spas
 from plugin.kernel.zfs.taskq import dispatched
 from plugin.kernel.zfs.txg import DmuTx, Txg, dmu_tx_at, tc_count, txg_of
@@ -119,6 +120,8 @@ class Zios:
                 self._carry(request.bio.caller1, request)
         self.reach([*self.active, *self.queued, *self.bios])
         for spa in spas(kernel):
+            self.reach(throttled(kernel, spa.address))
+        for spa in spas(kernel):
             if spa.suspended and spa.suspend_zio_root:
                 self.reach([spa.suspend_zio_root])
 
@@ -199,6 +202,7 @@ JOINED = "waits for another's read"
 IN_HAND = "in a thread's hands"
 IN_TASKQ = "in a task queue"
 CHILDREN = "waits for its children"
+THROTTLED = "in the allocation throttle"
 UNKNOWN = "not known"
 
 
@@ -235,6 +239,9 @@ def place(kernel: Kernel, zio: Zio) -> Place:
     at_file = _at_file(kernel, zio, vdev)
     if at_file is not None:
         return at_file
+    before = throttled(kernel, zio.spa).get(zio.address) if spa is not None else None
+    if before is not None:
+        return Place(THROTTLED, f"it waits for a slot to allocate, {before} before it", PROVEN)
     other = index.joined.get(zio.address)
     if other is not None:
         return Place(JOINED, "acb_zio_dummy of an arc_callback of that read", PROVEN, other=other)
@@ -260,6 +267,20 @@ def place(kernel: Kernel, zio: Zio) -> Place:
         INFERRED,
         vdev,
     )
+
+
+def allocating(kernel: Kernel, spa: int) -> List[int]:
+    """The pool's writes that have allocated and not ended (struct zio *): each holds a slot.
+
+    Told by their stage, past ZIO_STAGE_DVA_ALLOCATE, and by having no vdev: the logical ones.
+    """
+    index = zios(kernel)
+    allocate = kernel.layouts.constant("ZIO_STAGE_DVA_ALLOCATE", 0)
+    return [
+        zio.address
+        for zio in index.all.values()
+        if zio.spa == spa and zio.type == "WRITE" and not zio.vd and zio.stage > allocate > 0
+    ]
 
 
 def _is_suspended(index: Zios, spa: Spa, zio: int) -> bool:
@@ -510,6 +531,20 @@ def pool_of_stack(kernel: Kernel, thread: Thread) -> Optional[Tuple[Spa, str]]:
             if at in own:
                 return own[at][0], f"{struct} {word:#x} of pool {own[at][0].name} is on its stack"
     return (found[0], "") if len(found) == 1 else None
+
+
+def zilogs_of_stack(kernel: Kernel, thread: Thread) -> List[int]:
+    """The logs (struct zilog *) that a thread has on its stack: of a pool, and their objset's."""
+    known = {spa.address for spa in spas(kernel)}
+    found = []
+    for word in sorted(stack_words(kernel, thread)):
+        if not kernel.is_kernel_address(word) or word % kernel.pointer_size:
+            continue
+        if try_peek(kernel, "zilog", word, "zl_spa", 0) in known:
+            objset = try_peek(kernel, "zilog", word, "zl_os", 0)
+            if objset and try_peek(kernel, "objset", objset, "os_zil", 0) == word:
+                found.append(word)
+    return found
 
 
 # Pools that do not go on

@@ -21,10 +21,23 @@ from plugin.structs.dwarf import Dwarf, has_dwarf
 from plugin.structs.kept import kept_layouts
 from plugin.structs.layout import Layout, LayoutSource
 from plugin.symbol import Symbol
-from plugin.vmcore.elf import ET_REL, SHN_LORESERVE, SHN_UNDEF, ElfFile, SymbolTable, notes
+from plugin.vmcore.elf import (
+    ET_REL,
+    FORMS,
+    NT_GNU_BUILD_ID,
+    PT_NOTE,
+    SHN_LORESERVE,
+    SHN_UNDEF,
+    ElfFile,
+    SymbolTable,
+    notes,
+)
 
 _DEBUG_ROOT = "usr/lib/debug"
 _NOTE_SECTION = ".note.gnu.build-id"
+_MOST_NOTES = 4096
+#: program headers: more than any module has
+_MOST_SEGMENTS = 64
 #: as struct Elf_progent keeps them: more sections than any module has
 _MOST_SECTIONS = 4096
 #: symbols compared where a whole table is too much to read
@@ -107,7 +120,7 @@ def _belongs(
     kernel: Kernel, file: LinkerFile, table: Optional[ModuleTable], elf: ElfFile
 ) -> Tuple[bool, str]:
     """Whether the file is the one that was loaded, and what says so."""
-    loaded = _build_id(kernel, file)
+    loaded = loaded_build_id(kernel, file)
     if loaded and elf.build_id:
         same = loaded == elf.build_id
         return same, f"build id {elf.build_id}" + ("" if same else f", loaded is {loaded}")
@@ -205,19 +218,44 @@ def _same_table(loaded: SymbolTable, own: SymbolTable) -> bool:
     return len({section for section, _ in moves}) == len(moves)
 
 
-def _build_id(kernel: Kernel, file: LinkerFile) -> Optional[str]:
-    """The build id that was loaded with a relocatable module, None where it cannot be read."""
-    if not file.linker.endswith("_obj"):
-        return None
+def loaded_build_id(kernel: Kernel, file: LinkerFile) -> Optional[str]:
+    """The GNU build id that was loaded with a module, None where it cannot be read.
+
+    Of a relocatable one it is a section of its own (progtab); a shared one lies in memory as
+    its program headers say, and the first page begins with them.
+    """
     try:
-        for address, size, name in _progtab(kernel, file, "addr", "size", "name"):
-            if 0 < size <= 4096 and kernel.try_cstring(name, limit=32) == _NOTE_SECTION:
+        parts = _note_sections if file.linker.endswith("_obj") else _note_segments
+        for address, size in parts(kernel, file):
+            if 0 < size <= _MOST_NOTES:
                 for owner, type_, descriptor in notes(kernel.read(address, size)):
-                    if owner == b"GNU" and type_ == 3 and any(descriptor):
+                    if owner == b"GNU" and type_ == NT_GNU_BUILD_ID and any(descriptor):
                         return descriptor.hex()
     except (MemoryFault, LayoutError):
         pass
     return None
+
+
+def _note_sections(kernel: Kernel, file: LinkerFile) -> Iterator[Tuple[int, int]]:
+    for address, size, name in _progtab(kernel, file, "addr", "size", "name"):
+        if kernel.try_cstring(name, limit=32) == _NOTE_SECTION:
+            yield address, size
+
+
+def _note_segments(kernel: Kernel, file: LinkerFile) -> Iterator[Tuple[int, int]]:
+    form = FORMS[kernel.pointer_size // 4]
+    magic = kernel.read(file.base, 5)
+    if magic != b"\x7fELF" + bytes((kernel.pointer_size // 4,)):
+        return
+    header = form.header.unpack(kernel.read(file.base, form.header.size))
+    offset, entry, count = header[4], header[8], header[9]
+    if entry != form.segment.size or count > _MOST_SEGMENTS or not 0 < offset < file.size:
+        return
+    for raw in form.segment.iter_unpack(kernel.read(file.base + offset, count * entry)):
+        # p_type, p_vaddr, p_filesz
+        kind, start, size = raw[0:6:2] if form.word == "I" else (raw[0], raw[3], raw[5])
+        if kind == PT_NOTE and start + size <= file.size:
+            yield file.base + start, size
 
 
 @cached(MEMORY)

@@ -44,7 +44,8 @@ class Module:
         self.relocatable = relocatable
         self.symbols: List[Symbol] = []
         self.arenas: Dict[str, Arena] = {
-            "text": Arena(base, base + _TEXT),
+            # A shared object's first page begins with its headers.
+            "text": Arena(base + (0 if relocatable else PAGE_SIZE), base + _TEXT),
             "data": Arena(base + _TEXT, base + _SIZE),
         }
         self.build_id = name.encode().ljust(20, b"\1")[:20]
@@ -80,6 +81,8 @@ class Module:
             for number, (section, (name, start, size)) in enumerate(zip(sections, ends), 1):
                 section.set(addr=start, size=size, sec=number, name=m.string(name))
             self.obj.set(progtab=sections[0], nprogtab=len(sections))
+        else:
+            m.space.write(self.base, self._headers())
         linked(m, self.obj, self.name, self.base, self.size, place, self.linker)
         return m.view("linker_file", self.obj.address)
 
@@ -87,6 +90,21 @@ class Module:
     def note(self) -> bytes:
         """What a linker puts into .note.gnu.build-id."""
         return struct.pack("<III4s", 4, len(self.build_id), 3, b"GNU") + self.build_id
+
+    def _headers(self) -> bytes:
+        """The ELF header, the program header of the note, and the note, as they are mapped."""
+        wide = self.machine.pointer_size == 8
+        head = b"\x7fELF" + bytes((2 if wide else 1, 1, 1, 9)) + bytes(8)
+        # e_type DYN, e_phoff, e_phentsize, e_phnum; the rest is nothing a reader needs
+        after, entry = (64, 56) if wide else (52, 32)
+        at, size = after + entry, len(self.note)
+        if wide:
+            head += struct.pack("<HHIQQQIHHHHHH", 3, 0, 1, 0, after, 0, 0, after, entry, 1, 0, 0, 0)
+            segment = struct.pack("<IIQQQQQQ", 4, 4, at, at, at, size, size, 4)
+        else:
+            head += struct.pack("<HHIIIIIHHHHHH", 3, 0, 1, 0, after, 0, 0, after, entry, 1, 0, 0, 0)
+            segment = struct.pack("<IIIIIIII", 4, at, at, at, size, size, 4, 4)
+        return head + segment + self.note
 
     def write(self, path: Path) -> None:
         """The relocatable .ko, of a 64-bit machine, that it was loaded from, without its code."""

@@ -435,6 +435,30 @@ class Pool:
         member, wmesg = ("lr_write_cv", "lr->lr_write_cv") if new else ("r_wr_cv", "rl->r_wr_cv")
         self.sleeps(thread, locked.at(member), wmesg)
 
+    # The allocation throttle
+
+    def throttled(self, *waiting: Zio) -> None:
+        """These wait for a slot, in the tree of the first allocator."""
+        m = self.machine
+        link = "io_alloc_node" if m.has("zio", "io_alloc_node") else "io_queue_node"
+        elements = [zio.obj for zio in waiting]
+        if self.spa.has("spa_alloc_tree"):
+            tree = self.spa.at("spa_alloc_tree")
+        elif self.spa.has("spa_alloc_trees"):
+            tree = int(m.new("avl_tree", arena="kva"))
+            self.spa.set(spa_alloc_trees=tree, spa_alloc_count=1)
+        elif self.spa.has("spa_allocs"):
+            allocator = m.new("spa_alloc", arena="kva")
+            self.spa.set(spa_allocs=allocator, spa_alloc_count=1)
+            tree = allocator.at("spaa_tree")
+        else:
+            start = m.locate("metaslab_class", "mc_allocator").offset
+            size = start + m.sizeof("metaslab_class_allocator")
+            at = m.take(size, "kva", 64)
+            self.spa.set(spa_normal_class=at, spa_alloc_count=1)
+            tree = at + start + m.locate("metaslab_class_allocator", "mca_tree").offset
+        self.avl(tree, "zio", link, elements)
+
     # Suspension
 
     def suspend(self, *failed: Zio) -> Zio:

@@ -10,6 +10,7 @@ from typing import List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.list import list_t_foreach
+from plugin.kernel.locks import lock_at
 from plugin.kernel.zfs.common import age_of, enum_name, peek, try_peek
 from plugin.kernel.zfs.dbuf import objset_name
 from plugin.session import Kernel
@@ -80,3 +81,15 @@ def zilog_name(kernel: Kernel, zilog: int) -> str:
     """The dataset whose log it is, "" where it cannot be read."""
     objset = try_peek(kernel, "zilog", zilog, "zl_os", 0)
     return objset_name(kernel, objset) if objset else ""
+
+
+def issuer(kernel: Kernel, zilog: int) -> int:
+    """The struct thread * that has zl_issuer_lock (12.0 on): it fills and issues the blocks.
+
+    0 where nobody has it, or it cannot be read.
+    """
+    layouts = kernel.layouts
+    if not layouts.has("zilog", "zl_issuer_lock"):
+        return 0
+    lock = lock_at(kernel, zilog + layouts.offsetof("zilog", "zl_issuer_lock"))
+    return lock.owners[0] if lock is not None and lock.owners else 0

@@ -13,7 +13,7 @@ from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
 from plugin.waits.resolvers.stacks import guess_holders, sleepers_on
-from plugin.waits.resolvers.zfs.common import MOST_BELOW, MOST_HOLDERS, is_new, other
+from plugin.waits.resolvers.zfs.common import MOST_BELOW, MOST_HOLDERS, is_new, other, owner
 from plugin.waits.resolvers.zfs.zio import zio_node
 from plugin.words import seconds
 
@@ -46,6 +46,9 @@ def commit(case: Case) -> Optional[Verdict]:
 def _log_without_block(builder: Builder, node: Node, case: Case) -> None:
     """zcw_lwb is NULL: whoever issues the log has it in hand, or waits for a whole txg."""
     waiting = sleepers_on(builder, case.address)
+    for zilog in judge.zilogs_of_stack(builder.kernel, case.thread):
+        if owner(builder, node, zil.issuer(builder.kernel, zilog), "zl_issuer_lock"):
+            return
     address = case.channel.container("zil_commit_waiter", "zcw_cv")
     for thread in judge.range_holders(builder.kernel, address, [each.address for each in waiting])[
         :MOST_HOLDERS
@@ -99,7 +102,9 @@ def _writer_of(builder: Builder, node: Node, lwb: zil.Lwb) -> None:
             Certainty.PROVEN,
             "the block before it on zl_lwb_list is not on disk",
         )
-    elif not guess_holders(builder, node, lwb.zilog, ("zil_",), (), 4):
+    elif not owner(
+        builder, node, zil.issuer(builder.kernel, lwb.zilog), "zl_issuer_lock"
+    ) and not guess_holders(builder, node, lwb.zilog, ("zil_",), (), 4):
         node.end = End(
             CauseKind.UNKNOWN,
             f"{node.label} has no zio and is the oldest: who has to issue it is not recorded",

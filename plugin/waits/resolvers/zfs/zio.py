@@ -10,6 +10,7 @@ from plugin.kernel.bio import bio_origin
 from plugin.kernel.zfs import spa as spa_module
 from plugin.kernel.zfs import zio as zio_module
 from plugin.kernel.zfs.common import try_peek
+from plugin.kernel.zfs.metaslab import throttled
 from plugin.kernel.zfs.spa import Spa
 from plugin.kernel.zfs.vdev import Vdev, provider_of, vdev_queue
 from plugin.waits.builder import Builder, Case, Verdict
@@ -94,6 +95,10 @@ def _join_place(
     elif place.state == judge.QUEUED and place.vdev is not None:
         queue = queue_node(builder, place.vdev)
         builder.join(node, queue, EdgeKind.CONTAINED_IN, sure, place.why)
+    elif place.state == judge.THROTTLED and spa is not None:
+        builder.join(
+            node, throttle_node(builder, spa), EdgeKind.CONTAINED_IN, Certainty.PROVEN, place.why
+        )
     elif place.state == judge.SUSPENDED:
         join_suspended(builder, node, spa, place.why)
     elif place.state == judge.JOINED:
@@ -136,6 +141,35 @@ def queue_node(builder: Builder, vdev: Vdev) -> Node:
             CauseKind.UNKNOWN,
             f"queue of vdev {vdev.name}: {waiting} wait and none is with the device",
             "vq_active",
+        )
+    return node
+
+
+def throttle_node(builder: Builder, spa: Spa) -> Node:
+    """The allocation throttle of a pool: a write that has a slot must end for the next to begin."""
+    kernel = builder.kernel
+    node = builder.node(
+        NodeKind.QUEUE, f"alloc:{spa.address:#x}", f"allocation throttle of pool {spa.name}"
+    )
+    if not is_new(builder, node):
+        return node
+    holding = judge.allocating(kernel, spa.address)
+    waiting = len(throttled(kernel, spa.address))
+    node.facts = [f"{waiting} waiting, {len(holding)} found that have allocated"]
+    node.any = True
+    for at in holding[:MOST_BELOW]:
+        builder.join(
+            node,
+            zio_node(builder, at),
+            EdgeKind.NEEDS,
+            Certainty.CATALOGUED,
+            "a write that has allocated: its slot is free once it is done",
+        )
+    if not holding:
+        node.end = End(
+            CauseKind.UNKNOWN,
+            f"{node.label}: {count(waiting, 'write')} wait and none was found that has a slot",
+            "spa_allocs",
         )
     return node
 
