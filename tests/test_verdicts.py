@@ -9,6 +9,7 @@ import pytest
 from test_waits_resolvers import Storage, only_cause
 from test_why_stuck import Answer, check_contract, explain, thread
 
+from plugin.hosts.runner import run_command
 from plugin.opening import open_core
 from tests.forge.bufs import BIO_READ
 from tests.forge.machine import Machine
@@ -285,6 +286,44 @@ def test_a_thread_that_bound_itself_to_the_other_cpu_waits_for_what_spins_there(
     assert (cause["kind"], cause["tids"]) == ("running", [drains.tid])
     assert cause["summary"] == f"{spinner.tid} spinner runs on CPU 1"
     assert "1 thread waits behind it." in answer.verdict
+
+
+@pytest.mark.parametrize("osreldate", [903000, 1201000, 1402000])
+def test_with_ule_the_cpu_that_a_bound_thread_waits_for_is_its_schedulers_own_word(
+    osreldate: int, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, "amd64", cpus=4)
+    hogs = []
+    for cpu in range(4):
+        hog = m.procs.process(f"hog{cpu}").thread(calls=("kern_example", "sys_example"))
+        hog.runs_on(cpu)
+        m.pcpus[cpu].set(pc_switchticks=m.ticks - 70 * m.hz)
+        hogs.append(hog)
+    m.variable("tdq_cpu" if osreldate < 1200000 else "pcpu_entry_tdq", size=64)
+    place = m.take(m.sizeof("thread") + 128, "kmem", 64)
+    drains = m.procs.kthread("uma", calls=("uma_reclaim_locked", "uma_reclaim"), at=place)
+    drains._state("runnable", TDS_RUNQ)
+    drains.call("sched_switch", "mi_switch")
+    tick = m.ticks - 23 * m.hz
+    drains.obj.set(td_lastcpu=0, td_pinned=1)
+    drains.obj.probe(td_swvoltick=tick, td_swinvoltick=tick - 9)
+    if drains.obj.has("td_sched"):
+        # Up to 10.x a pointer leads there.
+        drains.obj["td_sched"] = m.new("td_sched", ts_cpu=2)
+    else:
+        m.view("td_sched", place + m.sizeof("thread"))["ts_cpu"] = 2
+    drains._save()
+    answer = explain(m, tmp_path)
+    (on,) = [e for e in answer.data["edges"] if "ts_cpu 2" in e["evidence"]] or [None]
+    if osreldate >= 1000000:
+        # 9.3 does not keep since when.
+        assert on is not None and on["certainty"] == "proven"
+        assert only_cause(answer)["summary"] == f"{hogs[2].tid} hog2 runs on CPU 2"
+    printed: List[str] = []
+    run_command("kthreads", ["--cpus"], lambda: answer.kernel, printed.append, printed.append)
+    text = " ".join("".join(printed).split("cpuid = ")[3].split())
+    assert f"on its run queue: {drains.tid} uma" in text and "pinned to CPU 2" in text
+    assert 'hog2", for 1 m 10 s' in text
 
 
 def test_a_thread_that_any_cpu_could_run_is_stuck_only_after_a_minute(tmp_path: Path) -> None:

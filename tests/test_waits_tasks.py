@@ -226,3 +226,55 @@ def test_an_exec_that_wants_to_be_alone_waits_for_the_thread_that_does_not_stop(
     leader.sleeps(process.obj.at("p_flag"), "thrsgl", seconds=60)
     cause = the_cause(explain(m, tmp_path))
     assert sorted(cause["tids"]) == sorted([leader.tid, stuck.tid])
+
+
+@pytest.mark.parametrize("osreldate, arch", [(1201000, "amd64"), (1402000, "arm64")])
+def test_a_work_of_linuxkpi_is_called_by_its_own_function(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m = Machine(osreldate, arch)
+    queue = TaskQueue(m, "linuxkpi_short_wq_0")
+    lock = m.locks.sx("driver lock")
+    drainer = thread(m, "ifconfig")
+    lock.owned_by(drainer)
+    work = m.new("work_struct", func="mlx5_cmd_work_handler")
+    task = m.view("task", work.at("work_task"))
+    task.set(ta_func="linux_work_fn", ta_context=work)
+    queue.run("linux_work_fn", task=task)
+    lock.slept_on_by(queue.workers[0], seconds=200)
+    drainer.call("taskqueue_drain", "linux_flush_work")
+    drainer.sleeps(task, "tq_drain" if osreldate >= 1300000 else "-", seconds=200)
+    answer = explain(m, tmp_path)
+    assert the_cause(answer)["kind"] == "deadlock"
+    label = "task mlx5_cmd_work_handler of linuxkpi_short_wq_0"
+    assert label in [node["label"] for node in answer.data["nodes"]]
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_completion_is_awaited_of_whoever_has_it_on_its_stack_or_its_wakeup_was_lost(
+    done: int, tmp_path: Path
+) -> None:
+    m = Machine(1402000)
+    completion = m.take(64)
+    m.write_int(completion, done)
+    who = thread(m, "ifconfig")
+    who.call("linux_wait_for_common", "mlx5_cmd_exec")
+    who.sleeps(completion, "completion", seconds=90)
+    worker = thread(m, "mlx5")
+    worker.call("mlx5_cmd_work_handler")
+    m.write_pointer(worker.local("mlx5_cmd_work_handler", 32), completion)
+    lock = m.locks.sx("fw lock")
+    holder = thread(m, "holder")
+    holder.runs_on(0)
+    lock.owned_by(holder)
+    lock.slept_on_by(worker, seconds=80)
+    answer = explain(m, tmp_path)
+    found = answer.cause_of(who.tid)
+    assert found is not None
+    if done:
+        assert found["kind"] == "lost-wakeup" and "is complete, yet" in found["summary"]
+    else:
+        said = f"its kernel stack holds {completion:#x}"
+        (edge,) = [each for each in answer.data["edges"] if each["evidence"] == said]
+        assert (found["kind"], edge["certainty"]) == ("running", "guessed")
+        assert f"{holder.tid} holder runs on CPU 0" in found["summary"]

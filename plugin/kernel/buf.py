@@ -6,7 +6,7 @@ same struct elsewhere (``plugin.kernel.pbuf``); ``buf_at`` reads either.
 
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
@@ -240,3 +240,28 @@ def b_pages(kernel: Kernel, buf: Buf) -> List[int]:
 def iodone_name(kernel: Kernel, buf: Buf) -> str:
     """The function b_iodone points to, "" for NULL: bdone() is what bwait() relies on."""
     return kernel.symbolize(buf.iodone) if buf.iodone else ""
+
+
+def background_copy(kernel: Kernel, buf: Buf, others: Iterable[Buf]) -> Optional[Buf]:
+    """Which of ``others`` a background write of ``buf`` writes; None where none is under way.
+
+    Mirrors ffs_bufwrite() in sys/ufs/ffs/ffs_vfsops.c, all versions: the buffer gets
+    BV_BKGRDINPROG (b_vflags), and a copy with BX_BKGRDMARKER (b_xflags) is written in its place.
+    """
+    layouts = kernel.layouts
+    if not buf.vp or not layouts.has("buf", "b_vflags"):
+        return None
+    flags = layouts.resolve("buf", "b_vflags")
+    marks = layouts.resolve("buf", "b_xflags")
+    try:
+        under_way = kernel.unsigned(buf.address + flags.offset, flags.size)
+        if not under_way & layouts.constant("BV_BKGRDINPROG", 2):
+            return None
+        for each in others:
+            if (each.vp, each.lblkno) == (buf.vp, buf.lblkno) and each.address != buf.address:
+                mark = kernel.unsigned(each.address + marks.offset, marks.size)
+                if mark & layouts.constant("BX_BKGRDMARKER", 0x20):
+                    return each
+    except MemoryFault as fault:
+        kernel.warnings.add("background write", fault.address, fault.reason)
+    return None

@@ -7,7 +7,7 @@ All ticks are 32 bits wide and wrap.
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
@@ -21,13 +21,15 @@ class Dispatch(NamedTuple):
     ``since``: seconds since it last left a CPU, None where that is not kept or it
     never ran.  ``preempted``: it was taken off the CPU and did not leave by
     itself, so it has been runnable for all that time.  ``pinned``: the CPU that
-    it may not leave (sched_pin(), sched_bind()), None where it is free to move.
+    it may not leave (sched_pin(), sched_bind()), None where it is free to move.  ``queue``:
+    the CPU on whose run queue it is put, None where the scheduler keeps none.
     """
 
     since: Optional[float]
     preempted: bool
     never_ran: bool
     pinned: Optional[int]
+    queue: Optional[int] = None
 
 
 def dispatch(kernel: Kernel, thread: Thread) -> Dispatch:
@@ -35,16 +37,19 @@ def dispatch(kernel: Kernel, thread: Thread) -> Dispatch:
     voluntary = _member(kernel, thread, "td_swvoltick")
     involuntary = _member(kernel, thread, "td_swinvoltick")
     held = _member(kernel, thread, "td_pinned")
-    pinned = thread.lastcpu if held is not None and 0 < held < 1 << 31 else None
+    queue = ts_cpu(kernel, thread)
+    # sched_pin() keeps a thread where it is; sched_bind() names another CPU in ts_cpu.
+    at = thread.lastcpu if queue is None or thread.state != "runnable" else queue
+    pinned = at if held is not None and 0 < held < 1 << 31 else None
     if voluntary is None or involuntary is None:
-        return Dispatch(None, False, False, pinned)
+        return Dispatch(None, False, False, pinned, queue)
     if not voluntary and not involuntary:
-        return Dispatch(None, False, True, pinned)
+        return Dispatch(None, False, True, pinned, queue)
     left = _ago(kernel, voluntary) if voluntary else None
     taken = _ago(kernel, involuntary) if involuntary else None
     known = [each for each in (left, taken) if each is not None]
     since = min(known) if known else None
-    return Dispatch(since, since is not None and since == taken, False, pinned)
+    return Dispatch(since, since is not None and since == taken, False, pinned, queue)
 
 
 def _member(kernel: Kernel, thread: Thread, member: str) -> Optional[int]:
@@ -91,3 +96,50 @@ def on_cpu_for(kernel: Kernel, cpu: int) -> Optional[float]:
     except (MemoryFault, LayoutError):
         return None
     return _ago(kernel, tick) if tick else None
+
+
+class Queued(NamedTuple):
+    """A thread on a run queue: the CPU whose queue it is, as far as that is kept.
+
+    ``cpu``: ts_cpu of ULE (kern/sched_ule.c), the CPU last run on where that is not kept.
+    """
+
+    thread: Thread
+    dispatch: Dispatch
+
+    @property
+    def cpu(self) -> Optional[int]:
+        return self.thread.lastcpu if self.dispatch.queue is None else self.dispatch.queue
+
+
+def queued(kernel: Kernel) -> List[Queued]:
+    """Every runnable thread that is on no CPU, the one that has waited longest first."""
+    found = [
+        Queued(thread, dispatch(kernel, thread))
+        for thread in threads(kernel)
+        if thread.state == "runnable" and not is_idle_thread(kernel, thread)
+    ]
+    return sorted(found, key=lambda each: -(each.dispatch.since or 0.0))
+
+
+#: what a kernel with ULE has: tdq_cpu[] up to 11.x, a variable of each CPU since (sched_ule.c)
+_ULE = ("tdq_cpu", "pcpu_entry_tdq")
+_MAX_CPUS = 1 << 12
+
+
+def ts_cpu(kernel: Kernel, thread: Thread) -> Optional[int]:
+    """ts_cpu of a thread's struct td_sched *: td_sched up to 10.x, behind the thread since.
+
+    The CPU on whose run queue the thread is, or goes.  None without ULE, which alone keeps it.
+    """
+    layouts = kernel.layouts
+    if not layouts.has("td_sched", "ts_cpu") or not any(kernel.has_symbol(n) for n in _ULE):
+        return None
+    try:
+        at = thread.address + layouts.sizeof("thread")
+        if layouts.has("thread", "td_sched"):
+            at = kernel.pointer(thread.address + layouts.offsetof("thread", "td_sched"))
+        cpu: int = kernel.view("td_sched", at).ts_cpu
+    except MemoryFault:
+        return None
+    return cpu if 0 <= cpu < _MAX_CPUS else None

@@ -193,6 +193,8 @@ def of_task(kernel: Kernel, task: int) -> Tuple[Optional[TaskQueue], Optional[Ru
 
 #: the tasks of illumos's task queues: ta_context is a taskq_ent_t with the function proper
 _ENTRIES = ("taskq_run", "taskq_run_ent", "taskq_run_safe")
+#: ta_func of linuxkpi's work (linux_work.c, 11.0 on): its ta_context is a struct work_struct *
+_LINUX_ENTRIES = ("linux_work_fn", "linux_delayed_work_fn")
 
 
 def task_function(kernel: Kernel, task: int, kind: str = "taskqueue") -> str:
@@ -207,6 +209,10 @@ def task_function(kernel: Kernel, task: int, kind: str = "taskqueue") -> str:
         if name in _ENTRIES and kernel.layouts.has("taskq_ent", "tqent_func"):
             entry = kernel.pointer(task + kernel.layouts.offsetof(struct, "ta_context"))
             at = entry + kernel.layouts.offsetof("taskq_ent", "tqent_func")
+            return kernel.symbolize(kernel.pointer(at)) or name
+        if name in _LINUX_ENTRIES and kernel.layouts.has("work_struct", "func"):
+            work = kernel.pointer(task + kernel.layouts.offsetof(struct, "ta_context"))
+            at = work + kernel.layouts.offsetof("work_struct", "func")
             return kernel.symbolize(kernel.pointer(at)) or name
         return name
     except (MemoryFault, LayoutError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
+from plugin.kernel.sched import Queued, is_idle_thread, on_cpu_for, queued
 from plugin.kernel.stack import backtrace
 from plugin.render.report import Report
 from plugin.session import Kernel
@@ -52,18 +53,66 @@ def grouped_by_stack(found: List[Thread], stack: Callable[[Thread], Sequence[str
 
 
 def cpus(kernel: Kernel, found: List[Thread]) -> Report:
-    """A CPU at a time: its curthread and that one's stack, as far as the dump has it."""
+    """A CPU at a time: its curthread, for how long, its stack, and who waits for it to run.
+
+    Who waits for a CPU stands there with since when, and whether it may run on that one alone.
+    """
     running = sorted((t for t in found if t.cpu is not None), key=lambda t: (t.cpu or 0, t.tid))
-    report = Report({"threads": [_data(thread) for thread in running]})
+    waiting = [each for each in queued(kernel) if each.thread in found]
+    shown = running + [each.thread for each in waiting]
+    report = Report(
+        {
+            "threads": [_data(thread) for thread in shown],
+            "cpus": [
+                {
+                    "cpu": thread.cpu,
+                    "tid": thread.tid,
+                    "idle": is_idle_thread(kernel, thread),
+                    "since": on_cpu_for(kernel, thread.cpu) if thread.cpu is not None else None,
+                    "queue": [_queued_data(each) for each in waiting if each.cpu == thread.cpu],
+                }
+                for thread in running
+            ],
+        }
+    )
     for thread in running:
+        since = on_cpu_for(kernel, thread.cpu) if thread.cpu is not None else None
         report.heading(
             f"cpuid = {thread.cpu}  curthread = {thread.address:#x}: pid {thread.pid} "
-            f'tid {thread.tid} "{thread.label}"'
+            f'tid {thread.tid} "{thread.label}"' + (f", for {seconds(since)}" if since else "")
         )
         report.text(" <- ".join(backtrace(kernel, thread)) or "(no stack in the dump)", indent=2)
+        for each in waiting:
+            if each.cpu == thread.cpu:
+                report.text(f"on its run queue: {_queued_words(each)}", indent=2)
+    known = {thread.cpu for thread in running}
+    for each in waiting:
+        if each.cpu not in known:
+            report.text(f"on a run queue: {_queued_words(each)}")
     if not running:
         report.text("No thread is on a CPU.")
     return report
+
+
+def _queued_words(each: Queued) -> str:
+    thread, found = each.thread, each.dispatch
+    words = f"{thread.tid} {thread.label}"
+    if found.never_ran:
+        words += ", has never run"
+    elif found.since is not None:
+        words += f", last ran {seconds(found.since)} ago" + (
+            ", preempted" if found.preempted else ""
+        )
+    return words + (f", pinned to CPU {found.pinned}" if found.pinned is not None else "")
+
+
+def _queued_data(each: Queued) -> Dict[str, Any]:
+    return {
+        "tid": each.thread.tid,
+        "since": each.dispatch.since,
+        "preempted": each.dispatch.preempted,
+        "pinned": each.dispatch.pinned,
+    }
 
 
 def _channel(kernel: Kernel, thread: Thread) -> str:

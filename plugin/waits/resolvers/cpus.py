@@ -139,11 +139,13 @@ def _bound_to(
     """The CPU that a pinned thread waits for, how sure that is, and what says so.
 
     sched_pin() keeps a thread where it is, on td_lastcpu.  sched_bind() pins it too, and
-    leaves the CPU only for another one: which is kept in the scheduler's own struct, but
-    of two CPUs it can only be the other, of more most likely the one that does not switch.
+    leaves the CPU only for another one, which ULE keeps in ts_cpu.  Without that, of two CPUs
+    it can only be the other, of more most likely the one that does not switch.
     """
     if found.pinned is None:
         return None, Certainty.PROVEN, ""
+    if found.queue is not None:
+        return found.queue, Certainty.PROVEN, f"td_pinned, ts_cpu {found.queue} of its td_sched"
     if found.preempted or not yielded:
         return found.pinned, Certainty.PROVEN, f"td_pinned, td_lastcpu {found.pinned}"
     kernel = builder.kernel

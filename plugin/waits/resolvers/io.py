@@ -17,7 +17,7 @@ from plugin.judge.geom_io import AT_DEVICE, CAM_QUEUE, COMPLETED, LOST, QUEUED, 
 from plugin.judge.geom_workers import geom_threads, workers
 from plugin.kernel import geom_class
 from plugin.kernel.bio import g_bioqs, try_bio_at
-from plugin.kernel.buf import Buf, try_buf_at
+from plugin.kernel.buf import Buf, background_copy, try_buf_at
 from plugin.kernel.cluster import cluster_of
 from plugin.kernel.disk import DISK_CLASS, disk_of
 from plugin.kernel.geom import Provider
@@ -65,6 +65,7 @@ def buf_node(builder: Builder, address: int) -> Node:
     if (
         not requests
         and not _join_cluster(builder, node, address)
+        and not _join_background(builder, node, buf)
         and not _remote(builder, node, buf)
     ):
         node.end = _bufless(builder.kernel, buf, node)
@@ -79,6 +80,22 @@ def _remote(builder: Builder, node: Node, buf: Optional[Buf]) -> bool:
         and vnode is not None
         and join_carriers(builder, node, buf.address, vnode.mount)
     )
+
+
+def _join_background(builder: Builder, node: Node, buf: Optional[Buf]) -> bool:
+    """A buffer of FFS whose copy is being written: its I/O is that of the copy."""
+    others = geom_io.bufs_at_work(builder.kernel)
+    copy = background_copy(builder.kernel, buf, others) if buf is not None else None
+    if copy is None:
+        return False
+    builder.join(
+        node,
+        buf_node(builder, copy.address),
+        EdgeKind.SERVED_BY,
+        Certainty.PROVEN,
+        "BV_BKGRDINPROG: its copy, of the same vnode and block, has BX_BKGRDMARKER",
+    )
+    return True
 
 
 def _join_cluster(builder: Builder, node: Node, address: int) -> bool:
@@ -581,8 +598,31 @@ def _vnode_of_bufobj(kernel: Kernel, address: int) -> str:
     return found.label if found is not None else ""
 
 
-def _bufdaemon(builder: Builder, *roles: str) -> List[Thread]:
-    return [each.thread for each in daemons(builder.kernel) if each.role in roles]
+def _at_work(builder: Builder, *roles: str) -> List[Thread]:
+    """The buffer daemons of those roles that are not at rest."""
+    found = [each.thread for each in daemons(builder.kernel) if each.role in roles]
+    return [thread for thread in found if builder.verdict(thread).status is not Status.IDLE]
+
+
+def _needs_io(builder: Builder, node: Node, writes: bool) -> None:
+    """The buffers that have I/O under way: each that ends gives one back.  No daemon is at it."""
+    node.any = True
+    for found in geom_io.bufs_at_work(builder.kernel):
+        if writes and found.iocmd != "BIO_WRITE":
+            continue
+        if geom_io.buf_io(builder.kernel, found.address):
+            builder.join(
+                node,
+                buf_node(builder, found.address),
+                EdgeKind.NEEDS,
+                Certainty.PROVEN,
+                f"{found.iocmd.replace('BIO_', '').lower()} under way; no buffer daemon is at work",
+            )
+    if not builder.graph.successors(node.id):
+        node.end = End(
+            CauseKind.UNKNOWN,
+            f"{node.label}: no buffer daemon is at work and no buffer has I/O under way",
+        )
 
 
 @resolver("dirty")
@@ -600,8 +640,10 @@ def dirty(case: Case) -> Optional[Verdict]:
     node = _space_node(builder, case, space, "dirty buffers")
     case.waits_for(node, Certainty.PROVEN, case.said())
     if node.end is None and not builder.graph.successors(node.id):
-        flushers = _bufdaemon(builder, "bufdaemon")
+        flushers = _at_work(builder, "bufdaemon")
         builder.served_by(node, flushers, "bufdaemon writes dirty buffers")
+        if not flushers:
+            _needs_io(builder, node, writes=True)
     return Verdict(Status.STUCK, "waits for dirty buffers to be written", case.row)
 
 
@@ -617,6 +659,8 @@ def newbuf(case: Case) -> Optional[Verdict]:
     node = _space_node(builder, case, _space(case, "bufspace", "free buffers"), "buffer space")
     case.waits_for(node, Certainty.PROVEN, case.said())
     if node.end is None and not builder.graph.successors(node.id):
-        makers = _bufdaemon(builder, "bufdaemon", "bufspacedaemon")
+        makers = _at_work(builder, "bufdaemon", "bufspacedaemon")
         builder.served_by(node, makers, "the buffer daemons free buffers")
+        if not makers:
+            _needs_io(builder, node, writes=False)
     return Verdict(Status.STUCK, "waits for a buffer", case.row)

@@ -27,9 +27,9 @@ from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.waits.registry import resolver
-from plugin.waits.resolvers.common import lost_wakeup
+from plugin.waits.resolvers.common import generic, lost_wakeup
 from plugin.waits.resolvers.procs import others_of_process
-from plugin.waits.resolvers.stacks import runs
+from plugin.waits.resolvers.stacks import runs, threads_with
 
 #: more threads than this are not joined to one node
 _MAX_THREADS = 64
@@ -310,6 +310,50 @@ def thread_single(case: Case) -> Optional[Verdict]:
             "a thread of the same process that has not stopped",
         )
     return _stuck(case, f"waits for {len(others)} threads of its process to stop")
+
+
+# linuxkpi
+
+
+@resolver("linux_completion")
+def linux_completion(case: Case) -> Optional[Verdict]:
+    """wait_for_completion(): the channel is the struct completion, which begins with ``done``.
+
+    complete() counts it up and wakes one; who is to call it nothing records, so the threads
+    that have the completion on their stacks are a guess (linux_compat.c, 11.0 on).
+    """
+    builder, kernel = case.builder, case.kernel
+    node = case.waits_for(
+        builder.object(NodeKind.OBJECT, case.address, f"completion {case.address:#x}"),
+        Certainty.PROVEN,
+        case.said(),
+    )
+    if node.end is not None or builder.graph.successors(node.id):
+        return _stuck(case, "waits for a completion of linuxkpi")
+    try:
+        done = kernel.unsigned(case.address, 4)
+    except MemoryFault:
+        return None
+    if done:
+        node.end = End(
+            CauseKind.LOST_WAKEUP,
+            f"{node.label} is complete, yet {case.thread.tid} {case.thread.label} sleeps on it",
+            f"done {done}",
+            case.thread.age,
+        )
+        return _stuck(case, "waits for a completion of linuxkpi")
+    for thread in threads_with(builder, case.address, exclude=[case.thread])[:_MAX_THREADS]:
+        if thread.wchan != case.address:
+            builder.join(
+                node,
+                builder.thread(thread),
+                EdgeKind.SERVED_BY,
+                Certainty.GUESSED,
+                f"its kernel stack holds {case.address:#x}",
+            )
+    if not builder.graph.successors(node.id):
+        return generic(case, "message")
+    return _stuck(case, "waits for a completion of linuxkpi")
 
 
 # Service threads

@@ -207,35 +207,6 @@ def vnlru(case: Case) -> Optional[Verdict]:
     return Verdict(Status.STUCK, "waits for a vnode to be reclaimed", case.row)
 
 
-@resolver("softdep")
-def softdep(case: Case) -> Optional[Verdict]:
-    """Soft updates: the flusher of the file system has to work off dependencies."""
-    builder = case.builder
-    flushers = [
-        t
-        for t in builder.threads
-        if builder.is_kernel_thread(t)
-        and (t.name.endswith(" worker") or t.comm.startswith("softdepflush"))
-        and t.address != case.thread.address
-    ]
-    node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-    busy = [t for t in flushers if builder.verdict(t).status == Status.STUCK]
-    for thread in busy:
-        builder.join(
-            node,
-            builder.thread(thread),
-            EdgeKind.SERVED_BY,
-            Certainty.CATALOGUED,
-            "the soft updates flusher",
-        )
-    if not busy:
-        node.end = node.end or End(
-            CauseKind.UNKNOWN,
-            f'"{case.thread.wmesg}": soft updates have to be worked off; the flusher is idle',
-        )
-    return Verdict(Status.STUCK, "waits for soft updates", case.row)
-
-
 @resolver("file_offset")
 def file_offset(case: Case) -> Optional[Verdict]:
     """vofflock: another thread reads or writes the same open file."""
