@@ -58,6 +58,8 @@ def _commands(kernel: Kernel, view: View, kind: str) -> Iterator[Command]:
     recovering = constant(f"{upper}_CM_FLAGS_ON_RECOVERY", 0)
     size = kernel.layouts.sizeof(struct)
     fields = kernel.layouts.fields(struct, "cm_state", "cm_flags", "cm_ccb")
+    if not kernel.affords(f"commands of {kind}", number * size, partial=False):
+        raise LayoutError("not read, too much for the wire")
     raw = kernel.read(view.commands, number * size)
     for index in range(1, number):
         state, flags, ccb = fields.unpack_from(raw, index * size)

@@ -43,6 +43,8 @@ def _cookies(kernel: Kernel, queue: int) -> List[int]:
     size = kernel.layouts.sizeof("vq_desc_extra")
     at = kernel.layouts.offsetof("vq_desc_extra", "cookie")
     width = kernel.pointer_size
+    if not kernel.affords("requests in a virtqueue", number * size, partial=False):
+        raise LayoutError("not read, too much for the wire")
     raw = kernel.read(queue + kernel.layouts.sizeof("virtqueue"), number * size)
     words = (
         int.from_bytes(raw[begin : begin + width], "little")
