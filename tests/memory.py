@@ -82,3 +82,15 @@ def kernel(release: str = "14.2-RELEASE", osreldate: int = 1402000) -> Tuple[Ker
     target.symbol("version", base + 0x200, f"FreeBSD {release} TEST".encode() + b"\0")
     target.symbol("kern_ident", base + 0x300, b"TEST\0")
     return open_target(target), target
+
+
+def lay(k: Kernel, target: MemoryTarget, struct: str, at: int, **members: int) -> int:
+    """Put a struct there, all of it zero but these members ("a.b" is written a__b); its address."""
+    try:
+        target.read(at, k.layouts.sizeof(struct))
+    except MemoryFault:
+        target.put(at, bytes(k.layouts.sizeof(struct)))
+    for name, value in members.items():
+        member = k.layouts.resolve(struct, name.replace("__", "."))
+        target.word(at + member.offset, value, member.size)
+    return at

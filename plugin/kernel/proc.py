@@ -346,6 +346,10 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                 )
                 continue
             seen.add(address)
+            if tid < 0:
+                # No kernel gives one: what lies here is no thread, or is damaged.
+                kernel.warnings.add(f"threads of pid {proc.pid}", address, f"td_tid is {tid}")
+                tid &= 0xFFFFFFFF
             extra = dict(zip(optional, values[15:]))
             state = _state(proc, td_state, inhibitors, tdi)
             wmesg: Optional[str] = None

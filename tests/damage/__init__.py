@@ -11,6 +11,7 @@ import random
 from typing import Any, Dict, Iterable, Set
 
 from plugin.errors import MemoryFault
+from plugin.kernel.module_file import ModuleSymbols
 from plugin.session import Kernel
 
 PAGE = 4096
@@ -72,5 +73,7 @@ def damaged(kernel: Kernel, **damage: Any) -> Kernel:
     """The same kernel seen through damaged memory; see DamagedTarget for ``damage``."""
     target: Any = DamagedTarget(kernel.target, damage.pop("words", {}), **damage)
     made = Kernel(target, kernel.layouts, kernel.facts)
+    if kernel.modules is not None:
+        made.modules = ModuleSymbols(made)
     made.start_command()
     return made

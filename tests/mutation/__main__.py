@@ -42,7 +42,7 @@ _GRAPH = ("waits_graph", "verdicts", "waits_resolvers", "waits_registry", "why_s
 MODULES: Dict[str, Tuple[str, ...]] = {
     "plugin/kernel/queue.py": ("queue",),
     "plugin/kernel/locks.py": ("locks", "lock_words", "why_stuck", "waits_resolvers"),
-    "plugin/kernel/bio.py": (*_IO, "bioq", "geom_report", "zfs", "waits_resolvers"),
+    "plugin/kernel/bio.py": ("bio", *_IO, "bioq", "geom_report", "zfs", "waits_resolvers"),
     "plugin/kernel/pbuf.py": ("pbuf", "why_stuck", "waits_resolvers", "forge_scenarios"),
     "plugin/kernel/vm_page.py": ("vmpage", "panics", "pbuf", "uma", "forge_scenarios"),
     "plugin/judge/locks.py": ("locks", "lock_words", "waits_resolvers", "why_stuck"),
@@ -53,7 +53,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "plugin/arch/space.py": ("vmcore_minidump", "vmcore_full", "forge_formats"),
 }
 #: seconds of CPU time that the tests of one fault may cost
-ENOUGH = 4.0
+ENOUGH = 2.0
 #: a fault that makes its tests take this many times as long, and so many seconds, is noticed
 FACTOR, MARGIN = 3.0, 3.0
 #: and so is one that makes them take more memory than this, in bytes

@@ -123,7 +123,8 @@ def _statements(node: ast.AST) -> Iterator[Tuple[str, ast.AST]]:
     elif isinstance(node, ast.Break):
         yield "break -> continue", ast.Continue()
     elif isinstance(node, ast.Return) and node.value is not None:
-        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        # None is as false as False
+        if not isinstance(node.value, ast.Constant) or node.value.value:
             yield f"{_short(node)} -> return None", ast.Return(ast.Constant(None))
     elif isinstance(node, (ast.If, ast.IfExp)) and not _turned_itself(node.test):
         turned = copy.deepcopy(node)
