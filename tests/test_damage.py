@@ -10,6 +10,7 @@ import pytest
 from answers import opened
 
 from plugin.catalogue import shipped
+from plugin.judge.locks import lock_waits
 from plugin.kernel.buf import bufs
 from plugin.kernel.counter import mp_maxid, zpcpu_offsets
 from plugin.kernel.disk import disk_at, disks
@@ -355,3 +356,43 @@ def test_writes_that_are_counted_per_cpu_are_summed(tmp_path: Path) -> None:
     busy = mount_at(damaged(kernel, words=per_cpu), int(made))
     assert busy is not None
     assert busy.writeopcount == sum(3 + 2 * cpu for cpu in range(len(places)))
+
+
+def test_a_thread_whose_saved_registers_are_missing_has_no_stack_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    sleeper = next(thread for thread in threads(kernel) if thread.state == "sleeping")
+    broken = damaged(kernel, missing=[sleeper.pcb])
+    assert list(frames(broken, sleeper)) == []
+    (finding,) = broken.warnings
+    assert f"the registers of thread {sleeper.tid}" in finding.detail
+    assert broken.warnings.partial
+    swapped = sleeper._replace(inhibitors=4)
+    again = damaged(kernel, missing=[sleeper.pcb])
+    assert list(frames(again, swapped)) == []
+    assert not list(again.warnings), "what is swapped out is in no dump"
+
+
+def test_a_wait_channel_that_is_missing_may_have_been_a_lock(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    waits = lock_waits(kernel)
+    sleeper = next(t for t in threads(kernel) if t.address in waits and t.state == "sleeping")
+    assert sleeper.wchan
+    broken = damaged(kernel, missing=[sleeper.wchan])
+    assert sleeper.address not in lock_waits(broken)
+    assert broken.warnings.partial
+    assert any("whether it is a lock" in finding.detail for finding in broken.warnings)
+
+
+def test_a_thread_number_below_zero_is_damage(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    thread = threads(kernel)[-1]
+    at = thread.address + kernel.layouts.offsetof("thread", "td_tid")
+    broken = damaged(kernel, words={at: (-5).to_bytes(4, "little", signed=True)})
+    assert plain(threads(broken))[thread.address].tid == (1 << 32) - 5
+    assert broken.warnings.partial
+    assert any("td_tid is -5" in finding.detail for finding in broken.warnings)

@@ -90,6 +90,11 @@ def _lock_wait(
         known[thread.wchan] = locks.lock_of_channel(kernel, channel)
     lock = known[thread.wchan]
     if lock is None:
+        try:
+            kernel.read(thread.wchan, 1)
+        except MemoryFault as fault:
+            what = f"thread {thread.tid}"
+            kernel.warnings.add(what, fault.address, "its wait channel: whether it is a lock")
         return None
     kind = locks.lock_class_named(lock.lc_name)
     mode = kind.mode(kernel, lock, thread.wchan, sleep.queue) if kind is not None else None

@@ -63,15 +63,27 @@ def registers(kernel: Kernel, thread: Thread) -> Dict[str, int]:
 
     In order: the trap frame of the thread that entered the debugger; dumppcb
     for the thread that dumped; stoppcbs for a thread on a stopped CPU; td_pcb.
+    That none was found because one cannot be read is a finding, unless it is swapped out.
     """
+    lost: Optional[MemoryFault] = None
     for source in (_from_kdb_frame, _from_dumppcb, _from_stoppcbs, _from_td_pcb):
         try:
             found = source(kernel, thread)
-        except (MemoryFault, LayoutError):
+        except MemoryFault as fault:
+            lost = fault
+            continue
+        except LayoutError:
             continue
         if found.get("pc") and kernel.is_kernel_address(found["pc"]):
             return found
+    if lost is not None and not _swapped(kernel, thread):
+        kernel.warnings.add("stack", lost.address, f"the registers of thread {thread.tid}")
     return {}
+
+
+def _swapped(kernel: Kernel, thread: Thread) -> bool:
+    """A stack that is swapped out is in no dump; that is no damage."""
+    return bool(thread.inhibitors & kernel.layouts.constant("TDI_SWAPPED", 4))
 
 
 def _from_kdb_frame(kernel: Kernel, thread: Thread) -> Dict[str, int]:
@@ -171,9 +183,7 @@ def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
     """Frames of a thread, innermost first, from where the kernel saved its registers."""
     start = registers(kernel, thread)
     if start:
-        # A stack that is swapped out is in no dump; that is no damage.
-        swapped = thread.inhibitors & kernel.layouts.constant("TDI_SWAPPED", 4)
-        fp = 0 if swapped else start.get("fp", 0)
+        fp = 0 if _swapped(kernel, thread) else start.get("fp", 0)
         # The registers of a thread that runs may be those of when it was last switched out.
         sure = thread.state != "running"
         yield from walk(kernel, start["pc"], fp, start.get("sp", 0), sure=sure)
