@@ -396,3 +396,7 @@ def test_a_thread_number_below_zero_is_damage(tmp_path: Path) -> None:
     assert plain(threads(broken))[thread.address].tid == (1 << 32) - 5
     assert broken.warnings.partial
     assert any("td_tid is -5" in finding.detail for finding in broken.warnings)
+    at = thread.proc + kernel.layouts.offsetof("proc", "p_pid")
+    broken = damaged(kernel, words={at: (-5).to_bytes(4, "little", signed=True)})
+    assert all(process.pid >= 0 for process in processes(broken))
+    assert any("p_pid is -5" in finding.detail for finding in broken.warnings)

@@ -108,7 +108,7 @@ def processes(kernel: Kernel) -> List[Proc]:
                 kernel, symbol.address, "proc", "p_list", _PROC, what=head
             ):
                 if address not in found:
-                    found[address] = _proc(address, values)
+                    found[address] = _proc(kernel, address, values)
     try:
         number = kernel.global_value("nprocs") if kernel.has_symbol("nprocs") else None
     except MemoryFault as fault:
@@ -147,7 +147,7 @@ def _second_way(kernel: Kernel, found: Dict[int, Proc], number: Optional[int]) -
         if address in found:
             continue
         try:
-            proc = _proc(address, kernel.values(fields, address))
+            proc = _proc(kernel, address, kernel.values(fields, address))
         except MemoryFault as fault:
             kernel.warnings.add("process", fault.address, f"proc {address:#x}: {fault.reason}")
             continue
@@ -171,8 +171,12 @@ def _second_ways(kernel: Kernel, found: Dict[int, Proc], number: Optional[int]) 
     yield from census.tree(kernel, listed)
 
 
-def _proc(address: int, values: Tuple[Any, ...]) -> Proc:
+def _proc(kernel: Kernel, address: int, values: Tuple[Any, ...]) -> Proc:
     pid, comm, state, flag, parent, numthreads = values
+    if pid < 0:
+        # As with td_tid: no kernel gives one.
+        kernel.warnings.add("process", address, f"p_pid is {pid}")
+        pid &= 0xFFFFFFFF
     return Proc(address, pid, _name(comm), state, flag, parent, numthreads)
 
 
