@@ -248,3 +248,43 @@ def test_edges_leave_a_node_the_surest_first() -> None:
     for target, certainty in zip("abc", reversed(Certainty)):
         joined(graph, "t0", target, certainty)
     assert [edge.target for edge in graph.successors("t0")] == ["c", "b", "a"]
+
+
+def test_of_two_ways_on_the_surer_is_named_first() -> None:
+    graph = graph_of([], {"t1": "unknown", "a": "unknown", "b": "unknown"})
+    joined(graph, "t1", "a", Certainty.GUESSED)
+    joined(graph, "t1", "b", Certainty.PROVEN)
+    assert [found.target for found in graph.successors("t1")] == ["b", "a"]
+
+
+def test_a_node_needs_all_it_waits_for_unless_it_says_that_any_will_do() -> None:
+    pairs_ = [("t1", "t2"), ("t1", "x"), ("t2", "t3"), ("t3", "t2")]
+    ends = {"x": "running"}
+    assert solve(graph_of(pairs_, ends)).routes["t1"].cause == "cycle:1"
+    assert solve(graph_of(pairs_, ends, any_of=["t1"])).routes["t1"].cause == "x"
+
+
+def test_every_cycle_has_a_number_of_its_own() -> None:
+    found = solve(graph_of([("t1", "t2"), ("t2", "t1"), ("t3", "t4"), ("t4", "t3")], {}))
+    assert sorted(found.cycles) == ["cycle:1", "cycle:2"]
+    assert {frozenset(cycle.nodes) for cycle in found.cycles.values()} == {
+        frozenset(("t1", "t2")),
+        frozenset(("t3", "t4")),
+    }
+
+
+@pytest.mark.parametrize(
+    "beyond, cause",
+    [("unknown", "t1"), ("external", "t1"), ("device", "x"), ("running", "x"), ("memory", "x")],
+)
+def test_who_paces_itself_is_the_cause_where_what_it_waits_for_cannot_be_followed(
+    beyond: str, cause: str
+) -> None:
+    routes = solve(graph_of([("t0", "t1"), ("t1", "x")], {"t1": "pacing", "x": beyond})).routes
+    assert routes["t1"].cause == routes["t0"].cause == cause
+    assert routes["t1"].next == (None if cause == "t1" else "x")
+
+
+def test_who_does_not_pace_itself_is_not_the_cause() -> None:
+    routes = solve(graph_of([("t1", "x")], {"t1": "running", "x": "unknown"})).routes
+    assert routes["t1"].cause == "x"
