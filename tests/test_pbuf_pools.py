@@ -253,7 +253,8 @@ def test_asynchronous_reads_of_files_have_a_counter_of_their_own_where_there_is_
 
 def with_page(machine: Machine, number: int, **members: int) -> int:
     """A page in the pbuf of that number."""
-    page = lay(machine.k, machine.target, "vm_page", PAGES + number * 0x100, **members)
+    page = PAGES + number * 0x100
+    lay(machine.k, machine.target, "vm_page", page, **members)
     at = machine.pbuf(number)
     lay(machine.k, machine.target, "buf", at, b_npages=1)
     machine.target.word(at + machine.k.layouts.resolve("buf", "b_pages").offset, page)
