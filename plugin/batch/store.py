@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Tuple
 
 from plugin.errors import WchanError
 
@@ -66,13 +66,35 @@ def read(path: str) -> List[Dict[str, Any]]:
             for line in file:
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
-                if isinstance(row, dict) and isinstance(row.get("path"), str):
+                if isinstance(row, dict) and _is_row(row):
                     found[row["path"]] = row
     except OSError:
         return []
     return list(found.values())
+
+
+#: what the fields that are used are, where they are there
+_FIELDS: Dict[str, Tuple[type, ...]] = {
+    "path": (str,),
+    "status": (str,),
+    "report": (str, type(None)),
+    "signature": (str, type(None)),
+    "mtime": (int, type(None)),
+    "known": (list, type(None)),
+}
+#: a year that four digits hold
+_LATEST = 1 << 37
+
+
+def _is_row(row: Dict[str, Any]) -> bool:
+    """Whether a batch wrote it: others may have written into the file."""
+    return (
+        all(isinstance(row.get(name), kinds) for name, kinds in _FIELDS.items())
+        and 0 <= (row.get("mtime") or 0) < _LATEST
+        and all(isinstance(each, str) for each in row.get("known") or ())
+    )
 
 
 def groups(rows: Iterable[Dict[str, Any]]) -> Dict[str, List[Dict[str, Any]]]:

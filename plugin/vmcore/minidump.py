@@ -29,7 +29,8 @@ def open_minidump(file: DumpFile, path: str, file_path: str, truncated: bool) ->
     magic = head[:24].split(b"\0", 1)[0]
     arch = BY_MAGIC.get(magic)
     if arch is None:
-        name = magic[len(MAGIC) :].decode("ascii", "backslashreplace")
+        # what is no letter is written as its code: the line stays one
+        name = magic[len(MAGIC) :].decode("latin-1").encode("unicode_escape").decode()
         known = ", ".join(sorted(a.name for a in BY_MAGIC.values()))
         raise DumpError(f"{path} is a minidump of a {name} machine; those of {known} can be read")
     version = int.from_bytes(head[24:28], "little")
