@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from subprocess import DEVNULL
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import debuggers
 import pytest
@@ -20,7 +23,7 @@ from plugin.vmcore.elf import ElfFile, SymbolTable
 from tests.conftest import SHARED, RealDump, decompress
 from tests.forge.machine import Machine
 from tests.forge.modules import Module
-from tests.hosts import wchan
+from tests.hosts import ROOT, wchan
 
 _OSRELDATES = {
     "15.0": 1500068,
@@ -431,6 +434,62 @@ def test_modules_says_the_same_in_every_host(
         out = debugger(program, zfs_dump, "modules --json").out
         found, _ = json.JSONDecoder().raw_decode(out[out.index("{\n") :])
         assert found["data"] == shell
+
+
+# Debuggers that their user opened: nothing tells them of modules
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Tuple[Path, str]]:
+    """(kernel, address) of a machine with a thread asleep in a module, behind a remote stub."""
+    _forged("14.2 amd64", tmp_path)
+    words = ("serve", "-k", str(tmp_path / "kernel"), str(tmp_path / "vmcore"))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "plugin", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    yield tmp_path / "kernel", server.stdout.readline().split(" on ")[1].strip()
+    server.terminate()
+    server.wait(10)
+    server.stdout.close()
+
+
+def _opened(words: List[str]) -> str:
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, stdin=DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_lldb_that_its_user_opened_names_a_modules_frames_after_the_first_command(
+    venv_lldb: Path, served: Tuple[Path, str]
+) -> None:
+    kernel, address = served
+    connect = f"process connect --plugin gdb-remote unix-connect://{address}"
+    lines = (f"command script import {ROOT}/plugin", connect, "modules", "image list", "bt all")
+    rest = [word for line in lines for word in ("-o", line)]
+    out = _opened([str(venv_lldb), "--no-lldbinit", "-b", str(kernel), *rest])
+    assert out.count("symbols of example.ko, other.ko are loaded") == 1
+    assert re.search(r"^\[ *1\] .*/example.ko *$", out, re.MULTILINE)
+    assert re.search(r"example.ko`example_wait", out)
+
+
+def test_gdb_that_its_user_opened_names_a_modules_frames_after_the_first_command(
+    venv_gdb: Path, served: Tuple[Path, str]
+) -> None:
+    kernel, address = served
+    lines = (
+        *("set auto-solib-add off", f"target remote {address}"),
+        *(f"source {ROOT}/plugin/kernel-gdb.py", "modules", "kthreads --limit 1"),
+        *("info address example_head", "thread apply all bt"),
+    )
+    rest = [word for line in lines for word in ("-ex", line)]
+    start = ["-nx", "-batch", "-iex", "set osabi none", "-iex", "set sysroot /nowhere"]
+    out = _opened([str(venv_gdb), *start, str(kernel), *rest])
+    assert out.count("symbols of example.ko, other.ko are loaded") == 1
+    assert re.search(r'"example_head" is at 0x', out)
+    assert re.search(r"in example_wait \(\)", out)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -40,6 +40,9 @@ class Stub:
     def kernel_file(self) -> Optional[str]:
         return None
 
+    def add_symbols(self, path: str, base: int) -> bool:
+        raise AssertionError("not asked for")
+
 
 @pytest.mark.parametrize(
     ("secret", "answered", "believed"),

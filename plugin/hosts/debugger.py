@@ -8,19 +8,35 @@ says which file that is.
 
 from __future__ import annotations
 
+import atexit
 import hmac
 import json
 import os
+import shutil
 import stat
 import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Protocol
+import tempfile
+from contextlib import ExitStack, suppress
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Hashable,
+    List,
+    Optional,
+    Protocol,
+    Set,
+    Tuple,
+)
 
 from plugin import interrupt
 from plugin.errors import EXIT_FAILED, KernelMismatch, WchanError
+from plugin.hosts.module_elf import write_symbol_files
 from plugin.hosts.progress import Progress
 from plugin.hosts.rsp import SESSION_PACKET
 from plugin.hosts.runner import parser_for, run_command, split
+from plugin.kernel.module_file import module_tables
 from plugin.opening import open_target
 from plugin.opening.find_kernel import version_of_file
 from plugin.opening.identify import require_match
@@ -75,6 +91,10 @@ class Debugger(Protocol):
         """Path of the executable that is debugged, None if there is none."""
         ...
 
+    def add_symbols(self, path: str, base: int) -> bool:
+        """Load a module's symbols, its one section at ``base``; False where it knows them."""
+        ...
+
 
 class Session:
     """The Kernel of a debugger's session."""
@@ -86,6 +106,9 @@ class Session:
         self._kernel: Optional[Kernel] = None
         self._memory: Optional[Memory] = None
         self._state: Hashable = None
+        #: the folder of modules' symbol files, and the modules already given to the debugger
+        self._folder: Optional[str] = None
+        self._named: Set[Tuple[str, int]] = set()
 
     @property
     def reads_file(self) -> bool:
@@ -100,6 +123,29 @@ class Session:
             self._kernel = self._open()
             self._state = state
         return self._kernel
+
+    def name_modules(self, kernel: Kernel) -> List[str]:
+        """Give the debugger the symbols of modules that it does not know; their names.
+
+        From the kernel's own memory, so that frames are named, and breakpoints found, in a
+        debugger that its user opened where no .ko is at hand.  Not while it unwinds.
+        """
+        added: List[str] = []
+        with suppress(WchanError, OSError):
+            tables = [(t, (t.file.filename, t.file.base)) for t in module_tables(kernel)]
+            if all(key in self._named for _, key in tables):
+                return added
+            if self._folder is None:
+                self._folder = tempfile.mkdtemp(prefix="wchan-modules-")
+                atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+            for path, base in write_symbol_files(kernel, tempfile.mkdtemp(dir=self._folder)):
+                name = os.path.basename(path)
+                if (name, base) not in self._named and self._debugger.add_symbols(path, base):
+                    added.append(name)
+            self._named.update(key for _, key in tables)
+            # What was just loaded is no sign that the kernel has moved.
+            self._state = self._debugger.state()
+        return added
 
     def after_command(self) -> None:
         """Drop what an interrupted command has read in part, lest the next one believe it."""
@@ -226,6 +272,9 @@ def run(
             # A remote that does not answer is the debugger's to interrupt.
             if catch_interrupts and session.reads_file:
                 until_done.enter_context(interrupt.caught())
+            named = session.name_modules(opened)
+            if named:
+                write_error(f"symbols of {', '.join(named)} are loaded, out of the kernel's memory")
             return opened
 
         try:

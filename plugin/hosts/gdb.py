@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from typing import (
@@ -69,6 +70,17 @@ class GdbDebugger:
     def kernel_file(self) -> Optional[str]:
         value: Optional[str] = gdb.current_progspace().filename
         return value
+
+    def add_symbols(self, path: str, base: int) -> bool:
+        space, name = gdb.current_progspace(), os.path.basename(path)
+        known = {os.path.basename(each.filename or "") for each in space.objfiles()}
+        if space.solib_name(base) or name in known:
+            return False
+        try:
+            gdb.execute(f'add-symbol-file "{path}" -s .text {base:#x}', to_string=True)
+        except gdb.error:
+            return False
+        return True
 
 
 #: pc, fp and sp of a frame

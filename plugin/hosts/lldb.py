@@ -55,6 +55,14 @@ class LldbDebugger:
     def kernel_file(self) -> Optional[str]:
         return self._debugger.GetSelectedTarget().GetExecutable().fullpath or None
 
+    def add_symbols(self, path: str, base: int) -> bool:
+        target = self._debugger.GetSelectedTarget()
+        if target.ResolveLoadAddress(base).GetModule().IsValid():
+            return False
+        section = target.AddModule(path, None, None).FindSection(".text")
+        placed = section.IsValid() and target.SetSectionLoadAddress(section, base).Success()
+        return bool(placed)
+
 
 def frame_provider(session: shared.Session) -> Optional[type]:
     """A class for ``target frame-provider register`` (lldb 22 on), None before that.
