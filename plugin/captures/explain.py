@@ -22,6 +22,7 @@ from plugin.waits.builder import GraphBuilder, Verdict
 from plugin.waits.explain import STATE_WORDS
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.resolvers.common import served, told_by
 from plugin.words import count
 from plugin.yamldata import load
 
@@ -268,44 +269,23 @@ class TextBuilder(GraphBuilder):
     def _generic(
         self, thread: Thread, text: TextThread, node: Node, wait: _Wait, row: Row, why: str
     ) -> Verdict:
-        woken = row.woken_by or "what its catalogue row does not say"
         if row.resolver in _MEMORY:
             target = self._memory()
         else:
             target = self._channel_node(text, wait)
         self.join(node, target, EdgeKind.WAITS_FOR, wait.certainty, wait.said)
-        if row.sleep_class is SleepClass.IDLE:
-            target.end = target.end or End(
-                CauseKind.EXTERNAL, f"a service thread that waits for {woken}", why
-            )
-            return Verdict(Status.IDLE, f"idle: {row.function}", row)
-        if row.sleep_class is SleepClass.BENIGN:
-            target.end = target.end or End(CauseKind.EXTERNAL, f"waits for {woken}", why)
-            return Verdict(Status.BENIGN, f"waits for {woken}", row)
-        servers = self._servers(thread, row)
-        if row.server and not servers and row.sleep_class is SleepClass.WORK:
+        # Text tells no start of a retry: this may be the first look or the thousandth.
+        end, verdict = told_by(row, wait.wmesg, why, fresh=True)
+        servers = self._servers(thread, row) if served(row) else []
+        if servers:
+            self.served_by(target, servers, f"by {why}: {row.woken_by}")
+            return Verdict(Status.STUCK, row.function, row)
+        if served(row) and row.sleep_class is SleepClass.WORK:
             idle = [t for t in self.named(row.server) if t.tid != thread.tid]
             said = f"whom nothing shows to be at work ({idle[0].label})" if idle else "not printed"
-            target.end = target.end or End(
-                CauseKind.UNKNOWN, f'"{wait.wmesg}" waits for {woken}, {said}', why
-            )
-        elif servers:
-            self.served_by(target, servers, f"by {why}: {woken}")
-        elif row.sleep_class is SleepClass.PACING:
-            target.end = target.end or End(
-                CauseKind.PACING, f'"{wait.wmesg}": tries again by itself', why
-            )
-        elif row.sleep_class is SleepClass.RETRY:
-            said = f'"{wait.wmesg}" looks again and again for {woken}'
-            target.end = target.end or End(CauseKind.UNKNOWN, said, why)
-            # Text tells no start of it: this may be the first look or the thousandth.
-            said = f'retries in "{wait.wmesg}", since when is not known'
-            return Verdict(Status.TIMED, said, row, understood=False)
-        else:
-            target.end = target.end or End(
-                CauseKind.UNKNOWN, f'"{wait.wmesg}" waits for {woken}', why
-            )
-        return Verdict(Status.STUCK, row.function, row)
+            end = end._replace(summary=f"{end.summary}, {said}")
+        target.end = target.end or end
+        return verdict
 
     def _servers(self, thread: Thread, row: Row) -> List[Thread]:
         """The threads a row names that are not idle themselves: an idle one serves nobody."""

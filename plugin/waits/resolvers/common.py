@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from plugin.catalogue import SleepClass
+from typing import Tuple
+
+from plugin.catalogue import Row, SleepClass
 from plugin.kernel.sleepqueue import Sleep
 from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
@@ -15,38 +17,54 @@ from plugin.words import seconds
 LONG_TIMEOUT = 1800.0
 
 
+#: classes of which somebody else brings the end about
+_SERVED = (SleepClass.WORK, SleepClass.DRAIN, SleepClass.RETRY)
+
+
+def told_by(row: Row, wmesg: str, why: str, *, fresh: bool) -> Tuple[End, Verdict]:
+    """What a row alone tells of a sleep: where it ends if nothing more is known, and its thread.
+
+    ``fresh``: a retry's start is not known, or so near that it may be the first look.
+    """
+    woken = row.woken_by or "what its catalogue row does not say"
+    if row.sleep_class is SleepClass.IDLE:
+        end = End(CauseKind.EXTERNAL, f"a service thread that waits for {woken}", why)
+        return end, Verdict(Status.IDLE, f"idle: {row.function}", row)
+    if row.sleep_class is SleepClass.BENIGN:
+        end = End(CauseKind.EXTERNAL, f"waits for {woken}", why)
+        return end, Verdict(Status.BENIGN, f"waits for {woken}", row)
+    if row.sleep_class is SleepClass.PACING:
+        end = End(CauseKind.PACING, f'"{wmesg}": tries again by itself', why)
+        return end, Verdict(Status.STUCK, f"paces itself: {row.function}", row)
+    stuck = Verdict(Status.STUCK, row.function, row)
+    if row.sleep_class is not SleepClass.RETRY:
+        return End(CauseKind.UNKNOWN, f'"{wmesg}" waits for {woken}', why), stuck
+    # A retry is no progress: what it looks for has to be brought about by somebody.
+    end = End(CauseKind.UNKNOWN, f'"{wmesg}" looks again and again for {woken}', why)
+    said = f'retries in "{wmesg}", since when is not known'
+    return end, Verdict(Status.TIMED, said, row, understood=False) if fresh else stuck
+
+
+def served(row: Row) -> bool:
+    """A sleep that threads the row names may end."""
+    return bool(row.server) and row.sleep_class in _SERVED
+
+
 def generic(case: Case, why: str) -> Verdict:
     """The row alone: who wakes the sleeper, as far as that has a name."""
     row = case.row
     assert row is not None
     node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-    woken = row.woken_by or "what its catalogue row does not say"
-    if row.sleep_class is SleepClass.IDLE:
-        node.end = node.end or End(
-            CauseKind.EXTERNAL, f"a service thread that waits for {woken}", why
-        )
-        return Verdict(Status.IDLE, f"idle: {row.function}", row)
-    if row.sleep_class is SleepClass.BENIGN:
-        node.end = node.end or End(CauseKind.EXTERNAL, f"waits for {woken}", why)
-        return Verdict(Status.BENIGN, f"waits for {woken}", row)
-    if row.sleep_class is SleepClass.PACING:
-        node.end = node.end or End(
-            CauseKind.PACING, f'"{case.thread.wmesg}": tries again by itself', why
-        )
-        return Verdict(Status.STUCK, f"paces itself: {row.function}", row)
-    servers = case.builder.named(row.server) if row.server else []
+    servers = case.builder.named(row.server) if served(row) else []
     if servers:
-        case.builder.served_by(node, servers, f"by {why}: {woken}")
-    else:
-        # A retry is no progress: what it looks for has to be brought about by somebody.
-        does = "looks again and again for" if row.sleep_class is SleepClass.RETRY else "waits for"
-        node.end = node.end or End(CauseKind.UNKNOWN, f'"{case.thread.wmesg}" {does} {woken}', why)
-        age = case.thread.age
-        if row.sleep_class is SleepClass.RETRY and age is not None and age < FRESH:
-            # The kernel keeps no start of it: this may be the first look or the thousandth.
-            said = f'retries in "{case.thread.wmesg}", since when is not known'
-            return Verdict(Status.TIMED, said, row, understood=False)
-    return Verdict(Status.STUCK, f"{row.function}", row)
+        case.builder.served_by(node, servers, f"by {why}: {row.woken_by}")
+        return Verdict(Status.STUCK, row.function, row)
+    # The kernel keeps no start of a retry: this may be the first look or the thousandth.
+    age = case.thread.age
+    fresh = age is not None and age < FRESH
+    end, verdict = told_by(row, case.thread.wmesg or "", why, fresh=fresh)
+    node.end = node.end or end
+    return verdict
 
 
 def unknown(case: Case) -> Verdict:
