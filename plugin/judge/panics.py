@@ -241,7 +241,8 @@ class Panic(NamedTuple):
     """``kind``: "page", "deadlkres", "spin lock", "sleeping owner", "own lock", "destroyed
     lock", "page fault" or "other".
 
-    ``thread`` is the one that panicked, ``about`` the one the message names.
+    ``thread`` is the one that panicked, ``about`` the one the message names; ``held`` are the
+    locks of ``thread`` in words, where a graph tells of them.
     """
 
     message: str
@@ -250,6 +251,7 @@ class Panic(NamedTuple):
     thread: Optional[Thread]
     about: Optional[Thread]
     frames: Tuple[str, ...]
+    held: Tuple[str, ...] = ()
 
 
 def panic(kernel: Kernel) -> Optional[Panic]:

@@ -163,16 +163,7 @@ def html(analysis: Analysis, title: str, panic: Sequence[str] = ()) -> str:
     """The page.  ``title`` names the kernel, ``panic`` are lines about its panic."""
     drawn = picture(analysis)
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>{text(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        "</head>",
-        "<body>",
+        *_head(title),
         "<header>",
         f"<h1>{text(title)}</h1>",
         '<input id="search" type="search" placeholder="search: a tid, a name, a lock, an address"'
@@ -194,6 +185,21 @@ def html(analysis: Analysis, title: str, panic: Sequence[str] = ()) -> str:
     return "\n".join(part for part in parts if part) + "\n"
 
 
+def _head(title: str) -> Sequence[str]:
+    return (
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
+        '<meta name="viewport" content="width=device-width">',
+        f"<title>{text(title)}</title>",
+        f"<style>{_STYLE}</style>",
+        "</head>",
+        "<body>",
+    )
+
+
 def sections_page(head: Sequence[str], sections: Sequence[Tuple[str, str]]) -> str:
     """A page of plain sections, each folded but the first two; ``head`` are its first lines.
 
@@ -206,16 +212,7 @@ def sections_page(head: Sequence[str], sections: Sequence[Tuple[str, str]]) -> s
         for number, (name, content) in enumerate(sections)
     ]
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>{text(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        "</head>",
-        "<body>",
+        *_head(title),
         "<section>",
         f"<h1>{text(title)}</h1>",
         *[f"<p>{text(line)}</p>" for line in head[1:]],

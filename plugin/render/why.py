@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.captures import explain
 from plugin.captures.machine import TextKernel
+from plugin.judge.panics import Panic
 from plugin.kernel.module_file import untyped
 from plugin.kernel.proc import Thread
 from plugin.kernel.tc import uptime
@@ -19,7 +20,7 @@ from plugin.waits.analysis import Analysis, Cause, Chain, Group
 from plugin.waits.graph import Edge, Node
 from plugin.waits.kinds import Status
 from plugin.waits.known import Match
-from plugin.waits.panic import Panic, panic, with_graph
+from plugin.waits.panic import panic, with_graph
 from plugin.waits.verdict import sentences
 from plugin.words import address, alike, count, seconds
 from plugin.written import write_file

@@ -5,9 +5,10 @@ What the panic itself is about plugin.judge.panics tells.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, Optional
 
 from plugin.judge import panics
+from plugin.judge.panics import Panic
 from plugin.kernel import witness
 from plugin.kernel.locks import lock_at
 from plugin.kernel.proc import Thread
@@ -18,24 +19,12 @@ from plugin.waits.kinds import EdgeKind
 _LOCKS_SHOWN = 4
 
 
-class Panic(NamedTuple):
-    """plugin.judge.panics.Panic with what the graph adds: ``held``, and the cause it is behind."""
-
-    message: str
-    kind: str
-    verdict: str
-    thread: Optional[Thread]
-    about: Optional[Thread]
-    frames: Tuple[str, ...]
-    held: Tuple[str, ...]
-
-
 def panic(analysis: Analysis) -> Optional[Panic]:
     """What is known of the panic, None for a kernel that has not panicked."""
     return with_graph(analysis, panics.panic(analysis.kernel))
 
 
-def with_graph(analysis: Analysis, found: Optional[panics.Panic]) -> Optional[Panic]:
+def with_graph(analysis: Analysis, found: Optional[Panic]) -> Optional[Panic]:
     """A panic as memory or text tells it, with what the graph adds."""
     if found is None:
         return None
@@ -43,7 +32,7 @@ def with_graph(analysis: Analysis, found: Optional[panics.Panic]) -> Optional[Pa
     verdict = found.verdict
     if found.about is not None and found.about is not found.thread:
         verdict = f"{verdict} {_behind(analysis, found.about)}".rstrip()
-    return Panic(found.message, found.kind, verdict, found.thread, found.about, found.frames, held)
+    return found._replace(verdict=verdict, held=held)
 
 
 def _behind(analysis: Analysis, thread: Thread) -> str:
