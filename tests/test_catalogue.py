@@ -20,8 +20,13 @@ from plugin.catalogue import (
     with_file,
 )
 from plugin.errors import WchanError
+from plugin.judge.channel import Channel
+from plugin.kernel.vfs_bio import spaces
+from plugin.kernel.vm_domain import memory_shortage
+from plugin.opening import open_core
 from plugin.waits import explain  # noqa: F401 - what registers the resolvers
 from plugin.waits.registry import RESOLVERS
+from tests.forge.machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +294,22 @@ def test_an_empty_catalogue_adds_nothing(tmp_path: Path) -> None:
     path.write_text("# nothing yet\n")
     assert read(str(path)) == []
     assert len(with_file(str(path)).rows) == len(shipped().rows)
+
+
+@pytest.mark.parametrize(
+    "osreldate, arch",
+    [(700014, "i386"), (1100120, "amd64"), (1201000, "amd64"), (1402000, "arm64")],
+)
+def test_what_vmstate_takes_for_a_wait_why_stuck_takes_for_the_same(
+    osreldate: int, arch: str, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    kernel = open_core(*map(str, Machine(osreldate, arch).write(tmp_path)))
+    pages = memory_shortage(kernel).channels
+    waits = [(each.address, wmesg) for each in pages for wmesg in each.wmesgs]
+    waits += [(space.wchan, space.wmesg) for space in spaces(kernel) if space.wchan]
+    assert len(waits) >= 3
+    for address, wmesg in waits:
+        channel = Channel(kernel, address, None)
+        row, told_by = catalogue.match(wmesg, channel.symbol, channel.fits, osreldate)
+        assert row is not None and wmesg in row.wmesg, (channel.name, wmesg)
+        assert "channel" in told_by and row.resolver, (channel.name, wmesg, told_by)
