@@ -214,9 +214,15 @@ def test_a_signature_has_nothing_of_one_machine_alone() -> None:
 
 def test_the_same_work_goes_to_a_dask_cluster(pile: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
+    import dask
+
+    in_the_tests_folder = dask.config.set({"temporary-directory": str(tmp_path)})
+    with (
+        in_the_tests_folder,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+    ):
         paths = [str(pile / "abba-1"), str(pile / "console.log")]
         main([*paths, "-o", str(tmp_path), "--dask", cluster.scheduler_address])
     assert {row["status"] for row in rows(tmp_path)} == {"ok"}
