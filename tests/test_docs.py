@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import runpy
 import shutil
@@ -76,6 +77,44 @@ def test_the_lists_of_commands_are_what_the_commands_say(file: str) -> None:
     assert made["page"](file, text) == text
     for name in commands.NAMES:
         assert re.search(rf"^(\| `|\.It Cm ){name}\b", text, re.M)
+
+
+def test_a_new_command_is_listed_by_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Probe:
+        HELP = "what td_wchan is, with --deep or without"
+
+        @staticmethod
+        def add_arguments(parser: argparse.ArgumentParser) -> None:
+            parser.add_argument("at", nargs="?", metavar="TID|ADDRESS", help="of which thread")
+            shape = parser.add_mutually_exclusive_group()
+            shape.add_argument("--deep", action="store_true", help="as far as FreeBSD goes")
+            shape.add_argument("--wide", nargs="?", metavar="W", help="...")
+            parser.add_argument_group("more").add_argument("--odd", action="store_true", help="odd")
+
+    load = commands.load
+    monkeypatch.setattr(commands, "NAMES", (*commands.NAMES, "probe"))
+    monkeypatch.setattr(commands, "load", lambda name: Probe if name == "probe" else load(name))
+    page = runpy.run_path(str(REPOSITORY / "docs" / "commands_listed.py"))["page"]
+    readme = page("README.md", (REPOSITORY / "README.md").read_text())
+    row = "`probe [TID\\|ADDRESS] [--deep \\| --wide [W]]` | what `td_wchan` is, with `--deep` or"
+    assert f"| {row} without |" in readme
+    manual = page("docs/wchan.1", (REPOSITORY / "docs" / "wchan.1").read_text())
+    assert manual[manual.index(".It Cm probe\n") :].splitlines()[1:15] == [
+        "What td_wchan is, with --deep or without.",
+        ".Bl -tag -width indent -compact",
+        ".It Ar TID | ADDRESS",
+        "Of which thread.",
+        ".It Fl -deep",
+        "As far as",
+        ".Fx",
+        "goes.",
+        ".It Fl -wide Op Ar W",
+        "\\&.",
+        ".It Fl -odd",
+        "Odd.",
+        ".El",
+        ".It Cm provider",
+    ]
 
 
 def test_the_manual_is_clean_mdoc() -> None:
