@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,12 @@ def wchan(*words: str) -> Tuple[int, str, str]:
     with environment, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(words)
     return status, out.getvalue(), err.getvalue()
+
+
+def as_a_shell_starts_it() -> None:
+    """For Popen's preexec_fn: signals end the process, though nohup or ``&`` ignore them for us."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def process(*words: str, timeout: float = 300, **environment: str) -> Tuple[int, str, str]:

@@ -231,7 +231,7 @@ def test_options_are_completed(venv_gdb: Path) -> None:
 
 def test_help_is_gdbs_help(venv_gdb: Path) -> None:
     done = gdb(venv_gdb, "-ex", f"source {ENTRY}", "-ex", "help kthreads", "-ex", "apropos -v ^x")
-    assert done.out.startswith("every thread: ")
+    assert done.out.startswith("every thread as DDB's ps shows it")
     assert "usage: kthreads" in done.out
 
 

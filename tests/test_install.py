@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
+from hosts import as_a_shell_starts_it
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -596,6 +597,7 @@ def test_interrupted_it_leaves_nothing(machine: Machine) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=as_a_shell_starts_it,
         )
         # pip has asked and waits for ever: the environment is there, its packages are not.
         silent.settimeout(120)

@@ -197,7 +197,7 @@ def test_a_failed_command_stops_the_batch(venv_lldb: Path) -> None:
 def test_help_is_lldbs_help(venv_lldb: Path) -> None:
     done = lldb(venv_lldb, IMPORT, "help kthreads", "help")
     assert "usage: kthreads" in done.out
-    assert re.search(r"^  kthreads +-- every thread: ", done.out, re.MULTILINE)
+    assert re.search(r"^  kthreads +-- every thread as ", done.out, re.MULTILINE)
 
 
 def test_a_command_that_lldb_has_already_is_not_replaced(venv_lldb: Path) -> None:

@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Dict, Hashable, Optional
 
 import pytest
-from hosts import ROOT
+from hosts import ROOT, as_a_shell_starts_it
 
 from plugin.cachedir import ours, writable
 from plugin.hosts.debugger import SECRET_VARIABLE, Session
@@ -57,7 +58,10 @@ def test_only_our_own_server_is_believed(
     assert (Session(Stub(answer))._server_info() == answer) is believed
 
 
-def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+def test_a_cache_that_others_may_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / "wchan"
     assert writable(folder) == folder
     folder.chmod(0o777)
@@ -91,6 +95,7 @@ def test_a_signal_while_decompressing_leaves_nothing_behind(
         cwd=ROOT,
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
         stderr=subprocess.PIPE,
+        preexec_fn=as_a_shell_starts_it,
     )
     deadline = time.monotonic() + 30
     while not list(cache.rglob("*.part")) and time.monotonic() < deadline:
