@@ -18,6 +18,8 @@ from plugin.symbol import Symbol
 from plugin.vmcore.elf import ElfFile
 
 _QUALIFIER = re.compile(r"\b(const|volatile|restrict|_Atomic)\b ?")
+#: a struct without a tag has its typedef's name alone, which some write as if it were its tag
+_UNTAGGED = re.compile(r"^(?:struct|union) (?=\w+_t$)")
 
 
 class Difference(NamedTuple):
@@ -47,7 +49,8 @@ def _place(member: Member) -> Tuple[object, ...]:
 
 def _plain(ctype: str) -> str:
     """A type without what compilers and formats record differently."""
-    return _QUALIFIER.sub("", ctype).replace("[0]", "[]").replace(" (*)", "(*)").strip()
+    bare = _QUALIFIER.sub("", ctype).replace("[0]", "[]").replace(" (*)", "(*)").strip()
+    return _UNTAGGED.sub("", bare)
 
 
 def _shown(member: Optional[Member]) -> str:
