@@ -21,7 +21,8 @@ from plugin.session import Kernel
 
 HELP = (
     "all of it, in the sections FreeBSD developers ask for: ps, allpcpu, alllocks, lockedvnods, "
-    "lockedbufs, allchains, alltrace, geom, pageq, uma; one that fails costs itself alone"
+    "lockedbufs, allchains, alltrace, mount, files, geom, pageq, "
+    "uma; one that fails costs itself alone"
 )
 EXAMPLE = "hang-report -o report.txt\nhang-report --profile io --html hang.html"
 FORMS = ("",)
@@ -47,6 +48,9 @@ SECTIONS: Tuple[Asked, ...] = (
     Asked("lockedbufs", ("klocks", "--bufs")),
     Asked("allchains", ("why-stuck", "--all")),
     Asked("alltrace", ("kthreads", "--stacks")),
+    Asked("mount", ("mounts",)),
+    Asked("files", ("files",)),
+    Asked("taskqueue", ("tasks",)),
     Asked("geom", ("provider",)),
     Asked("bioq", ("bioq",)),
     Asked("pbuf", ("pbuf",)),
@@ -59,10 +63,10 @@ _ALWAYS = ("panic", "why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedv
 PROFILES: Dict[str, Tuple[str, ...]] = {
     "hang": tuple(asked.title for asked in SECTIONS),
     "panic": (*_ALWAYS, "pageq"),
-    "io": (*_ALWAYS, "lockedbufs", "allchains", "geom", "bioq", "pbuf", "zfs"),
+    "io": (*_ALWAYS, "lockedbufs", "allchains", "mount", "geom", "bioq", "pbuf", "zfs"),
     "memory": (*_ALWAYS, "lockedbufs", "pbuf", "pageq", "uma"),
-    "zfs": (*_ALWAYS, "allchains", "zfs", "geom", "bioq", "uma"),
-    "nfs": (*_ALWAYS, "lockedbufs", "allchains"),
+    "zfs": (*_ALWAYS, "allchains", "mount", "taskqueue", "zfs", "geom", "bioq", "uma"),
+    "nfs": (*_ALWAYS, "lockedbufs", "allchains", "mount", "files"),
 }
 
 

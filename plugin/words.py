@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Iterable, Optional
 
-#: what tells one thing from another of its kind: an address, a thread with its name
-_ONE_OF_MANY = re.compile(r"0x[0-9a-f]+|\b\d{5,} \S+")
+#: what tells one thing from another of its kind: an address, a thread with its name, a file
+_ONE_OF_MANY = re.compile(r"0x[0-9a-f]+|\b\d{5,} \S+|\binode \d+")
 
 
 def address(value: Optional[int]) -> Optional[str]:

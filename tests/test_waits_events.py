@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from test_waits_ipc import VERSIONS, Disk
-from test_why_stuck import check_contract, explain, thread
+from test_why_stuck import Answer, check_contract, explain, thread
 
+from plugin.opening import open_core
+from plugin.session import Kernel
 from tests.forge.bufs import BIO_READ
 from tests.forge.events import (
     EVFILT_PROC,
@@ -23,10 +25,16 @@ from tests.forge.events import (
     semaphore_set,
 )
 from tests.forge.files import bound_to, of_domain, pipe, socketpair
+from tests.forge.machine import Machine
 from tests.forge.nfs import NfsMount
 from tests.forge.procs import SLEEPQ_CONDVAR
 
 AIO = [(1201000, "amd64"), (1402000, "arm64"), (1500068, "amd64")]
+
+
+def opened(machine: Machine, folder: Path) -> Kernel:
+    vmcore, kernel = machine.write(folder)
+    return open_core(str(vmcore), str(kernel))
 
 
 def piped(d: Disk, reader: Any, writer: Any) -> Any:
@@ -358,3 +366,18 @@ def test_a_channel_on_another_threads_stack_says_whose_stack_that_is(tmp_path: P
     waiter.sleeps(owner.local("kern_example", 16), "example", seconds=100)
     answer = explain(d.m, tmp_path)
     assert f"on the stack of {owner.tid} owner" in " ".join(answer.run(str(waiter.tid)).split())
+
+
+@pytest.mark.enters("kqueue")
+def test_knotes_that_cannot_be_read_prove_nothing_of_who_waits_for_them(tmp_path: Path) -> None:
+    """One that was lost may be a timer: the wait is not stuck because the pipe's writer is."""
+    d = Disk()
+    loop, writer = thread(d.m, "loop"), thread(d.m, "writer")
+    d.reads(writer)
+    queue = kqueue(d.m, (EVFILT_READ, 0, piped(d, loop, writer)))
+    loop.sleeps(queue, "kqread", seconds=100, interruptible=True)
+    note = int.from_bytes(d.m.space.read(queue["kq_knlist"], d.m.pointer_size), "little")
+    d.m.write_pointer(d.m.view("knote", note).at("kn_link"), 0xFFFFF80123450000)
+    answer = Answer(opened(d.m, tmp_path), partial=True)
+    assert loop.tid not in (tid for cause in answer.causes for tid in cause["tids"])
+    assert "knotes that could not be read" in answer.run(str(loop.tid), status=3)

@@ -11,9 +11,11 @@ from test_why_stuck import Answer, check_contract, explain, thread
 from tests.forge.bufs import BIO_READ
 from tests.forge.files import (
     Files,
+    bound_to,
     connection,
     device,
     file_lock,
+    of_domain,
     old_fifo,
     pipe,
     receive_channel,
@@ -183,6 +185,32 @@ def test_a_reader_of_a_fifo_of_9_is_as_stuck_as_who_else_has_it_open(tmp_path: P
         d.files.open(user.process, fifo, "FIFO")
     reader.sleeps(receive_channel(socket), "sbwait", seconds=100, interruptible=True)
     d.device(tmp_path, reader.tid, writer.tid)
+
+
+@pytest.mark.enters("accept")
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_who_accepts_says_what_it_listens_on(osreldate: int, arch: str, tmp_path: Path) -> None:
+    d = Disk(osreldate, arch)
+    server = thread(d.m, "syslogd")
+    listens = of_domain(d.m, socketpair(d.m)[0], 1)
+    listens["so_options"] = 2
+    bound_to(d.m, listens, "/var/run/log")
+    member = "sol_comp" if listens.has("sol_comp") else "so_timeo"
+    server.sleeps(listens.at(member), "accept", seconds=100, interruptible=True)
+    answer = explain(d.m, tmp_path)
+    assert answer.data["threads"]["stuck"] == 0
+    assert "waits for somebody to connect to /var/run/log" in answer.run(str(server.tid))
+
+
+@pytest.mark.enters("socket")
+def test_who_connects_to_another_machine_is_benign_and_says_to_where(tmp_path: Path) -> None:
+    d = Disk()
+    client = thread(d.m, "ssh")
+    own, _ = connection(d.m, 22)
+    client.sleeps(own.at("so_timeo"), "connec", seconds=60, interruptible=True)
+    answer = explain(d.m, tmp_path)
+    assert answer.data["threads"]["stuck"] == 0
+    assert "waits for 192.0.2.1:22" in answer.run(str(client.tid))
 
 
 def test_two_processes_that_only_wait_for_each_other_are_not_stuck(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
 from tests.forge.bufs import BIO_WRITE
+from tests.forge.files import connection
 from tests.forge.machine import Machine
 from tests.forge.nfs import NfsMount
 
@@ -382,3 +383,20 @@ def test_who_tries_to_connect_again_is_told_by_its_clients_on_its_stack(tmp_path
     # A retry is as long as nobody knows: what it waits for is known all the same.
     answer = explain(m, tmp_path)
     assert "filer" in answer.run(str(ls.tid))
+
+
+def test_who_connects_to_the_server_anew_and_who_waits_for_that_are_behind_the_server(
+    tmp_path: Path,
+) -> None:
+    """clnt_reconnect_connect(): one connects, by a socket that no client has yet; others wait."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.1", port=2049)
+    mount.reconnect["rc_client"] = 0
+    socket, _ = connection(m)
+    one, other = thread(m, "ls"), thread(m, "cat")
+    one.call("clnt_vc_create", "clnt_reconnect_connect", "newnfs_request")
+    one.sleeps(socket.at("so_timeo"), "connec", seconds=70)
+    other.sleeps(mount.reconnect, "rpcrecon", seconds=60)
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([one.tid, other.tid])
+    assert "filer:/home on /home (192.0.2.1:2049)" in cause["summary"]

@@ -6,6 +6,7 @@ Mirrors sys/kern/vfs_mount.c (dounmount), vfs_vnops.c (vfs_write_suspend) and sy
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
@@ -88,15 +89,17 @@ def _waiters(kernel: Kernel, found: List[Mount]) -> Dict[int, List[Waiter]]:
         (server.nfsmount, server.nfsmount + nfs_size, server.mount.address)
         for server in servers(kernel)
     ]
+    spans.sort()
+    starts = [first for first, _, _ in spans]
     waiting: Dict[int, List[Waiter]] = {}
     for thread in threads(kernel):
         at = thread.lock.address if thread.lock is not None else thread.wchan or 0
-        if not at or not thread.waits:
+        place = bisect_right(starts, at) - 1
+        if not at or not thread.waits or place < 0:
             continue
-        for first, end, mount in spans:
-            if first <= at < end:
-                waiting.setdefault(mount, []).append(Waiter(thread, thread.wmesg or "?"))
-                break
+        _, end, mount = spans[place]
+        if at < end:
+            waiting.setdefault(mount, []).append(Waiter(thread, thread.wmesg or "?"))
     return waiting
 
 

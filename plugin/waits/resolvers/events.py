@@ -60,20 +60,24 @@ def kqueue(case: Case) -> Optional[Verdict]:
     if own is None:
         return None
     try:
-        found = notes(case.kernel, case.address)
+        with case.kernel.noting() as trouble:
+            found = notes(case.kernel, case.address)
     except (MemoryFault, LayoutError):
         return None
-    return _waits(case, [_of_note(case, note, own) for note in found])
+    # A knote that was not read may be on what comes from outside.
+    rest = [Awaited("knotes that could not be read", [])] if trouble.partial else []
+    return _waits(case, [*(_of_note(case, note, own) for note in found), *rest])
 
 
 @resolver("select")
 def select(case: Case) -> Optional[Verdict]:
     """select(2), poll(2): the files of the process that have the selinfos waited for."""
     own = process_at(case.kernel, case.thread.proc)
-    wanted = selected(case.kernel, case.thread)
+    with case.kernel.noting() as trouble:
+        wanted = selected(case.kernel, case.thread)
     if own is None or wanted is None:
         return None
-    found: List[Awaited] = []
+    found = [Awaited("files that could not be read", [])] if trouble.partial else []
     seen: Dict[int, None] = {}
     files = of_process(case.kernel, case.thread.proc)
     for selinfo in wanted:

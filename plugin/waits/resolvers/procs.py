@@ -12,7 +12,7 @@ from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.file import by_data, fifo_sockets
 from plugin.kernel.proc import Thread, processes, threads
-from plugin.kernel.socket import Endpoints, endpoints, inet_peer, unix_peer
+from plugin.kernel.socket import Endpoints, endpoints, inet_peer, socket_at, unix_peer
 from plugin.kernel.umtx import blocked_on
 from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
@@ -199,11 +199,42 @@ def socket(case: Case) -> Optional[Verdict]:
             if _has_open(case, peer) and not _has_open(case, address):
                 # From 15.0 on a writer sleeps on the buffer of the socket it writes to.
                 address, peer = peer, address
-            what = f"local socket {address:#x}"
+            what = f"local socket {address:#x}{_path_of(kernel, address)}"
             return _peers_of(case, peer, what, f"has its peer {peer:#x} open")
         ends = endpoints(kernel, address)
         if ends is not None:
             return _internet(case, ends)
+    return None
+
+
+def _path_of(kernel: Kernel, socket: int) -> str:
+    """ " (/var/run/log)": the path that a local socket or its peer is bound to, else ""."""
+    try:
+        found = socket_at(kernel, socket)
+    except (MemoryFault, LayoutError):
+        return ""
+    path = found.name or found.peer
+    return f" ({path})" if path else ""
+
+
+@resolver("accept")
+def accept(case: Case) -> Optional[Verdict]:
+    """accept(2): anybody may connect; what the socket listens on is said."""
+    layouts = case.kernel.layouts
+    for member in ("sol_comp", "so_timeo"):
+        if not layouts.has("socket", member):
+            continue
+        try:
+            found = socket_at(case.kernel, case.channel.container("socket", member))
+        except (MemoryFault, LayoutError):
+            continue
+        if found.state != "listening" or not found.name:
+            continue
+        label = f'"{case.thread.wmesg}" on {found.family} socket {found.name}'
+        node = case.waits_for(case.channel_node(label), Certainty.PROVEN, case.said())
+        said = f"waits for somebody to connect to {found.name}"
+        node.end = node.end or End(CauseKind.EXTERNAL, said, case.said())
+        return Verdict(Status.BENIGN, said, case.row)
     return None
 
 
