@@ -9,7 +9,6 @@ import pytest
 from test_why_stuck import Answer, check_contract, explain, thread
 
 from tests.forge.bufs import BIO_WRITE
-from tests.forge.files import connection
 from tests.forge.machine import Machine
 from tests.forge.nfs import NfsMount
 
@@ -385,18 +384,50 @@ def test_who_tries_to_connect_again_is_told_by_its_clients_on_its_stack(tmp_path
     assert "filer" in answer.run(str(ls.tid))
 
 
-def test_who_connects_to_the_server_anew_and_who_waits_for_that_are_behind_the_server(
-    tmp_path: Path,
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("version", ["3", "4.1"])
+@pytest.mark.parametrize("osreldate, arch", STATES)
+def test_two_minutes_into_a_silence_one_connects_anew_and_all_are_behind_the_server(
+    osreldate: int, arch: str, version: str, forced: bool, tmp_path: Path
 ) -> None:
-    """clnt_reconnect_connect(): one connects, by a socket that no client has yet; others wait."""
-    m = Machine(1402000)
-    mount = NfsMount(m, "/home", "filer", "192.0.2.1", port=2049)
-    mount.reconnect["rc_client"] = 0
-    socket, _ = connection(m)
-    one, other = thread(m, "ls"), thread(m, "cat")
-    one.call("clnt_vc_create", "clnt_reconnect_connect", "newnfs_request")
-    one.sleeps(socket.at("so_timeo"), "connec", seconds=70)
-    other.sleeps(mount.reconnect, "rpcrecon", seconds=60)
+    """By a socket that no client has yet; some still wait on the old connection.
+
+    umount -f closes a client that has no connection, and goes on to a vnode that is locked.
+    """
+    m = Machine(osreldate, arch)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.1", version=version)
+    vnode = m.vfs.vnode(mount.mount)
+    ls, cat, cp, umount = (thread(m, name) for name in ("ls", "cat", "cp", "umount"))
+    mount.request(cp, seconds=55)
+    mount.connects_anew(ls, cat)
+    vnode.lock.owned_by(cat)
+    threads = [ls, cat, cp]
+    if forced:
+        mount.reconnect["rc_closed"] = 1
+        flags = m.constant("MNTK_UNMOUNT") | m.constant("MNTK_UNMOUNTF")
+        mount.mount.obj["mnt_kern_flag"] = flags
+        umount.call("vflush", "nfs_unmount", "dounmount")
+        vnode.lock.slept_on_by(umount)
+        threads.append(umount)
+    else:
+        umount.sleeps(m.variable("nanowait"), "nanslp", seconds=9, interruptible=True)
     cause = the_cause(explain(m, tmp_path))
-    assert sorted(cause["tids"]) == sorted([one.tid, other.tid])
+    assert cause["kind"] == "external"
+    assert sorted(cause["tids"]) == sorted(t.tid for t in threads)
     assert "filer:/home on /home (192.0.2.1:2049)" in cause["summary"]
+    assert cause["evidence"].startswith("1 request pending") and "connecting" in cause["evidence"]
+
+
+def test_requests_on_a_connection_that_was_given_up_are_still_the_mounts(tmp_path: Path) -> None:
+    """The mount is connected again, and silent again: two requests are pending, not one."""
+    m = Machine(1402000)
+    mount = NfsMount(m, "/home", "filer", "192.0.2.17")
+    before, after = thread(m, "before"), thread(m, "after")
+    mount.request(before, seconds=200)
+    again = NfsMount(m, "/gone", "filer", "192.0.2.17")
+    mount.reconnect["rc_client"] = again.inner
+    again.request(after, seconds=100)
+    again.mount.obj["mnt_data"] = 0
+    cause = the_cause(explain(m, tmp_path))
+    assert sorted(cause["tids"]) == sorted([before.tid, after.tid])
+    assert "2 requests pending" in cause["evidence"]

@@ -32,7 +32,8 @@ class Client(NamedTuple):
     ``kind`` "tcp", "udp", or "" while it is not connected; ``address`` "192.0.2.1:2049" or
     ""; ``reconnect`` the struct rc_data * above it, 0 where there is none; ``socket`` the
     struct socket *; ``closed`` True once CLNT_CLOSE() was called on the former, as an
-    unmount by force does.
+    unmount by force does, ``connecting`` while a thread makes a new connection for it.
+    ``wmesg`` is what its callers sleep in (rc_waitchan).
     """
 
     handle: int
@@ -41,6 +42,8 @@ class Client(NamedTuple):
     reconnect: int
     socket: int
     closed: bool = False
+    connecting: bool = False
+    wmesg: str = ""
 
 
 class Server(NamedTuple):
@@ -160,7 +163,9 @@ def _state(kernel: Kernel, mount: Mount, nfsmount: View, clients: List[Client]) 
         said.append("being unmounted by force")
     if any(client.closed for client in clients):
         said.append("its client is closed")
-    elif any(client.reconnect and not client.handle for client in clients):
+    if any(client.connecting for client in clients):
+        said.append("connecting anew")
+    elif any(client.reconnect and not client.handle and not client.closed for client in clients):
         said.append("not connected")
     return said
 
@@ -170,13 +175,16 @@ def _clients(kernel: Kernel, handle: int) -> Iterator[Client]:
     try:
         private = kernel.view("__rpc_client", handle).cl_private
         outer = kernel.view("rc_data", private)
-        closed = bool(outer.rc_closed)
         address = sockaddr(kernel, private + kernel.layouts.offsetof("rc_data", "rc_addr"))
-        if not outer.rc_client:
-            yield Client(0, "", address, private, 0, closed)
-            return
-        inner = kernel.view("__rpc_client", outer.rc_client).cl_private
-        yield _connected(kernel, inner, address, private)._replace(closed=closed)
+        found = Client(0, "", address, private, 0)
+        if outer.rc_client:
+            inner = kernel.view("__rpc_client", outer.rc_client).cl_private
+            found = _connected(kernel, inner, address, private)
+        yield found._replace(
+            closed=bool(outer.rc_closed),
+            connecting=bool(outer.rc_connecting),
+            wmesg=kernel.try_cstring(outer.rc_waitchan, limit=32),
+        )
     except (MemoryFault, LayoutError) as error:
         kernel.warnings.add(f"RPC client {handle:#x}", handle, str(error), partial=False)
 
@@ -285,19 +293,20 @@ def sockaddr(kernel: Kernel, address: int) -> str:
 def requests(kernel: Kernel) -> Dict[int, Request]:
     """{struct ct_request * or cu_request *: the request}, all that is pending at any mount.
 
-    Where a mount has lost its client those are added that threads wait for.
+    A mount that has lost its client, or connected anew, does not lead to the requests of the
+    one before: those are added that threads wait for.
     """
     found: Dict[int, Request] = {}
     for server in servers(kernel):
         for client in server.clients:
             for request in _pending(kernel, client, server):
                 found[request.address] = request
-    if any(not client.handle for server in servers(kernel) for client in server.clients):
-        for thread in threads(kernel):
-            if thread.wchan and thread.wchan not in found and thread.state == "sleeping":
-                lost = _lost(kernel, thread.wchan)
-                if lost is not None:
-                    found[lost.address] = lost
+    messages = {client.wmesg for server in servers(kernel) for client in server.clients} - {""}
+    for thread in threads(kernel) if messages else ():
+        if thread.wmesg in messages and thread.wchan and thread.wchan not in found:
+            lost = _lost(kernel, thread.wchan)
+            if lost is not None:
+                found[lost.address] = lost
     return found
 
 

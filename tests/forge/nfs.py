@@ -9,6 +9,7 @@ import ipaddress
 from typing import List
 
 from tests.forge.builder import Obj
+from tests.forge.files import connection
 from tests.forge.machine import Machine
 from tests.forge.procs import Thread
 
@@ -45,7 +46,7 @@ class NfsMount:
         self.client = m.new("ct_data" if self.tcp else "cu_data")
         self.socket = m.new("socket")
         self.client["ct_socket" if self.tcp else "cu_socket"] = self.socket
-        self.reconnect = m.new("rc_data")
+        self.reconnect = m.new("rc_data", rc_waitchan=m.string("nfsreq"))
         own = "ct_addr" if self.tcp else "cu_raddr"
         for struct, member in ((self.client, own), (self.reconnect, "rc_addr")):
             self._sockaddr(struct.at(member), address, port)
@@ -78,6 +79,20 @@ class NfsMount:
         thread.call(function, "clnt_reconnect_call", "newnfs_request")
         thread.sleeps(made, "nfsreq", seconds=seconds, timeout=timeout or None)
         return made
+
+    def connects_anew(self, thread: Thread, *others: Thread, seconds: float = 50.0) -> None:
+        """clnt_reconnect_connect(), after a minute without an answer: one connects, others wait.
+
+        The connection before is nobody's but of those who still wait on it.
+        """
+        m = self.machine
+        self.reconnect.set(rc_client=0, rc_connecting=1)
+        socket = connection(m, 2049)[0]
+        thread.call("clnt_vc_create", "clnt_reconnect_connect", "newnfs_request")
+        thread.sleeps(socket.at("so_timeo"), "connec", seconds=seconds)
+        for other in others:
+            other.call("clnt_reconnect_connect", "newnfs_request")
+            other.sleeps(self.reconnect, "rpcrecon", seconds=seconds)
 
     def unmounted_by_force(self, thread: Thread, *, seconds: float = 60.0) -> None:
         """umount -f in newnfs_nmcancelreqs(): the client is closed, not everybody is out of it.
