@@ -7,7 +7,7 @@ from typing import Tuple
 
 from commands import Needs
 from plugin.errors import MemoryFault, UsageError
-from plugin.kernel.pcpu import vnet_address
+from plugin.kernel.pcpu import vnet_addresses
 from plugin.render.kprint import list_elements, one_struct
 from plugin.render.report import Report
 from plugin.session import Kernel
@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an address, a symbol or SYMBOL+OFFSET; *SYMBOL for what the variable points to",
     )
     parser.add_argument("--list", metavar="MEMBER", help="walk the list it heads, or is a link of")
+    parser.add_argument(
+        "--vnet",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of a VNET variable the copy of the Nth network stack: 0 the host's (default), "
+        "1 and up those of jails",
+    )
     parser.add_argument("--members", metavar="A,B,..", help="only these members")
     parser.add_argument(
         "--depth",
@@ -45,7 +53,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     wanted = [name.strip() for name in args.members.split(",")] if args.members else None
     for name in wanted or ():
         kernel.layouts.resolve(struct if not args.list else _element(kernel, struct, args), name)
-    symbol, at = _place(kernel, args.where)
+    symbol, at = _place(kernel, args.where, args.vnet)
     if args.list:
         link = head_of_symbol(kernel, symbol, at, struct, args.list) if symbol else None
         if link is None:
@@ -59,14 +67,14 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
 
 def _element(kernel: Kernel, struct: str, args: argparse.Namespace) -> str:
     """The struct whose members a listing shows: known only once the list is found."""
-    symbol, at = _place(kernel, args.where)
+    symbol, at = _place(kernel, args.where, args.vnet)
     if symbol and head_of_symbol(kernel, symbol, at, struct, args.list) is not None:
         return struct
     start = _start(kernel, args.where, symbol, at, kernel.layouts.sizeof(struct))
     return find_link(kernel, struct, start, args.list).struct
 
 
-def _place(kernel: Kernel, where: str) -> Tuple[str, int]:
+def _place(kernel: Kernel, where: str, vnet: int) -> Tuple[str, int]:
     """(symbol or "", address) of what the user named."""
     text = where.lstrip("*&")
     try:
@@ -80,9 +88,11 @@ def _place(kernel: Kernel, where: str) -> Tuple[str, int]:
         raise UsageError(f"{offset!r} is no offset") from None
     if not kernel.has_symbol(name):
         # "ifnet" for V_ifnet, of which only the template has a symbol
-        at = vnet_address(kernel, name)
-        if at is not None:
-            return "", at + distance
+        copies = [at for _, at in vnet_addresses(kernel, name)]
+        if copies and not 0 <= vnet < len(copies):
+            raise UsageError(f"there is no network stack {vnet}: {name} has {len(copies)} copies")
+        if copies:
+            return "", copies[vnet] + distance
     return name if not plus else "", kernel.address_of(name) + distance
 
 

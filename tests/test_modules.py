@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,38 @@ def test_a_shared_modules_file_of_another_build_is_refused_by_its_build_id(tmp_p
     assert why.startswith("build id") and "loaded is 6578616d706c65" in why
 
 
+_SOURCE = """
+struct example_softc { int es_unit; void *es_lock; struct { char es_name[24]; } es_inner; };
+struct example_softc *example_probe;
+__attribute__((section(".note.gnu.build-id"))) const unsigned char example_note[] = {%s};
+"""
+
+
+@pytest.mark.parametrize("dwarf", [4, 5])
+@pytest.mark.parametrize("beside", ["example.ko.debug alone", "a stripped example.ko"])
+def test_types_are_read_from_the_dwarf_of_a_relocatable_modules_debug_file(
+    dwarf: int, beside: str, tmp_path: Path
+) -> None:
+    """Its sections refer to each other by relocations that no linker has applied yet."""
+    compiler = next(filter(None, map(shutil.which, ("clang", "gcc", "cc"))), None)
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("no compiler that makes relocatable ELF files")
+
+    def built(machine: Machine, module: Module) -> None:
+        note = ",".join(map(str, module.note))
+        (tmp_path / "example.c").write_text(_SOURCE % note)
+        out = tmp_path / "example.ko.debug"
+        words = [compiler, "-g", f"-gdwarf-{dwarf}", "-c", "example.c", "-o", str(out)]
+        subprocess.run(words, cwd=tmp_path, check=True)
+        if beside.startswith("a stripped"):
+            module.write(tmp_path / "example.ko")
+
+    kernel = _forged("14.2 amd64", tmp_path, built)
+    softc = kernel.layouts["example_softc"]
+    assert softc.size == 40
+    assert kernel.layouts.offsetof("example_softc", "es_inner.es_name") == 16
+
+
 def test_a_loop_of_linker_files_ends_with_one_finding(tmp_path: Path) -> None:
     def loop(machine: Machine, module: Module) -> None:
         last = machine.modules.files[-1]
@@ -370,14 +403,24 @@ def test_variables_of_each_cpu_and_of_a_network_stack_are_read_where_their_copie
     distance = (own - entries[1]) % (1 << 8 * width)
     vnet0 = machine.new("vnet", vnet_data_base=distance)
     machine.write_pointer(machine.symbol("vnet0", size=width).address, vnet0)
+    # A jail with a network stack of its own comes first on the list, the host's last.
+    jails = machine.take(64)
+    jail = machine.new("vnet", vnet_data_base=(jails - entries[1]) % (1 << 8 * width))
+    machine.list(machine.symbol("vnet_head", size=width).address, "vnet_le", [jail, vnet0])
     vmcore, file = machine.write(tmp_path)
     kernel = open_core(str(vmcore), str(file))
     assert list(pcpu.dpcpu_addresses(kernel, "example")) == list(enumerate(copies))
     assert pcpu.vnet_address(kernel, "example") == own
+    both = [(int(vnet0), own), (int(jail), jails)]
+    assert list(pcpu.vnet_addresses(kernel, "example")) == both
     assert list(pcpu.dpcpu_addresses(kernel, "other")) == []
     assert pcpu.vnet_address(kernel, "other") is None
     _, out, _ = wchan("-k", str(file), str(vmcore), "kprint", "mtx", "example", "--json")
     assert f"{own:#x}" in out
+    words = ("-k", str(file), str(vmcore), "kprint", "mtx", "example", "--json", "--vnet")
+    assert f"{jails:#x}" in wchan(*words, "1")[1]
+    status, _, err = wchan(*words, "2")
+    assert status == 1 and "there is no network stack 2: example has 2 copies" in err
 
 
 def test_a_real_machines_network_stack_and_callouts_are_where_it_keeps_them(

@@ -10,6 +10,7 @@ Mirrors sys/kern/kern_linker.c for where modules are looked for (``linker_path``
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import LAYOUT, MEMORY, cached
@@ -326,23 +327,38 @@ def _progtab(kernel: Kernel, file: LinkerFile, *members: str) -> List[Tuple[int,
 
 @cached(LAYOUT)
 def module_types(kernel: Kernel, file: LinkerFile) -> Optional[LayoutSource]:
-    """The types in a module's file, None where it has none; what is unreadable is a finding."""
-    elf = module_file(kernel, file).elf
-    if elf is None:
-        return None
+    """The types in a module's file or its debug file, None where they have none.
+
+    What is unreadable is a finding.  CTF first: it is made for this, and as good.
+    """
     parents = [s for s in kernel.layouts.sources if isinstance(s, Ctf)]
-    try:
-        kept = kept_layouts(elf)
-        if kept is not None:
-            return kept
-        # A relocatable file's DWARF means nothing before it is relocated.
-        if has_dwarf(elf) and elf.etype != ET_REL:
-            return Dwarf(elf)
-        if any(section.name == SECTION for section in elf.sections):
-            return Ctf(elf, parents[0] if parents else None)
-    except LayoutError as error:
-        kernel.warnings.add(f"types of {file.filename}", None, str(error), partial=False)
+    for elf in _proven(kernel, file):
+        try:
+            kept = kept_layouts(elf)
+            if kept is not None:
+                return kept
+            if any(section.name == SECTION for section in elf.sections):
+                return Ctf(elf, parents[0] if parents else None)
+            if has_dwarf(elf):
+                return Dwarf(elf)
+        except LayoutError as error:
+            kernel.warnings.add(f"types of {file.filename}", None, str(error), partial=False)
     return None
+
+
+def _proven(kernel: Kernel, file: LinkerFile) -> Iterator[ElfFile]:
+    """The files that are proven to be the module's: the first found, then its debug file."""
+    first = module_file(kernel, file).elf
+    if first is None:
+        return
+    yield first
+    table, _ = memory_table(kernel, file)
+    for path in _candidates(kernel, file):
+        if path != first.path and path.endswith(".debug"):
+            with suppress(WchanError):
+                elf = ElfFile(path)
+                if _belongs(kernel, file, table, elf)[0]:
+                    yield elf
 
 
 def untyped(kernel: Kernel) -> List[str]:

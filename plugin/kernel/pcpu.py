@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Iterator, Optional, Tuple
 
-from plugin.errors import LayoutError, MemoryFault
+from plugin.errors import MemoryFault
 from plugin.kernel.counter import mp_maxid
+from plugin.kernel.queue import list_foreach
 from plugin.session import Kernel
 
 
@@ -41,16 +42,33 @@ def vnet_address(kernel: Kernel, name: str) -> Optional[int]:
     A kernel without VIMAGE has one plain variable of that name.  None where there is
     neither, MemoryFault where the stack's base cannot be read.
     """
+    return next((at for _, at in vnet_addresses(kernel, name)), None)
+
+
+def vnet_addresses(kernel: Kernel, name: str) -> Iterator[Tuple[int, int]]:
+    """(struct vnet *, address) of every network stack's copy of VNET_DEFINE(..., name).
+
+    vnet0, the host's, comes first, those of jails after it; of a kernel without VIMAGE the
+    one plain variable, with 0 for the stack.  MemoryFault where a stack cannot be read.
+    """
     entry = kernel.symbol(f"vnet_entry_{name}")
     if entry is None:
         plain = kernel.symbol(name)
-        return plain.address if plain is not None else None
-    try:
-        vnet0 = kernel.pointer(kernel.address_of("vnet0"))
-        base = kernel.view("vnet", vnet0).vnet_data_base
-    except LayoutError:
-        return None
-    return _moved(kernel, entry.address, base)
+        if plain is not None:
+            yield 0, plain.address
+        return
+    if "vnet" not in kernel.layouts or not kernel.has_symbol("vnet0"):
+        return
+    first = kernel.pointer(kernel.address_of("vnet0"))
+    yield first, _moved(kernel, entry.address, kernel.view("vnet", first).vnet_data_base)
+    head = kernel.symbol("vnet_head")
+    if head is None:
+        return
+    for vnet, (base,) in list_foreach(
+        kernel, head.address, "vnet", "vnet_le", ["vnet_data_base"], what="vnet_head"
+    ):
+        if vnet != first:
+            yield vnet, _moved(kernel, entry.address, base)
 
 
 def _moved(kernel: Kernel, entry: int, distance: int) -> int:

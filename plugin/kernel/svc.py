@@ -10,7 +10,7 @@ from typing import Iterator, List, NamedTuple, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
-from plugin.kernel.pcpu import vnet_address
+from plugin.kernel.pcpu import vnet_addresses
 from plugin.kernel.queue import list_foreach, tailq_foreach
 from plugin.session import Kernel
 
@@ -46,13 +46,11 @@ def pools(kernel: Kernel) -> List[Pool]:
     found = []
     for name in _POOLS:
         try:
-            at = vnet_address(kernel, name)
-            if at is None:
-                symbol = kernel.symbol(name)
-                at = symbol.address if symbol is not None else None
-            address = kernel.pointer(at) if at is not None else 0
-            if address and "__rpc_svcpool" in kernel.layouts:
-                found.append(_pool(kernel, address))
+            # Each network stack of a VIMAGE kernel may have a pool of its own.
+            for _, at in vnet_addresses(kernel, name):
+                address = kernel.pointer(at)
+                if address and "__rpc_svcpool" in kernel.layouts:
+                    found.append(_pool(kernel, address))
         except (MemoryFault, LayoutError) as error:
             kernel.warnings.add(name, None, str(error), partial=False)
     return found

@@ -46,6 +46,14 @@ STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_GNU_IFUNC = 0, 1, 2
 NT_GNU_BUILD_ID = 3
 
 _KINDS = {STT_OBJECT: "object", STT_FUNC: "function", STT_GNU_IFUNC: "function"}
+SHT_RELA, SHT_REL = 4, 9
+#: relocations of debug information that are a symbol's value and an addend: their widths
+_RELOCATIONS = {
+    "amd64": {1: 8, 10: 4, 11: 4},  # R_X86_64_64, _32, _32S
+    "arm64": {257: 8, 258: 4},  # R_AARCH64_ABS64, _ABS32
+    "i386": {1: 4},  # R_386_32
+    "riscv64": {1: 4, 2: 8},  # R_RISCV_32, _64
+}
 #: more headers or symbols than any kernel has: a damaged file
 _MOST_HEADERS = 1 << 20
 _MOST_BYTES = 1 << 32
@@ -386,12 +394,50 @@ class ElfFile:
 
     def section(self, name: str) -> Optional[bytes]:
         """The bytes of the first section of that name that has any, decompressed; else None."""
-        for section in self.sections:
+        for index, section in enumerate(self.sections):
             if section.name == name:
                 data = self._content(section)
                 if data is not None:
-                    return self._inflated(section, data)
+                    return self._relocated(index, self._inflated(section, data))
         return None
+
+    def _relocated(self, index: int, data: Optional[bytes]) -> Optional[bytes]:
+        """Debug information of a relocatable file (a module of amd64) as if it were linked.
+
+        Only what refers from one debug section into another: each begins at 0.
+        """
+        own = next(
+            (s for s in self.sections if s.type in (SHT_RELA, SHT_REL) and s.info == index), None
+        )
+        if data is None or own is None or self.etype != ET_REL or not self._is_debug(index):
+            return data
+        entries = self._content(own)
+        entries = self._inflated(own, entries) if entries is not None else None
+        if entries is None:
+            return None
+        wide, explicit = self.bits == 64, own.type == SHT_RELA
+        form = struct.Struct({True: "<QQq", False: "<IIi"}[wide][: 4 if explicit else 3])
+        widths = _RELOCATIONS.get(self.arch, {})
+        shift, mask = (32, 0xFFFFFFFF) if wide else (8, 0xFF)
+        symbols = memoryview(self.table.symbols).cast("Q" if wide else "I")[1 :: 3 if wide else 4]
+        made = bytearray(data)
+        usable = len(entries) // form.size * form.size
+        for offset, info, *addend in form.iter_unpack(entries[:usable]):
+            width, symbol = widths.get(info & mask), info >> shift
+            if width is None or offset + width > len(made) or symbol >= len(symbols):
+                continue
+            value = symbols[symbol]
+            if explicit:
+                value += addend[0]
+            else:
+                value += int.from_bytes(made[offset : offset + width], "little")
+            made[offset : offset + width] = (value & ((1 << 8 * width) - 1)).to_bytes(
+                width, "little"
+            )
+        return bytes(made)
+
+    def _is_debug(self, index: int) -> bool:
+        return self.sections[index].name.startswith(".debug_")
 
     def _inflated(self, section: Section, data: bytes) -> Optional[bytes]:
         if not section.flags & SHF_COMPRESSED:
