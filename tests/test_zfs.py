@@ -759,3 +759,140 @@ def test_a_commit_whose_block_is_not_issued_waits_for_who_has_the_issuers_lock(
     cause = only_cause(answer)
     assert (cause["kind"], cause["certainty"]) == ("device", "proven")
     assert f"{issuer.tid} first" in answer.labels(user.tid)
+
+
+# The rest of ZFS's condition variables
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1300139, 1402000, 1500068])
+def test_a_synchronous_read_of_a_block_being_read_waits_for_that_read(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    m = g.m
+    read = g.pool.zio("READ", size=4096).over(g.leaf().at_device())
+    callback = m.new("arc_callback", arena="kva", acb_zio_head=read)
+    cv, wmesg = 0, "acb->acb_wait_cv"
+    if callback.has("acb_wait_cv"):
+        cv = callback.at("acb_wait_cv")
+    else:
+        hdr = m.new("arc_buf_hdr", arena="kva")
+        hdr["b_l1hdr.b_acb"] = callback
+        cv, wmesg = hdr.at("b_l1hdr.b_cv"), "hdr->b_l1hdr.b_cv"
+    user = g.thread("second", "arc_read", "dbuf_read", "zfs_read")
+    g.pool.sleeps(user, cv, wmesg)
+    answer = explain(m, tmp_path)
+    assert only_cause(answer)["certainty"] == "proven"
+    assert kinds(answer, user.tid) == ["thread", "zio", "zio", "bio", "provider"]
+
+
+@pytest.mark.parametrize("osreldate", [903000, 1004000, 1402000, 1500068])
+def test_a_wait_for_a_whole_log_waits_for_its_blocks_under_way(
+    osreldate: int, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    m = g.m
+    new = m.has("zilog", "zl_lwb_io_cv")
+    root = g.pool.tree(g.leaf("WRITE").at_device())
+    lwb = g.pool.log_block(root) if new else g.pool.old_log_block(root)
+    zilog = m.view("zilog", lwb["lwb_zilog"])
+    member = "zl_lwb_io_cv" if new else "zl_cv_batch[1]"
+    wmesg = "zilog->zl_lwb_io_cv" if new else "zilog->zl_cv_batch[mybatch & 1]"
+    user = g.thread("fsync", "zil_commit", "zfs_fsync")
+    g.pool.sleeps(user, zilog.at(member), wmesg)
+    answer = explain(m, tmp_path)
+    assert only_cause(answer)["kind"] == "device"
+    assert answer.labels(user.tid)[1] == "log of tank"
+
+
+@pytest.mark.parametrize("osreldate", [903000, 1201000, 1402000, 1500068])
+@pytest.mark.parametrize("wait", ["quiesced", "holds"])
+def test_who_waits_for_the_next_group_waits_for_the_one_that_syncs(
+    osreldate: int, wait: str, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    threads = g.pool.threads()
+    g.pool.idle(threads["quiesce"], "quiesce")
+    g.pool.tree(g.leaf("WRITE").at_device()).waited_by(threads["sync"])
+    user = g.thread("user", "txg_wait_open", "dmu_tx_wait", "zfs_write")
+    if wait == "quiesced":
+        g.pool.sleeps(user, g.pool.tx.at("tx_quiesce_done_cv"), "tx->tx_quiesce_done_cv")
+    else:
+        dnode = g.m.new("dnode", arena="kva", dn_objset=g.pool.objset)
+        g.pool.sleeps(user, dnode.at("dn_notxholds"), "dn->dn_notxholds")
+    answer = explain(g.m, tmp_path)
+    assert set(only_cause(answer)["tids"]) == {user.tid, threads["sync"].tid}
+
+
+@pytest.mark.parametrize("osreldate", [1201000, 1300139, 1402000, 1500068])
+@pytest.mark.parametrize("work", ["scrub", "initialize", "trim"])
+def test_work_on_a_vdev_waits_for_its_io_under_way(
+    osreldate: int, work: str, tmp_path: Path
+) -> None:
+    g = Ground(osreldate)
+    if work == "trim" and not g.m.has("vdev", "vdev_trim_io_cv"):
+        pytest.skip("no TRIM thread yet")
+    g.leaf().at_device()
+    thing, member = g.vdev.obj, f"vdev_{work}_io_cv"
+    if work == "scrub":
+        thing, member = g.pool.spa, "spa_scrub_io_cv"
+    worker = g.m.procs.kthread("work", "zfskern", ("zfs_example", "fork_exit"))
+    prefix = "spa" if work == "scrub" else "vd"
+    g.pool.sleeps(worker, thing.at(member), f"{prefix}->{member}")
+    answer = explain(g.m, tmp_path)
+    cause = only_cause(answer)
+    assert cause["summary"] == "da0 has not returned 1 read" and cause["tids"] == [worker.tid]
+    assert "queue of vdev da0" in answer.labels(worker.tid)
+
+
+# In a module, without debug information: each of them
+
+
+def _in_module(g: Ground, name: str) -> Any:
+    pool, m = g.pool, g.m
+    user = g.thread("user", "zil_commit", "zfs_fsync")
+    if name == "log":
+        pool.commits(user, pool.log_block(pool.tree(g.leaf("WRITE").at_device())))
+    elif name == "buffer":
+        pool.zio("READ").about(54, 17, 26).over(g.leaf().about(54, 17, 26).at_device())
+        pool.sleeps(user, pool.dbuf(17, 26).at("db_changed"), "db->db_changed")
+    elif name == "throttle":
+        held = pool.zio("WRITE", size=4096).over(g.leaf("WRITE").at_device())
+        held.obj["io_stage"] = m.constant("ZIO_STAGE_DVA_ALLOCATE") << 1
+        waiting = pool.zio("WRITE", size=4096)
+        pool.throttled(waiting)
+        pool.zio().over(waiting).waited_by(user)
+    else:
+        holder = g.thread("holder", "zio_wait", "zfs_write", "vn_write")
+        pool.tree(g.leaf().at_device()).waited_by(holder)
+        if name == "range":
+            locked = pool.locked_range(0, 4096)
+            pool.holds(holder, "zfs_write", locked, 4)
+            pool.waits_for_range(user, locked)
+        elif name == "config lock":
+            lock = pool.config_lock(4)
+            lock["scl_writer"] = holder
+            pool.sleeps(user, lock.at("scl_cv"), "scl->scl_cv")
+        else:
+            lock = pool.dsl_pool.sub("dp_config_rwlock")
+            lock["rr_writer"] = holder
+            pool.sleeps(user, lock.at("rr_cv"), "rrl->rr_cv")
+    return user
+
+
+@pytest.mark.parametrize(
+    "name", ["log", "buffer", "throttle", "range", "config lock", "reader-writer lock"]
+)
+@pytest.mark.parametrize("osreldate", [1201000, 1402000])
+def test_each_wait_in_a_module_known_from_memory_alone_ends_as_in_a_kernel_with_zfs(
+    osreldate: int, name: str, tmp_path: Path
+) -> None:
+    told = []
+    for module in (False, True):
+        g = Ground(osreldate, module=module)
+        user = _in_module(g, name)
+        answer = explain(g.m, tmp_path / str(module))
+        cause = answer.cause_of(user.tid)
+        assert cause is not None and cause["kind"] == "device"
+        told.append((answer.verdict, cause["certainty"], kinds(answer, user.tid)))
+    assert told[0] == told[1]

@@ -407,6 +407,14 @@ class Pool:
         self.append(zilog.at("zl_lwb_list"), "lwb", "lwb_node", lwb)
         return lwb
 
+    def old_log_block(self, write: Zio) -> Obj:
+        """To 11.x a block has one zio, lwb_zio, and no state."""
+        m = self.machine
+        zilog = m.new("zilog", arena="kva", zl_spa=self.spa, zl_os=self.objset)
+        lwb = m.new("lwb", arena="kva", lwb_zilog=zilog, lwb_zio=write)
+        self.append(zilog.at("zl_lwb_list"), "lwb", "lwb_node", lwb)
+        return lwb
+
     def commits(self, thread: Thread, lwb: Optional[Obj]) -> Obj:
         """The thread is in zil_commit_waiter() for a block of the log."""
         m = self.machine

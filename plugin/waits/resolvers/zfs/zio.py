@@ -202,15 +202,60 @@ def zio(case: Case) -> Optional[Verdict]:
 
 @resolver("zfs_joined")
 def joined(case: Case) -> Optional[Verdict]:
-    """arc_read() with ARC_WAIT: another's read of the same block."""
+    """arc_read() with ARC_WAIT: another's read of the same block.
+
+    On a condition variable of the ARC's header to 13.x, of the arc_callback from 14.0 on.
+    """
     kernel = case.kernel
-    if not kernel.layouts.has("arc_callback", "acb_wait_cv"):
+    if kernel.layouts.has("arc_callback", "acb_wait_cv"):
+        callback = case.channel.container("arc_callback", "acb_wait_cv")
+    elif kernel.layouts.has("arc_buf_hdr", "b_l1hdr.b_cv"):
+        header = case.channel.container("arc_buf_hdr", "b_l1hdr.b_cv")
+        callback = try_peek(kernel, "arc_buf_hdr", header, "b_l1hdr.b_acb", 0)
+    else:
         return other(case)
-    callback = case.channel.container("arc_callback", "acb_wait_cv")
-    head = try_peek(kernel, "arc_callback", callback, "acb_zio_head", 0)
+    head = try_peek(kernel, "arc_callback", callback, "acb_zio_head", 0) if callback else 0
     if not head:
         return other(case)
     case.waits_for(
         zio_node(case.builder, head), Certainty.PROVEN, f"{case.said()}; acb_zio_head {head:#x}"
     )
     return Verdict(Status.STUCK, "waits for another's ZFS read", case.row)
+
+
+@resolver("zfs_vdev_io")
+def of_a_vdev(case: Case) -> Optional[Verdict]:
+    """Scrubbing, initialising and TRIM keep some I/O under way: of that some has to end."""
+    builder, kernel = case.builder, case.kernel
+    for member in ("vdev_initialize_io_cv", "vdev_trim_io_cv"):
+        if member not in (case.thread.wmesg or "") or not kernel.layouts.has("vdev", member):
+            continue
+        address = case.channel.container("vdev", member)
+        for spa in spa_module.spas(kernel):
+            for vdev in judge.vdevs_of(kernel, spa.address):
+                if vdev.address == address:
+                    case.waits_for(queue_node(builder, vdev), Certainty.PROVEN, case.said())
+                    return Verdict(Status.STUCK, f"waits for I/O of {vdev.name}", case.row)
+    if not kernel.layouts.has("spa", "spa_scrub_io_cv"):
+        return other(case)
+    found = spa_module.spa_of(kernel, case.channel.container("spa", "spa_scrub_io_cv"))
+    if found is None:
+        return other(case)
+    node = builder.node(NodeKind.QUEUE, f"scrub:{found.address:#x}", f"scrub of pool {found.name}")
+    case.waits_for(node, Certainty.PROVEN, case.said())
+    if is_new(builder, node):
+        node.any = True
+        for leaf in judge.leaves(kernel):
+            queue = leaf.queue if leaf.spa.address == found.address else None
+            if queue is not None and (queue.active or queue.waiting):
+                builder.join(
+                    node,
+                    queue_node(builder, leaf.vdev),
+                    EdgeKind.NEEDS,
+                    Certainty.CATALOGUED,
+                    "its I/O goes through the queues of the pool's vdevs",
+                )
+    if is_new(builder, node):
+        why = "no zio is in the queue of a vdev of the pool"
+        node.end = End(CauseKind.UNKNOWN, f"{node.label}: {why}", "vq_active")
+    return Verdict(Status.STUCK, f"waits for I/O of pool {found.name}'s scrub", case.row)
