@@ -13,6 +13,7 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
 from plugin.kernel import locks, witness
+from plugin.kernel.lock_object import UNREAD
 from plugin.kernel.locks import Lock
 from plugin.kernel.proc import Thread, thread_at, threads
 from plugin.kernel.sleepqueue import Sleep, sleeps
@@ -162,7 +163,7 @@ def holders(kernel: Kernel, lock: Lock, waiting: List[Thread]) -> List[Holder]:
         thread = thread_at(kernel, address)
         if thread is None:
             kernel.warnings.add(
-                f"{lock.lc_name} lock {lock.name!r}",
+                f"{lock.lc_name} lock {lock.name or UNREAD!r}",
                 lock.address,
                 f"its owner {address:#x} is no thread",
             )
@@ -321,10 +322,10 @@ def guarded(kernel: Kernel, lock: Lock) -> List[int]:
 
     A vnode for its own lock, a struct zvol_state or zfsvfs for those of ZFS.
     """
-    vnode = vnode_of_lock(kernel, lock.address)
-    volume = zvol_around(kernel, lock.address) if "zv_" in lock.name else None
+    vnode, name = vnode_of_lock(kernel, lock.address), lock.name or ""
+    volume = zvol_around(kernel, lock.address) if "zv_" in name else None
     found = [vnode, volume.address if volume is not None else None]
-    if lock.name.startswith("zfs teardown"):
+    if name.startswith("zfs teardown"):
         found.append(zfsvfs_around(kernel, lock.address))
     return [address for address in found if address is not None]
 

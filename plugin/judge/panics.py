@@ -22,6 +22,7 @@ from plugin.judge.pages import (
     stack_words,
 )
 from plugin.kernel import witness
+from plugin.kernel.lock_object import quoted
 from plugin.kernel.locks import Lock, lock_at
 from plugin.kernel.msgbuf import message_buffer
 from plugin.kernel.proc import Thread, thread_at, thread_by_tid, threads
@@ -349,7 +350,7 @@ def _recursed(kernel: Kernel, message: str) -> Optional[Tuple[Optional[Thread], 
     lock = next(
         (lock for lock in mine if lock.name == name or f"{lock.address:x}" in message), None
     )
-    what = f'{lock.lc_name} "{lock.name}" at {lock.address:#x}' if lock else f'lock "{name}"'
+    what = f"{lock.lc_name} {quoted(lock.name)} at {lock.address:#x}" if lock else f'lock "{name}"'
     proof = ", whose word names it as the owner" if lock else ""
     place = f" (asked for at {match['at']})" if match["at"] else ""
     return thread, (
@@ -372,7 +373,7 @@ def _destroyed(kernel: Kernel, message: str) -> Optional[Tuple[Optional[Thread],
     ]
     text = f"{who} asked for a {match[1]} that has been destroyed"
     for lock in found[:1]:
-        text += f': "{lock.name}" at {lock.address:#x}'
+        text += f": {quoted(lock.name)} at {lock.address:#x}"
         last = [held.tid for held, _ in witness.holders(kernel).get(lock.address, ())]
         if last:
             text += f"; WITNESS still has it as held by {', '.join(map(str, last))}"
@@ -385,7 +386,7 @@ def _locks_on_stack(kernel: Kernel, thread: Thread) -> Iterator[Lock]:
     for word in dict.fromkeys(words):
         if kernel.is_kernel_address(word):
             lock = lock_at(kernel, word)
-            if lock is not None and lock.name:
+            if lock is not None and lock.name != "":
                 yield lock
 
 

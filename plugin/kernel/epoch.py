@@ -9,7 +9,7 @@ from typing import List, NamedTuple, Optional
 
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.queue import tailq_foreach
-from plugin.session import Kernel
+from plugin.session import Kernel, View
 
 #: UMA's per-CPU allocations lie this far apart (UMA_PCPU_ALLOC_SIZE)
 _PCPU_STRIDE = 4096
@@ -28,17 +28,31 @@ class Epoch(NamedTuple):
     draining: int
 
 
+def is_epoch(kernel: Kernel, address: int) -> bool:
+    """Whether a struct epoch is at ``address``: its first CPU's record points back at it."""
+    try:
+        record = kernel.view("epoch_record", _records(kernel, kernel.view("epoch", address)))
+        return bool(record.er_parent == address)
+    except (MemoryFault, LayoutError):
+        return False
+
+
+def _records(kernel: Kernel, view: View) -> int:
+    """The struct epoch_record of CPU 0."""
+    base: int = view.e_pcpu_record
+    if kernel.has_symbol("__pcpu") and base and not kernel.is_kernel_address(base):
+        # amd64 from 13.0 on keeps per-CPU pointers relative to its pcpu array.
+        relative = kernel.global_value("__pcpu", 0)
+        base = (base + relative) & ((1 << 8 * kernel.pointer_size) - 1)
+    return base
+
+
 def epoch_at(kernel: Kernel, address: int) -> Optional[Epoch]:
     """The struct epoch at ``address``, None where it cannot be read."""
     try:
         view = kernel.view("epoch", address)
-        name = kernel.try_cstring(view.e_name) if view.has("e_name") and view.e_name else ""
-        base = view.e_pcpu_record
-        if kernel.has_symbol("__pcpu"):
-            # amd64 from 13.0 on keeps per-CPU pointers relative to its pcpu array.
-            relative = kernel.global_value("__pcpu", 0)
-            if base and not kernel.is_kernel_address(base):
-                base = (base + relative) & ((1 << 8 * kernel.pointer_size) - 1)
+        name = kernel.name_at("epoch", view.e_name) if view.has("e_name") else ""
+        base = _records(kernel, view)
         inside: List[int] = []
         for cpu in range(min(kernel.global_value("mp_maxid", 0) + 1, _MAX_CPUS)):
             inside += _inside(kernel, address, base + cpu * _PCPU_STRIDE)

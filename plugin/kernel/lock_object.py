@@ -19,10 +19,13 @@ CLASS_SYMBOLS: Dict[str, str] = {}
 
 
 class LockObject(NamedTuple):
-    """``name`` is lo_name, ``lc_name`` its class's ("sx", "lockmgr", "sleep mutex", ...)."""
+    """``name`` is lo_name, ``lc_name`` its class's ("sx", "lockmgr", "sleep mutex", ...).
+
+    None for a name that could not be read: it is equal to none, and no name's absence.
+    """
 
     address: int
-    name: str
+    name: Optional[str]
     lc_name: str
     flags: int
 
@@ -94,11 +97,20 @@ def lock_object(kernel: Kernel, address: int) -> Optional[LockObject]:
     return LockObject(address, _lock_name(kernel, address, view.lo_name), lc_name, flags)
 
 
-def _lock_name(kernel: Kernel, lock: int, at: int) -> str:
-    """lo_name as text; "" with a finding where it cannot be read, which is equal to no name."""
+def _lock_name(kernel: Kernel, lock: int, at: int) -> Optional[str]:
+    """lo_name as text; None with a finding where it cannot be read."""
     try:
         # What points elsewhere is no name: whoever asked took for a lock what is none.
         return kernel.cstring(at) if kernel.is_kernel_address(at) else ""
     except MemoryFault as fault:
         kernel.warnings.add(f"lock {lock:#x}", fault.address, f"its name: {fault.reason}")
-        return ""
+        return None
+
+
+#: what stands for a name that could not be read
+UNREAD = "(name unread)"
+
+
+def quoted(name: Optional[str]) -> str:
+    """A lock's name in quotes, or that it could not be read."""
+    return UNREAD if name is None else f'"{name}"'

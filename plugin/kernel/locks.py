@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
+from plugin.caching import LAYOUT, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel.counter import zpcpu_offsets
-from plugin.kernel.lock_object import CLASS_SYMBOLS, LockObject, lock_object
+from plugin.kernel.lock_object import CLASS_SYMBOLS, UNREAD, LockObject, lock_object
 from plugin.kernel.queue import list_foreach
 from plugin.session import Kernel
 
@@ -42,11 +43,12 @@ class Lock(NamedTuple):
     handed to the I/O, LK_KERNPROC), "destroyed" or "unreadable".  ``owners``
     are addresses of struct thread; a shared hold has none, for the kernel
     counts readers (``sharers``) and does not name them.  ``flags`` are the
-    names of the waiter bits set in the word.
+    names of the waiter bits set in the word.  ``name`` is None where it could
+    not be read.
     """
 
     address: int
-    name: str
+    name: Optional[str]
     lc_name: str
     state: str
     owners: Tuple[int, ...] = ()
@@ -77,15 +79,21 @@ def decode(kernel: Kernel, lock: LockObject) -> Lock:
     kind = lock_class_named(lock.lc_name)
     if kind is None:
         kernel.warnings.add(
-            f"lock {lock.name!r}", lock.address, f"is of an unknown class, {lock.lc_name!r}"
+            f"lock {lock.name or UNREAD!r}",
+            lock.address,
+            f"is of an unknown class, {lock.lc_name!r}",
         )
         return Lock(lock.address, lock.name, lock.lc_name, "unreadable")
     try:
         return kind.decode(kernel, lock)
     except MemoryFault as fault:
-        kernel.warnings.add(f"{lock.lc_name} lock {lock.name!r}", fault.address, fault.reason)
+        kernel.warnings.add(
+            f"{lock.lc_name} lock {lock.name or UNREAD!r}", fault.address, fault.reason
+        )
     except LayoutError as error:
-        kernel.warnings.add(f"{lock.lc_name} lock {lock.name!r}", lock.address, str(error))
+        kernel.warnings.add(
+            f"{lock.lc_name} lock {lock.name or UNREAD!r}", lock.address, str(error)
+        )
     return Lock(lock.address, lock.name, lock.lc_name, "unreadable")
 
 
@@ -156,6 +164,33 @@ def lock_class_named(name: str) -> Optional[LockClass]:
 def lock_classes() -> List[LockClass]:
     """Every kind of lock, in the order in which they stand below."""
     return list(_CLASSES.values())
+
+
+@cached(LAYOUT)
+def _held_counters(kernel: Kernel) -> Tuple[str, ...]:
+    """Members of struct thread that count what it holds.
+
+    td_locks counts all but spin mutexes, and from 13.0 on INVARIANTS kernels alone keep it.
+    """
+    members = ["td_locks", *(kind.reader_count for kind in lock_classes() if kind.reader_count)]
+    return tuple(m for m in dict.fromkeys(members) if kernel.layouts.has("thread", m))
+
+
+def held_counts(kernel: Kernel, thread: int) -> Dict[str, int]:
+    """{member: how many} of the counters of held locks in a struct thread * that are not 0.
+
+    Nothing where the kernel keeps none; a finding where they cannot be read.
+    """
+    members = _held_counters(kernel)
+    if not members:
+        return {}
+    fields = kernel.layouts.fields("thread", *members)
+    try:
+        values = fields.unpack(kernel.read(thread, fields.span))
+    except MemoryFault as fault:
+        kernel.warnings.add("struct thread", fault.address, f"{thread:#x}: {fault.reason}")
+        return {}
+    return {member: value for member, value in zip(members, values) if value}
 
 
 def word_for(name: str) -> str:
@@ -514,7 +549,9 @@ class _Sx(LockClass):
                 return None
             found = lock_object(kernel, channel.address)
             # Its name is the wait message: two that could not be read are not the same.
-            named = found is not None and found.name and found.name == channel.text
+            named = found is not None and (
+                found.name == channel.text if found.name else channel.type == "sx"
+            )
             return decode(kernel, found) if found and named and found.lc_name == SX else None
         # The condition variable's own name must be the very string the thread sleeps with.
         for member in ("sx_shrd_cv", "sx_excl_cv"):

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.kernel import census
-from plugin.kernel.lock_object import LockObject, lock_object
+from plugin.kernel.lock_object import UNREAD, LockObject, lock_object
 from plugin.kernel.queue import list_foreach, tailq_foreach
 from plugin.session import Kernel
 
@@ -367,11 +367,14 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                     if lock_address not in locks:
                         locks[lock_address] = lock_object(kernel, lock_address)
                     lock = locks[lock_address]
-                name = _string(kernel, lockname, strings) or ""
+                name = _string(kernel, lockname, strings)
                 if lock is None:
                     kernel.warnings.add(f"thread {tid}", lock_address, "the lock it waits for")
                     lock = LockObject(lock_address, name, "unknown", 0)
-                wmesg, channel = "*" + (name or lock.name), blocked or None
+                elif lock.name is None and name is not None:
+                    # td_lockname is another pointer to it.
+                    lock = lock._replace(name=name)
+                wmesg, channel = "*" + (name or lock.name or UNREAD), blocked or None
                 since = extra.get("td_blktick")
             elif inhibitors & tdi["SLEEPING"] or (wchan and state == "swapped"):
                 wmesg, channel = _string(kernel, wmesg_at, strings), wchan or None

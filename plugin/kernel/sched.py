@@ -38,6 +38,8 @@ def dispatch(kernel: Kernel, thread: Thread) -> Dispatch:
     involuntary = _member(kernel, thread, "td_swinvoltick")
     held = _member(kernel, thread, "td_pinned")
     queue = ts_cpu(kernel, thread)
+    if queue is None:
+        queue = runq_cpu(kernel, thread)
     # sched_pin() keeps a thread where it is; sched_bind() names another CPU in ts_cpu.
     at = thread.lastcpu if queue is None or thread.state != "runnable" else queue
     pinned = at if held is not None and 0 < held < 1 << 31 else None
@@ -136,10 +138,41 @@ def ts_cpu(kernel: Kernel, thread: Thread) -> Optional[int]:
     if not layouts.has("td_sched", "ts_cpu") or not any(kernel.has_symbol(n) for n in _ULE):
         return None
     try:
-        at = thread.address + layouts.sizeof("thread")
-        if layouts.has("thread", "td_sched"):
-            at = kernel.pointer(thread.address + layouts.offsetof("thread", "td_sched"))
-        cpu: int = kernel.view("td_sched", at).ts_cpu
+        cpu: int = kernel.view("td_sched", _td_sched(kernel, thread)).ts_cpu
     except MemoryFault:
         return None
     return cpu if 0 <= cpu < _MAX_CPUS else None
+
+
+def _td_sched(kernel: Kernel, thread: Thread) -> int:
+    layouts = kernel.layouts
+    if layouts.has("thread", "td_sched"):
+        return kernel.pointer(thread.address + layouts.offsetof("thread", "td_sched"))
+    return thread.address + layouts.sizeof("thread")
+
+
+#: a struct td_sched of 4BSD is not larger, in bytes
+_TD_SCHED = 64
+
+
+def runq_cpu(kernel: Kernel, thread: Thread) -> Optional[int]:
+    """The CPU whose own queue of runq_pcpu[] a thread's ts_runq is (kern/sched_4bsd.c).
+
+    sched_bind() and sched_add() of a bound thread choose such a queue; all others share one.
+    The place of ts_runq in 4BSD's struct td_sched differs by version: what points into
+    runq_pcpu[] is it.  None without 4BSD.
+    """
+    table = kernel.symbol("runq_pcpu")
+    if table is None or "runq" not in kernel.layouts:
+        return None
+    size, word = kernel.layouts.sizeof("runq"), kernel.pointer_size
+    try:
+        raw = kernel.read(_td_sched(kernel, thread), _TD_SCHED)
+    except MemoryFault:
+        return None
+    for at in range(0, _TD_SCHED, word):
+        place = int.from_bytes(raw[at : at + word], "little") - table.address
+        cpu, rest = divmod(place, size)
+        if not rest and cpu in running(kernel):
+            return cpu
+    return None

@@ -144,7 +144,8 @@ def taskqueues(kernel: Kernel) -> List[TaskQueue]:
     for thread in threads(kernel):
         if thread.wmesg == "-" and thread.wchan:
             take(thread.wchan)
-        elif _may_serve(kernel, thread):
+        # Up to 12.x a worker that drains another queue's task sleeps with the same message.
+        if thread.wchan not in found and _may_serve(kernel, thread):
             busy.append(thread)
     known = {worker for queue in found.values() for worker in queue.threads}
     for thread in busy:

@@ -7,6 +7,7 @@ from typing import Dict, List, Tuple
 from plugin.judge.held import bufs_with_locks, has_witness, held_locks, vnodes_with_locks
 from plugin.judge.locks import Contended
 from plugin.kernel import locks, witness
+from plugin.kernel.lock_object import UNREAD
 from plugin.kernel.proc import Thread, thread_at
 from plugin.render.klocks import called, lock_data
 from plugin.render.report import Report
@@ -97,6 +98,11 @@ def _held(kernel: Kernel, entry: Contended) -> str:
     return f"EXCL by thread {thread.address:#x} (pid {thread.pid}, {thread.comm}, tid {thread.tid})"
 
 
+def _type_of(kernel: Kernel, entry: Contended) -> str:
+    name = entry.lock.name or UNREAD
+    return f"lock type {name}: {_held(kernel, entry)}{_waiting(entry)}"
+
+
 def locked_vnodes(kernel: Kernel) -> Report:
     """`show lockedvnods`: vnode, type, mount and path, and its lock."""
     found = vnodes_with_locks(kernel)
@@ -105,7 +111,8 @@ def locked_vnodes(kernel: Kernel) -> Report:
     for vnode, entry in found:
         report.heading(f"vnode {vnode.address:#x}: type {vnode.type}  {vnode.label}")
         report.text(
-            f"lock type {entry.lock.name}: {_held(kernel, entry)}{_waiting(entry)}", indent=4
+            f"lock type {entry.lock.name or UNREAD}: {_held(kernel, entry)}{_waiting(entry)}",
+            indent=4,
         )
     return report
 
@@ -124,6 +131,7 @@ def locked_bufs(kernel: Kernel) -> Report:
             indent=4,
         )
         report.text(
-            f"lock type {entry.lock.name}: {_held(kernel, entry)}{_waiting(entry)}", indent=4
+            f"lock type {entry.lock.name or UNREAD}: {_held(kernel, entry)}{_waiting(entry)}",
+            indent=4,
         )
     return report

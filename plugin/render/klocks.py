@@ -6,6 +6,7 @@ from typing import Any, Dict, List
 
 from plugin.judge.locks import Contended, Holder, contended
 from plugin.kernel import locks
+from plugin.kernel.lock_object import UNREAD, quoted
 from plugin.kernel.vnode import vnode_at, vnode_of_lock
 from plugin.render.report import Report
 from plugin.session import Kernel
@@ -67,9 +68,9 @@ def one_lock(kernel: Kernel, entry: Contended) -> Report:
 def called(kernel: Kernel, lock: locks.Lock) -> str:
     """'sx "proctree"', or what the lock of a vnode is called."""
     name = lock_name(kernel, lock)
-    if name != lock.name:
+    if name not in (lock.name, UNREAD):
         return name
-    return f'{locks.word_for(lock.lc_name)} "{name}"'
+    return f"{locks.word_for(lock.lc_name)} {quoted(lock.name)}"
 
 
 def _short_state(lock: locks.Lock) -> str:
@@ -84,7 +85,7 @@ def lock_name(kernel: Kernel, lock: locks.Lock) -> str:
     """The lock's name; for a vnode's lock the file system and path too."""
     vnode = vnode_of_lock(kernel, lock.address) if lock.lc_name == locks.LOCKMGR else None
     found = vnode_at(kernel, vnode) if vnode is not None else None
-    return found.label if found is not None else lock.name
+    return found.label if found is not None else UNREAD if lock.name is None else lock.name
 
 
 def _who(held: List[Holder]) -> str:

@@ -372,7 +372,11 @@ def _cause_key(graph: Graph, solution: Solution, id: str, kind: CauseKind) -> st
     if kind not in (CauseKind.UNKNOWN, CauseKind.EXTERNAL):
         return cause
     threads = [node.id for node in path_of(graph, solution, id)[1:] if node.kind == NodeKind.THREAD]
-    return threads[-1] if threads else cause
+    if threads:
+        return threads[-1]
+    # Who is waited for himself is the cause that the others are counted under.
+    owned = any(edge.causal and edge.kind is EdgeKind.OWNED_BY for edge in graph.into.get(id, ()))
+    return id if owned else cause
 
 
 def _cause(

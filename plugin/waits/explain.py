@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plugin.catalogue import Catalogue
 from plugin.errors import WchanError
-from plugin.kernel.locks import RMS
+from plugin.kernel.locks import RMS, held_counts
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
 from plugin.waits import resolvers
@@ -90,4 +90,72 @@ def _explain_sleep(builder: Builder, thread: Thread, node: Node) -> Verdict:
             f'thread {thread.tid} in "{thread.wmesg}"', channel.address, said
         )
         found = None
-    return found if found is not None else generic(case, why)
+    verdict = found if found is not None else generic(case, why)
+    by_message = why == "message"
+    doubt = _doubt(builder, thread, verdict, by_message)
+    return _doubted(case, doubt) if doubt else verdict
+
+
+#: how the names of functions begin through which a thread leaves its CPU
+_SLEEPS = (
+    "sched_",
+    "mi_switch",
+    "sleepq_",
+    "_sleep",
+    "msleep",
+    "tsleep",
+    "_cv_",
+    "cv_",
+    "pause",
+    "linux_",
+)
+#: so many functions of its own a service has on its stack, at most, when it waits for work
+_DEEPEST = 4
+#: functions that have called what the thread is at: it has work
+_CALLERS = (
+    "taskqueue_run_locked",
+    "gtaskqueue_run_locked",
+    "ithread_execute_handlers",
+    "intr_event_execute_handlers",
+    "softclock_call_cc",
+    "VOP_",
+)
+
+
+def _doubt(builder: Builder, thread: Thread, verdict: Verdict, by_message: bool) -> str:
+    """Why a sleep in a calm message is not calm, "" where nothing speaks against it.
+
+    Nobody waits for work, or for the world, with a lock held.  A service of the kernel's own
+    waits in its main loop: where the message alone tells, the stack has to agree.
+    """
+    if verdict.status not in (Status.IDLE, Status.BENIGN):
+        return ""
+    held = held_counts(builder.kernel, thread.address)
+    if held:
+        counts = ", ".join(f"{member} {value}" for member, value in held.items())
+        return f"it holds a lock meanwhile ({counts})"
+    if not by_message:
+        return ""
+    if not builder.is_kernel_thread(thread):
+        sleep = builder.sleeps.get(thread.address)
+        ends = sleep is None or sleep.interruptible or sleep.timed
+        return "" if ends else "it is a process's, and neither a signal nor a timeout ends it"
+    if verdict.status is Status.BENIGN:
+        return ""
+    frames = [frame for frame in builder.stack(thread) if not frame.startswith(_SLEEPS)]
+    if "fork_exit" not in frames:
+        return ""
+    own = frames[: frames.index("fork_exit")]
+    if len(own) > _DEEPEST or any(frame.startswith(_CALLERS) for frame in own):
+        return f"it is at work in {own[0]}()"
+    return ""
+
+
+def _doubted(case: Case, doubt: str) -> Verdict:
+    """Stuck for what is not understood: the calm reading of its message is contradicted."""
+    said = f"sleeps as an idle thread does, but {doubt}"
+    for edge in case.builder.graph.successors(case.node.id):
+        node = case.builder.graph.nodes[edge.target]
+        if node.end is None or node.end.kind is CauseKind.EXTERNAL:
+            node.end = End(CauseKind.UNKNOWN, f"{node.label}: {said}", "", case.thread.age)
+    return Verdict(Status.STUCK, said, case.row)

@@ -46,7 +46,8 @@ class End(NamedTuple):
 
     ``since``: seconds for which it has been so, None where nothing tells.  Ends of
     one ``group`` are one cause: many requests to one server, one device, one pool.  An end
-    that stands ``alone`` is a cause though no thread is known to wait for it.
+    that stands ``alone`` is a cause though no thread is known to wait for it.  ``certainty``
+    is that of the claim itself, whatever the way to it rests on.
     """
 
     kind: CauseKind
@@ -55,6 +56,7 @@ class End(NamedTuple):
     since: Optional[float] = None
     group: str = ""
     alone: bool = False
+    certainty: Certainty = Certainty.PROVEN
 
 
 class Edge(NamedTuple):
@@ -124,6 +126,12 @@ class Graph:
         self.edges.append(edge)
         self.out.setdefault(edge.source, []).append(edge)
         self.into.setdefault(edge.target, []).append(edge)
+
+    def sever(self, edge: Edge) -> None:
+        """Keep the edge as what it says, but as no reason to wait any more."""
+        told = edge._replace(causal=False)
+        for edges in (self.edges, self.out[edge.source], self.into[edge.target]):
+            edges[edges.index(edge)] = told
 
     def successors(self, id: str) -> List[Edge]:
         """The causal edges that leave a node, the surest first."""
@@ -314,7 +322,7 @@ def _way(
         and own.kind is CauseKind.PACING
         and _end_kind(graph, best.cause) in (CauseKind.UNKNOWN, CauseKind.EXTERNAL)
     ):
-        return Route(id, None, Certainty.PROVEN)
+        return Route(id, None, own.certainty if own is not None else Certainty.PROVEN)
     return best
 
 

@@ -10,6 +10,7 @@ from typing import List, Optional
 from plugin.judge import panics
 from plugin.judge.panics import Panic
 from plugin.kernel import witness
+from plugin.kernel.lock_object import quoted
 from plugin.kernel.locks import lock_at
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
@@ -54,8 +55,8 @@ def _held(analysis: Analysis, thread: Thread) -> List[str]:
     found = []
     for held in witness.held_by(kernel, thread.address):
         lock = lock_at(kernel, held.lock)
-        name = lock.name if lock is not None else f"{held.lock:#x}"
-        found.append(f'{lock.lc_name if lock is not None else "lock"} "{name}"')
+        name = quoted(lock.name if lock is not None else f"{held.lock:#x}")
+        found.append(f"{lock.lc_name if lock is not None else 'lock'} {name}")
     if not found:
         node = analysis.node_of(thread)
         for edge in analysis.graph.into.get(node.id, ()) if node is not None else ():

@@ -14,7 +14,7 @@ from plugin.catalogue import SleepClass
 from plugin.kernel.proc import Thread
 from plugin.waits.builder import GraphBuilder
 from plugin.waits.graph import End, Node
-from plugin.waits.kinds import CauseKind, NodeKind, Status
+from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
 from plugin.words import count
 
 #: so many processes asleep in one place, uninterruptibly, do not all wait for a timeout
@@ -30,6 +30,7 @@ def settle(builder: GraphBuilder) -> None:
     _retrying(builder)
     _crowded(builder)
     _held_up(builder)
+    _kept_back(builder)
     _behind_the_stuck(builder)
 
 
@@ -86,7 +87,7 @@ def _somebody_brings_it_about(builder: GraphBuilder, id: str) -> bool:
     """False where a resolver has looked for who ends the wait and found nobody."""
     for edge in builder.graph.successors(id):
         end = builder.graph.nodes[edge.target].end
-        if end is not None and end.kind is CauseKind.UNKNOWN:
+        if end is not None and end.kind in (CauseKind.UNKNOWN, CauseKind.LEAK):
             return False
     return True
 
@@ -146,6 +147,32 @@ def _held_up(builder: GraphBuilder) -> None:
         if held:
             label = builder.graph.nodes[held[0]].label
             _make_stuck(builder, thread, f"sleeps with a timeout while others need it for {label}")
+
+
+def _kept_back(builder: GraphBuilder) -> None:
+    """Who rests, or waits for the world, with a lock that others wait for is stuck too.
+
+    A page's busy state ends with the work on it: where its owner rests it was forgotten.
+    """
+    graph = builder.graph
+    for thread in builder.threads:
+        known = builder.verdicts.get(thread.address)
+        if known is None or known.status not in (Status.BENIGN, Status.IDLE):
+            continue
+        for edge in list(graph.into.get(f"thread:{thread.tid}", ())):
+            node = graph.nodes[edge.source]
+            if not edge.causal or edge.kind is not EdgeKind.OWNED_BY or node.id not in graph.into:
+                continue
+            if node.kind is NodeKind.PAGE:
+                graph.sever(edge)
+                said = (
+                    f"{node.label} was left busy by {thread.tid} {thread.label}, which {known.why}"
+                )
+                guessed = Certainty.GUESSED
+                node.end = End(CauseKind.LEAK, said, edge.evidence, thread.age, certainty=guessed)
+            elif node.kind is NodeKind.LOCK:
+                why = f"{known.why}, and holds {node.label}, which others wait for"
+                builder.verdicts[thread.address] = known._replace(status=Status.STUCK, why=why)
 
 
 def _behind_the_stuck(builder: GraphBuilder) -> None:

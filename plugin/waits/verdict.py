@@ -12,6 +12,8 @@ from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, Cause, around, path_of
 from plugin.waits.graph import Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
+from plugin.waits.resolvers.cpus import contends_in
+from plugin.waits.settle import MANY
 from plugin.words import count, seconds, verb
 
 _NUMBERS = (
@@ -134,7 +136,25 @@ def _runnable(analysis: Analysis, number: int) -> str:
     if number == 1:
         longest = longest.replace(", one of them", "")
     does = f"{verb(number, 'are')} runnable and {verb(number, 'wait')}"
-    return f"{count(number, 'thread')} {does} for a CPU{longest}."
+    looping = [t for t in _contending(analysis) if t.state == "runnable"]
+    some = ""
+    if looping:
+        every = "it" if number == 1 else "all of them"
+        who = every if len(looping) == number else f"{len(looping)} of them"
+        some = f", {who} in a loop that yields or spins"
+    return f"{count(number, 'thread')} {does} for a CPU{longest}{some}."
+
+
+def _contending(analysis: Analysis) -> List[Thread]:
+    """Threads on a CPU or waiting for one that spin, or yield and try again."""
+    at_work = (Status.SPINNING, Status.RUNNING, Status.RUNNABLE)
+    return [
+        thread
+        for thread in analysis.threads
+        if thread.state in ("running", "runnable")
+        and analysis.status(thread) in at_work
+        and contends_in(analysis.stack(thread)) is not None
+    ]
 
 
 def _with_timeout(analysis: Analysis, threads: Sequence[Thread]) -> int:
@@ -180,7 +200,11 @@ def _limits(analysis: Analysis, deadlock: bool) -> List[str]:
             return [f"Of what could be read no thread looks stuck, but {missing}."]
         if analysis.causes:
             return ["No thread waits for it yet."]
-        return [] if analysis.statuses.get(Status.WAITING) else ["No thread is stuck."]
+        if analysis.statuses.get(Status.WAITING):
+            return []
+        if len(_contending(analysis)) >= MANY:
+            return ["No thread sleeps stuck; whether those in loops get on, one look cannot tell."]
+        return ["No thread is stuck."]
     if deadlock:
         return [f"There may be more: {missing}."] if partial else []
     if not clear:
@@ -188,11 +212,16 @@ def _limits(analysis: Analysis, deadlock: bool) -> List[str]:
     elif blind:
         not_ = f"{blind} {verb(blind, 'are')} not"
         text = f"No deadlock among the {count(clear, 'wait')} understood; {not_}"
-    elif partial:
+    elif partial or any(_may_be_deadlock(cause) for cause in analysis.causes):
         text = "No deadlock was found"
     else:
         text = "No deadlock"
     return [f"{text}{'; ' + missing if partial else ''}."]
+
+
+def _may_be_deadlock(cause: Cause) -> bool:
+    """Something is held by nobody who was seen, or by one who waits for it himself."""
+    return cause.kind is CauseKind.LEAK and cause.certainty is Certainty.GUESSED
 
 
 def _sentence(text: str) -> str:

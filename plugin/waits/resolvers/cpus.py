@@ -6,10 +6,10 @@ kernel keeps no time, but a CPU that has not switched for long says enough.
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from plugin.kernel.proc import Thread
-from plugin.kernel.sched import Dispatch, dispatch, is_idle_thread, on_cpu_for, running
+from plugin.kernel.sched import Dispatch, dispatch, is_idle_thread, on_cpu_for, running, ts_cpu
 from plugin.kernel.stack import backtrace
 from plugin.waits.builder import Builder, Verdict, short
 from plugin.waits.graph import End, Node
@@ -38,6 +38,8 @@ _SPINS = (
     "smp_targeted_tlb_shootdown",
     "smp_tlb_shootdown",
 )
+#: functions through which a thread gives its CPU away and wants it back at once: a retry loop's
+_YIELDS = ("kern_yield", "maybe_yield", "uio_yield", "sched_relinquish")
 #: functions through which a thread leaves its CPU because it has to wait
 _SLEEPS = (
     "sleepq_",
@@ -52,6 +54,11 @@ _SLEEPS = (
     "thread_single",
     "sched_idletd",
 )
+
+
+def contends_in(frames: Sequence[str]) -> Optional[str]:
+    """The function in which a thread fights for what another has: a spin's or a yield's."""
+    return next((frame for frame in frames if frame.startswith((*_SPINS, *_YIELDS))), None)
 
 
 def spins_in(builder: Builder, thread: Thread) -> Optional[str]:
@@ -98,6 +105,8 @@ def without_a_cpu(builder: Builder, thread: Thread, node: Node) -> Verdict:
     else:
         words, since = f"last ran {seconds(found.since)} ago", found.since
     queue = f"on a run queue, last on CPU {thread.lastcpu}"
+    if found.queue is not None:
+        queue = f"on the run queue of CPU {found.queue}, last on CPU {thread.lastcpu}"
     remarks = [f"it {words}"] if words else []
     if pinned is not None:
         queue = how_known
@@ -139,13 +148,15 @@ def _bound_to(
     """The CPU that a pinned thread waits for, how sure that is, and what says so.
 
     sched_pin() keeps a thread where it is, on td_lastcpu.  sched_bind() pins it too, and
-    leaves the CPU only for another one, which ULE keeps in ts_cpu.  Without that, of two CPUs
-    it can only be the other, of more most likely the one that does not switch.
+    leaves the CPU only for another one, which ULE keeps in ts_cpu, 4BSD in ts_runq.  Without
+    that, of two CPUs it can only be the other, of more most likely the one that does not switch.
     """
     if found.pinned is None:
         return None, Certainty.PROVEN, ""
     if found.queue is not None:
-        return found.queue, Certainty.PROVEN, f"td_pinned, ts_cpu {found.queue} of its td_sched"
+        ule = ts_cpu(builder.kernel, thread) is not None
+        told = f"ts_cpu {found.queue}" if ule else f"ts_runq &runq_pcpu[{found.queue}]"
+        return found.queue, Certainty.PROVEN, f"td_pinned, {told} of its td_sched"
     if found.preempted or not yielded:
         return found.pinned, Certainty.PROVEN, f"td_pinned, td_lastcpu {found.pinned}"
     kernel = builder.kernel

@@ -247,8 +247,11 @@ def _join_carrier(builder: Builder, node: Node, leaf: OutstandingBio, evidence: 
         if queue is None and "on its stack" not in evidence:
             evidence += f"; {holder.tid} {holder.label} has it on its stack"
         builder.join(node, builder.thread(holder), EdgeKind.SERVED_BY, sure, evidence)
-    elif leaf.provider is None or not _join_workers(builder, node, leaf.provider, evidence):
+    elif leaf.provider is None:
         node.end = End(CauseKind.UNKNOWN, f"{node.label}: {leaf.why}", evidence, leaf.age)
+    else:
+        target = provider_node(builder, leaf.provider)
+        builder.join(node, target, EdgeKind.SERVED_BY, _certainty(leaf), evidence)
 
 
 @resolver("bio")
@@ -444,6 +447,8 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
         evidence = f"{evidence}; {wrong}" if evidence else wrong
     if unknown:
         evidence = f"{evidence}; {unknown}" if evidence else unknown
+    if not provider.is_device and not what:
+        return _kept(kernel, provider, name, evidence)
     if stopped and account is not None and not account.at_device:
         waiting = count(account.queued, "request") if account.queued else "its requests"
         since = max(filter(None, (since, account.oldest)), default=None)
@@ -460,6 +465,27 @@ def device_end(kernel: Kernel, provider: Provider) -> End:
     if stopped:
         summary += f"; what follows is {stopped}"
     return End(CauseKind.DEVICE, summary, evidence, since)
+
+
+def _kept(kernel: Kernel, provider: Provider, name: str, evidence: str) -> End:
+    """Requests that a class has and has not passed on, by its own threads' state."""
+    kept = [
+        each
+        for each in geom_io.outstanding(kernel)
+        if each.bio.to == provider.address and not each.clones
+    ]
+    since = max((each.age for each in kept if each.age is not None), default=None)
+    klass = provider.class_name or "its class"
+    what = count(len(kept), "request") if kept else "requests"
+    own = workers(kernel, provider.geom) if provider.geom is not None else []
+    them = "it" if len(kept) == 1 else "them"
+    said = f"{name}: {klass} holds {what} and has not passed {them} on"
+    group = f"provider:{provider.address:#x}"
+    if own:
+        # provider_node() has come here because none of them is at work.
+        who = ", ".join(f"{thread.tid} {thread.label}" for thread in own[:3])
+        said += f", and its thread rests ({who})"
+    return End(CauseKind.LOST_WAKEUP if own else CauseKind.UNKNOWN, said, evidence, since, group)
 
 
 @cached(MEMORY)

@@ -13,6 +13,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import Contended, Holder, LockWait, contended
 from plugin.kernel import locks
 from plugin.kernel.buf import is_cached
+from plugin.kernel.lock_object import quoted
 from plugin.kernel.proc import Thread
 from plugin.kernel.vnode import Vnode, vnode_at, vnode_of_lock
 from plugin.kernel.zfs.zvol import zvol_around
@@ -132,12 +133,13 @@ def lock_label(kernel: Kernel, lock: locks.Lock) -> Tuple[str, Optional[Protecte
             )
         buf = buf_of_lock(kernel, lock)
         if buf is not None:
-            return f'buffer lock "{lock.name}" of {buf:#x}', Protected(
+            return f"buffer lock {quoted(lock.name)} of {buf:#x}", Protected(
                 NodeKind.BUF, buf, f"buf {buf:#x}"
             )
-    volume = zvol_around(kernel, lock.address) if "zv_" in lock.name else None
+    volume = zvol_around(kernel, lock.address) if "zv_" in (lock.name or "") else None
     of = f" of zvol {volume.name}" if volume is not None else ""
-    return (f'"{lock.name}"' if lock.name else f"{lock.address:#x}") + of, None
+    name = f"{lock.address:#x}" if lock.name == "" else quoted(lock.name)
+    return name + (f" at {lock.address:#x}" if lock.name is None else "") + of, None
 
 
 def buf_of_lock(kernel: Kernel, lock: locks.Lock) -> Optional[int]:

@@ -11,7 +11,7 @@ from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.locks import kernel_stack_holds
 from plugin.kernel.lockf import locks_of
 from plugin.kernel.mount import Mount, mount_at, mounts
-from plugin.kernel.proc import Thread
+from plugin.kernel.proc import Thread, all_found
 from plugin.kernel.rpc import (
     NFS,
     Client,
@@ -28,6 +28,7 @@ from plugin.kernel.rpc import (
 )
 from plugin.kernel.stack import stack_words
 from plugin.kernel.vnode import vnode_at
+from plugin.session import Kernel
 from plugin.waits.builder import Builder, Case, Verdict
 from plugin.waits.graph import End, Node
 from plugin.waits.kinds import CauseKind, Certainty, EdgeKind, NodeKind, Status
@@ -303,7 +304,15 @@ def nfs_state_lock(case: Case) -> Optional[Verdict]:
     verdict = Verdict(Status.STUCK, "waits for an NFSv4 state lock, again and again", case.row)
     if node.end is not None or builder.graph.successors(node.id):
         return verdict
+    held = _state_lock_facts(kernel, lock)
     others = [t for t in builder.threads if t.kstack and t.wmesg not in _STATE_MESSAGES]
+    if kernel.symbolize(lock) == "nfsv4rootfs_lock":
+        # Each request of NFSv4 has a reference to it, and the lock is a variable: no stack has it.
+        serving = [t for t in others if runs(builder, t, _SERVING)]
+        if serving:
+            why = "an nfsd at work on a request, which has a reference to it"
+            _join_holders(builder, node, serving, Certainty.CATALOGUED, why)
+            return verdict
     holders = [thread for thread in others if kernel_stack_holds(kernel, thread, lock)]
     if holders:
         _join_holders(
@@ -322,14 +331,62 @@ def nfs_state_lock(case: Case) -> Optional[Verdict]:
         asking = busy_nfsd(builder, case.thread)
         said = "an nfsd at work; the lock records no holder"
     else:
-        asking = in_rpc(builder)
+        asking = _asking(builder, lock)
         said = "it has a request under way; the lock records no holder"
     _join_holders(builder, node, asking, Certainty.GUESSED, said)
     if not asking:
-        node.end = End(
-            CauseKind.UNKNOWN, f"{node.label}: no holder is recorded, none was found", case.said()
-        )
+        node.end = _unheld(case, node, held)
     return verdict
+
+
+#: functions of nfsd between the arrival of a request and its answer (fs/nfsserver/nfs_nfsdkrpc.c)
+_SERVING = ("nfsrvd_dorpc", "nfsrvd_compound", "nfs_proc")
+_LOCKED = 1
+
+
+def _state_lock_facts(kernel: Kernel, lock: int) -> str:
+    """ "has 2 references", "is locked", "" where it is free or struct nfsv4lock unknown."""
+    if "nfsv4lock" not in kernel.layouts:
+        return ""
+    try:
+        view = kernel.view("nfsv4lock", lock)
+    except MemoryFault as fault:
+        kernel.warnings.add("nfsv4lock", fault.address, fault.reason)
+        return ""
+    if view.nfslock_lock & _LOCKED:
+        return "is locked"
+    return f"has {count(view.nfslock_usecnt, 'reference')}" if view.nfslock_usecnt else ""
+
+
+def _asking(builder: Builder, lock: int) -> List[Thread]:
+    """The threads with a request under way, to the lock's own server where that is known."""
+    kernel = builder.kernel
+    own = server_of_lock(kernel, lock)
+    found = in_rpc(builder)
+    if own is None:
+        return found
+    pending = {t.address: requests(kernel).get(t.wchan or 0) for t in found}
+    return [
+        t
+        for t in found
+        if (request := pending[t.address]) is None or request.server.nfsmount == own[1]
+    ]
+
+
+def _unheld(case: Case, node: Node, held: str) -> End:
+    """Nobody was found that has the lock or a reference: who asks for it has, or nobody."""
+    whole = all_found(case.kernel) and not case.kernel.warnings.partial
+    if held and whole:
+        return End(
+            CauseKind.LEAK,
+            f"{node.label} {held}, and all who were found to use it wait for it: "
+            "one of them has it already, or it was leaked",
+            case.said(),
+            case.thread.age,
+            certainty=Certainty.GUESSED,
+        )
+    said = f"{node.label}: no holder is recorded, none was found"
+    return End(CauseKind.UNKNOWN, said, case.said(), case.thread.age)
 
 
 def busy_nfsd(builder: Builder, waiter: Thread) -> List[Thread]:

@@ -137,7 +137,7 @@ def _is_object(kernel: Kernel, address: int) -> bool:
     if lock is None:
         return False
     found = lock_object(kernel, address + kernel.layouts.offsetof("vm_object", lock))
-    return found is not None and "object" in found.name
+    return found is not None and "object" in (found.name or "")
 
 
 @cached(MEMORY)

@@ -10,6 +10,7 @@ from typing import List
 
 from plugin.judge.locks import LockWait, guarded
 from plugin.kernel import locks
+from plugin.kernel.lock_object import quoted
 from plugin.kernel.proc import Thread
 from plugin.waits.builder import Builder, Verdict
 from plugin.waits.graph import End, Node
@@ -24,7 +25,7 @@ def wait_for_rms(builder: Builder, thread: Thread, node: Node, wait: LockWait) -
     lock, member = wait.lock, _member(builder, thread, wait.lock)
     verdict = Verdict(Status.STUCK, "waits for a sleepable rmlock")
     key = f"{lock.address:#x}" + (":readers" if member == "readers" else "")
-    target = builder.node(NodeKind.LOCK, key, f'"{lock.name}"', lock.address)
+    target = builder.node(NodeKind.LOCK, key, quoted(lock.name), lock.address)
     said = f'td_wchan {thread.wchan or 0:#x}, &{member} of the lock, td_wmesg "{thread.wmesg}"'
     builder.join(node, target, EdgeKind.WAITS_FOR, Certainty.PROVEN, said)
     if target.end is not None or builder.graph.successors(target.id):

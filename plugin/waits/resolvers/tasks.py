@@ -13,7 +13,7 @@ from plugin.kernel.callout import waited_for
 from plugin.kernel.cdev import cdevs_in_use
 from plugin.kernel.epoch import epoch_at
 from plugin.kernel.intr import handler_thread
-from plugin.kernel.proc import thread_at
+from plugin.kernel.proc import Thread, thread_at
 from plugin.kernel.stack import stack_words
 from plugin.kernel.taskqueue import (
     TaskQueue,
@@ -234,10 +234,9 @@ def dev_drain(case: Case) -> Optional[Verdict]:
             continue
         for thread in builder.threads:
             if (
-                thread.address != case.thread.address
-                and thread.kstack
+                thread.kstack
                 and device.address in stack_words(case.kernel, thread)
-                and runs(builder, thread, ("devfs_", "giant_", "dev_"))
+                and _inside_device(builder, thread)
             ):
                 builder.join(
                     node,
@@ -253,6 +252,18 @@ def dev_drain(case: Case) -> Optional[Verdict]:
                 f"si_threadcount {device.threads}",
             )
     return _stuck(case, f"waits for threads to leave {devices[0].name}")
+
+
+def _inside_device(builder: Builder, thread: Thread) -> bool:
+    """Whether a method of a device is on the thread's stack: si_threadcount counts it.
+
+    destroy_dev() goes through devfs as well, innermost; called by such a method it waits for
+    its own caller.
+    """
+    frames = builder.stack(thread)
+    destroys = [n for n, frame in enumerate(frames) if frame.startswith("destroy_dev")]
+    outer = frames[destroys[-1] + 1 :] if destroys else frames
+    return any(frame.startswith(("devfs_", "giant_", "dev_")) for frame in outer)
 
 
 @resolver("kld_busy")
@@ -371,11 +382,10 @@ def service(case: Case) -> Optional[Verdict]:
     found = task_drain(case) if drains else None
     if found is not None:
         return found
-    if not case.builder.is_kernel_thread(case.thread):
+    if drains or not case.builder.is_kernel_thread(case.thread):
+        what = "a task is drained" if drains else "a process, no service thread, sleeps here"
         node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-        node.end = node.end or End(
-            CauseKind.UNKNOWN, f"{node.label}: a process, no service thread, sleeps here"
-        )
+        node.end = node.end or End(CauseKind.UNKNOWN, f"{node.label}: {what}")
         return _stuck(case, "sleeps without a message")
     loops = ("taskqueue_thread_loop", "gtaskqueue_thread_loop")
     if not works and not runs(case.builder, case.thread, loops):

@@ -102,9 +102,10 @@ def _leaked(case: Case, node: Node, what: str, evidence: str) -> End:
         return End(CauseKind.UNKNOWN, said, f"{evidence}; not every thread could be read")
     return End(
         CauseKind.LEAK,
-        f"{what}, no thread inside: probably leaked",
+        f"{what}, no thread inside: leaked",
         f"{evidence}; no kernel stack holds the mount",
         case.thread.age,
+        certainty=Certainty.GUESSED,
     )
 
 
