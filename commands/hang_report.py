@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from contextlib import suppress
+from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import commands
 from commands import Needs
+from plugin.captures.explain import answer
+from plugin.catalogue import shipped
 from plugin.errors import WchanError
 from plugin.render import hangreport
 from plugin.render.hangreport import Section
 from plugin.render.report import Report
 from plugin.session import Kernel
+from plugin.waits.verdict import matter
 
 HELP = (
     "all of it, in the sections FreeBSD developers ask for: ps, allpcpu, alllocks, lockedvnods, "
@@ -59,6 +63,11 @@ SECTIONS: Tuple[Asked, ...] = (
     Asked("zfs", ("zfs",)),
     Asked("kldstat", ("modules",)),
 )
+#: what FreeBSD's developers ask for of whatever hangs
+HANDBOOK = (
+    *("why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedvnods", "lockedbufs"),
+    *("allchains", "alltrace", "geom", "pageq", "uma"),
+)
 _ALWAYS = ("panic", "why-stuck", "msgbuf", "ps", "allpcpu", "alllocks", "lockedvnods", "alltrace")
 PROFILES: Dict[str, Tuple[str, ...]] = {
     "hang": tuple(asked.title for asked in SECTIONS),
@@ -72,21 +81,27 @@ PROFILES: Dict[str, Tuple[str, ...]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--profile", choices=sorted(PROFILES), help="which sections; chosen by the state if absent"
+        "--profile",
+        choices=sorted(PROFILES),
+        help="its sections alone; without it those of the state too",
     )
     parser.add_argument("--html", metavar="FILE", help="as one page that a bug report can carry")
 
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
-    profile = args.profile or ("panic" if kernel.panicstr else "hang")
-    sections = list(_sections(kernel, profile, args.width))
+    analysis = None
+    with suppress(WchanError, KeyboardInterrupt):  # which its own section says
+        analysis = answer(kernel, shipped())
+    profile = args.profile or ("panic" if kernel.panicstr else matter(analysis))
+    # Who asks for one gets no more; who does not gets what nobody has to ask back for.
+    wanted = {*PROFILES[profile], *(() if args.profile else HANDBOOK)}
+    sections = list(_sections(kernel, wanted, args.width))
     if args.html:
-        return hangreport.page(kernel, profile, sections, args.html)
+        return hangreport.page(kernel, profile, sections, args.html, analysis)
     return hangreport.report(kernel, profile, sections)
 
 
-def _sections(kernel: Kernel, profile: str, width: int) -> Iterator[Section]:
-    wanted = PROFILES[profile]
+def _sections(kernel: Kernel, wanted: Set[str], width: int) -> Iterator[Section]:
     stopped = False
     for asked in SECTIONS:
         about_panic = asked.title == "panic" and not kernel.panicstr
@@ -104,7 +119,7 @@ def _sections(kernel: Kernel, profile: str, width: int) -> Iterator[Section]:
 def _section(kernel: Kernel, asked: Asked, width: int) -> Section:
     """One section, whatever becomes of it: only its own place shows what went wrong."""
     started = time.perf_counter()
-    answer, error = None, ""
+    given, error = None, ""
     with kernel.noting() as found:
         try:
             command = commands.load(asked.line[0])
@@ -112,7 +127,7 @@ def _section(kernel: Kernel, asked: Asked, width: int) -> Section:
             if missing:
                 error = f"this kernel lacks {', '.join(missing)}"
             else:
-                answer = command.run(kernel, _arguments(command, asked.line[1:], width))
+                given = command.run(kernel, _arguments(command, asked.line[1:], width))
         except KeyboardInterrupt:
             error = "interrupted"
         except WchanError as failure:
@@ -120,8 +135,8 @@ def _section(kernel: Kernel, asked: Asked, width: int) -> Section:
         except Exception as failure:  # one section's defect must not cost the others
             error = f"internal error ({type(failure).__name__}: {failure})"
     spent = time.perf_counter() - started
-    partial = found.partial or answer is None
-    return Section(asked.title, asked.line, spent, answer, error, list(found), partial)
+    partial = found.partial or given is None
+    return Section(asked.title, asked.line, spent, given, error, list(found), partial)
 
 
 def _arguments(command: commands.Command, words: Tuple[str, ...], width: int) -> argparse.Namespace:

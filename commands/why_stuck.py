@@ -14,7 +14,6 @@ from plugin.kernel.proc import Thread, threads
 from plugin.render import why
 from plugin.render.report import Report
 from plugin.session import Kernel
-from plugin.waits.analysis import analyse
 from plugin.waits.known import matches, seen_in
 from plugin.waits.known import shipped as entries
 from plugin.waits.registry import RESOLVERS
@@ -53,10 +52,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     chosen = _chosen(text.threads if text is not None else threads(kernel), args)
     catalogue = with_file(args.catalogue, RESOLVERS)
     everything = args.all or bool(chosen)
-    if text is not None:
-        analysis = explain.analyse(text, catalogue, everything=everything)
-    else:
-        analysis = analyse(kernel, catalogue, everything=everything)
+    analysis = explain.answer(kernel, catalogue, everything)
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:

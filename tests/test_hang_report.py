@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from answers import answer
+from test_html import browser, in_browser, rows_shown, scrolls_sideways  # noqa: F401
 
 import commands
 from commands import hang_report
 from plugin.render.report import Report
 from plugin.session import Kernel
 from tests.forge.demo import make
+from tests.forge.machine import Machine
 
 
 class Forged(NamedTuple):
@@ -97,7 +99,34 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(demo: Forged, tmp_pa
     assert answer(demo, "hang-report", "--html", str(page))[2] == ""
     text = page.read_text()
     assert "<summary>alltrace (kthreads --stacks)</summary>" in text
-    assert not re.search(r"(src|href)=", text) and "<script" not in text
+    assert text.index("GEOM is pacing") < text.index("<svg") < text.index("<summary>why-stuck")
+    assert not re.search(r"(src|href)=", text) and text.count("<script") == 1
+
+
+def test_in_a_real_browser_a_search_opens_the_sections_that_have_it(
+    browser: str,  # noqa: F811
+    demo: Forged,
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "hang.html"
+    assert answer(demo, "hang-report", "--html", str(page))[2] == ""
+    dom, console = in_browser(browser, page, tmp_path / "profile", "nsw_wcount_async")
+    assert console == ""
+    shown = rows_shown(dom)
+    assert shown and all("nsw_wcount_async" in row for row in shown)
+    opened = re.findall(r'<details open="">\s*<summary>(\S+)', dom)
+    closed = re.findall(r"<details>\s*<summary>([a-z]\S+) \(", dom)
+    assert "pbuf" in opened and "geom" in closed
+    assert not scrolls_sideways(browser, page, tmp_path)
+
+
+def test_the_profile_is_that_of_the_state(demo: Forged, tmp_path: Path) -> None:
+    """Pacing is I/O; a machine in which nothing hangs gets every section."""
+    assert json.loads(answer(demo, "hang-report", "--json")[1])["data"]["profile"] == "io"
+    machine = Machine(1402000, "amd64")
+    machine.procs.process("init").thread()
+    idle = Forged(*machine.write(tmp_path))
+    assert json.loads(answer(idle, "hang-report", "--json")[1])["data"]["profile"] == "hang"
 
 
 def test_locked_vnodes_are_those_that_ddb_lists(real_dump: Any) -> None:

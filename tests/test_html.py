@@ -226,17 +226,48 @@ def test_in_a_real_browser_a_search_leaves_what_was_searched_for(
 
 def clicked(page: Path, folder: Path, *heads: str) -> Path:
     """A copy of the page that clicks these heads of its table of threads itself."""
-    source = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
     script = "".join(
         "Array.from(document.querySelectorAll('th')).filter(h => h.textContent === "
         f"'{head}' && /^Threads/.test(h.closest('section').textContent))[0].click();"
         for head in heads
     )
-    copy = folder / "clicked.html"
+    return with_script(page, folder, script)
+
+
+def with_script(page: Path, folder: Path, script: str) -> Path:
+    """A copy of the page that runs a script of the test's after its own."""
+    source = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
+    copy = folder / "with-script.html"
     copy.write_text(
         source.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
     )
     return copy
+
+
+def scrolls_sideways(browser: str, page: Path, folder: Path, width: int = 360) -> bool:
+    """True where the page is wider than a telephone; in a frame: no window is as narrow."""
+    script = (
+        "document.querySelectorAll('details').forEach(d => d.open = true);"
+        "var e = document.documentElement;"
+        "parent.postMessage('wide ' + e.scrollWidth + ' of ' + e.clientWidth, '*');"
+    )
+    inner = with_script(page, folder, script)
+    outer = folder / "frame.html"
+    outer.write_text(
+        "<!DOCTYPE html><html><head><title></title><script>"
+        "addEventListener('message', m => { document.title = m.data; });</script></head>"
+        f'<body><iframe src="{inner.name}" width="{width}" height="800"></iframe></body></html>'
+    )
+    dom, _ = in_browser(browser, outer, folder / "narrow")
+    found = re.search(r"<title>wide (\d+) of (\d+)", dom)
+    assert found is not None and int(found[2]) <= width
+    return int(found[1]) > int(found[2])
+
+
+def test_in_a_real_browser_a_narrow_page_does_not_scroll_sideways(
+    browser: str, first_report: Tuple[Path, Page], tmp_path: Path
+) -> None:
+    assert not scrolls_sideways(browser, first_report[0], tmp_path)
 
 
 def columns(dom: str) -> List[List[str]]:

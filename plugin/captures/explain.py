@@ -12,11 +12,14 @@ import re
 from bisect import bisect_left
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.captures.machine import TextKernel
 from plugin.captures.model import TextBuf, TextLock, TextThread, TextVnode
 from plugin.catalogue import Catalogue, Row, SleepClass, Spec
 from plugin.judge import panics
 from plugin.kernel.proc import Thread
+from plugin.session import Kernel
+from plugin.waits import analysis
 from plugin.waits.analysis import Analysis, conclude
 from plugin.waits.builder import GraphBuilder, Verdict
 from plugin.waits.explain import STATE_WORDS
@@ -42,9 +45,17 @@ class _Wait(NamedTuple):
     said: str
 
 
-def analyse(kernel: TextKernel, catalogue: Catalogue, *, everything: bool = False) -> Analysis:
+@cached(MEMORY)
+def analyse(kernel: TextKernel, catalogue: Catalogue, everything: bool = False) -> Analysis:
     """The whole answer, as ``plugin.waits.analysis.analyse`` gives it of memory."""
     return conclude(TextBuilder(kernel, catalogue), everything=everything)
+
+
+def answer(kernel: Kernel, catalogue: Catalogue, everything: bool = False) -> Analysis:
+    """The whole answer of a kernel, be it memory or text."""
+    if isinstance(kernel, TextKernel):
+        return analyse(kernel, catalogue, everything)
+    return analysis.analyse(kernel, catalogue, everything)
 
 
 def panic(kernel: TextKernel) -> Optional[panics.Panic]:

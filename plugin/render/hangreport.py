@@ -7,9 +7,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from plugin.findings import Finding
 from plugin.kernel.tc import uptime
 from plugin.render import html
-from plugin.render.report import Report
-from plugin.render.text import body_lines, first_lines
+from plugin.render.report import Block, Report, Text
+from plugin.render.text import first_lines
 from plugin.session import Kernel
+from plugin.waits.analysis import Analysis
 from plugin.words import address, count, seconds
 from plugin.written import write_file
 
@@ -78,21 +79,25 @@ def _data(section: Section) -> Dict[str, Any]:
     }
 
 
-def page(kernel: Kernel, profile: str, sections: Sequence[Section], path: str) -> Report:
+def page(
+    kernel: Kernel,
+    profile: str,
+    sections: Sequence[Section],
+    path: str,
+    analysis: Optional[Analysis],
+) -> Report:
     """All sections as one HTML page at ``path``; WchanError where it cannot be written."""
     made = report(kernel, profile, sections)
-    lines = [
-        "\n".join(body_lines(section.report.body, width=120, limit=2000))
-        if section.report is not None
-        else f"not answered: {section.error}"
-        for section in sections
-    ]
-    titles = [f"{section.title} ({' '.join(section.line)})" for section in sections]
+    folded: List[Tuple[str, Sequence[Block]]] = []
+    for section in sections:
+        body: List[Block] = list(section.report.body) if section.report is not None else []
+        if section.error:
+            body.insert(0, Text(f"not answered: {section.error}"))
+        folded.append((f"{section.title} ({' '.join(section.line)})", body))
     head = _head(kernel, profile, sections)
     # The page stands alone: what makes it less than whole is on it, above the verdict.
     head[1:1] = first_lines(kernel.warnings)
-    text = html.sections_page(head, list(zip(titles, lines)))
-    write_file(path, text, kernel.target.files)
+    write_file(path, html.sections_page(head, folded, analysis), kernel.target.files)
     made.body = []
     made.pre(f"written to {path}")
     return made

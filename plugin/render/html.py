@@ -29,6 +29,7 @@ from typing import (
 from plugin.kernel.proc import Thread
 from plugin.render.dot import FILLS
 from plugin.render.picture import Box, Line, Picture, picture, step
+from plugin.render.report import Block, Heading, Pre, Table, Text
 from plugin.render.text import escape
 from plugin.waits import advice
 from plugin.waits.analysis import LONG_ASLEEP, LONG_BLOCKED, Analysis, is_long
@@ -70,6 +71,8 @@ td.n, th.n { text-align: right; }
 td.m { font-family: ui-monospace, monospace; font-size: .8rem; overflow-wrap: anywhere; }
 tr.long td { background: rgba(220, 60, 60, .13); }
 .kind { display: inline-block; padding: 0 .45rem; border-radius: .6rem; color: #111; }
+.wide { overflow-x: auto; }
+h3 { font-size: .92rem; margin: 1rem 0 .3rem; }
 .scroll { overflow: auto; max-height: 85vh; border: 1px solid var(--line); }
 summary { font-weight: 600; margin: .8rem 0 .2rem; cursor: pointer; }
 pre { font-size: .8rem; overflow-x: auto; margin: 0; }
@@ -78,6 +81,7 @@ svg text { font: 11px system-ui, sans-serif; fill: #111; }
 svg .off { opacity: .12; }
 .hidden { display: none; }
 th[tabindex] { cursor: pointer; }
+@media print { header { position: static; } input { display: none; } .scroll { max-height: none; } }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 """
@@ -106,6 +110,10 @@ _SCRIPT = """
       box.classList.toggle("off", words.length > 0 && !fits(box));
     });
     state.textContent = words.length ? shown + " rows" : "";
+    // What was folded opens where something in it was searched for.
+    document.querySelectorAll("section > details").forEach(function (folded) {
+      if (words.length) { folded.open = fits(folded); }
+    });
   }
   input.addEventListener("input", search);
   if (location.hash.indexOf("#q=") === 0) {
@@ -161,32 +169,29 @@ _SCRIPT = """
 
 def html(analysis: Analysis, title: str, panic: Sequence[str] = ()) -> str:
     """The page.  ``title`` names the kernel, ``panic`` are lines about its panic."""
-    drawn = picture(analysis)
-    parts = [
-        *_head(title),
-        "<header>",
-        f"<h1>{text(title)}</h1>",
-        '<input id="search" type="search" placeholder="search: a tid, a name, a lock, an address"'
-        ' aria-label="search"> <span id="found" class="soft"></span>',
-        "</header>",
-        "<section>",
-        *[f"<p>{text(line)}</p>" for line in (*panic, *sentences(analysis))],
-        "</section>",
-        _causes(analysis),
-        _graph(analysis, drawn),
-        _threads(analysis),
-        _residue(analysis),
-        _nodes(analysis),
-        _edges(analysis),
-        f"<script>{_SCRIPT}</script>",
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(part for part in parts if part) + "\n"
+    return _document(title, panic, [*_verdict(analysis), *_details(analysis)])
 
 
-def _head(title: str) -> Sequence[str]:
-    return (
+def sections_page(
+    head: Sequence[str],
+    sections: Sequence[Tuple[str, Sequence[Block]]],
+    analysis: Optional[Analysis],
+) -> str:
+    """A page of reports: first the verdict, the causes and the graph, then each report, folded.
+
+    ``head`` are its first lines.
+    """
+    parts = _verdict(analysis) if analysis is not None else []
+    for title, body in sections:
+        content = "\n".join(_block(block) for block in body)
+        parts.append(
+            f"<section><details><summary>{text(title)}</summary>{content}</details></section>"
+        )
+    return _document(head[0] if head else "wchan", head[1:], parts)
+
+
+def _document(title: str, lines: Sequence[str], parts: Sequence[str]) -> str:
+    whole = [
         "<!DOCTYPE html>",
         '<html lang="en">',
         "<head>",
@@ -197,31 +202,58 @@ def _head(title: str) -> Sequence[str]:
         f"<style>{_STYLE}</style>",
         "</head>",
         "<body>",
-    )
-
-
-def sections_page(head: Sequence[str], sections: Sequence[Tuple[str, str]]) -> str:
-    """A page of plain sections, each folded but the first two; ``head`` are its first lines.
-
-    No script is in it: what is folded opens by itself.
-    """
-    title = head[0] if head else "wchan"
-    folded = [
-        f"<details{' open' if number < 2 else ''}><summary>{text(name)}</summary>"
-        f"<pre>{text_lines(content)}</pre></details>"
-        for number, (name, content) in enumerate(sections)
-    ]
-    parts = [
-        *_head(title),
-        "<section>",
+        "<header>",
         f"<h1>{text(title)}</h1>",
-        *[f"<p>{text(line)}</p>" for line in head[1:]],
-        *folded,
+        '<input id="search" type="search" placeholder="search: a tid, a name, a lock, an address"'
+        ' aria-label="search"> <span id="found" class="soft"></span>',
+        "</header>",
+        "<section>",
+        *[f"<p>{text(line)}</p>" for line in lines],
         "</section>",
+        *parts,
+        f"<script>{_SCRIPT}</script>",
         "</body>",
         "</html>",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(part for part in whole if part) + "\n"
+
+
+def _verdict(analysis: Analysis) -> List[str]:
+    """The verdict's sentences, the causes, the graph."""
+    said = "".join(f"<p>{text(line)}</p>" for line in sentences(analysis))
+    return [
+        f"<section>{said}</section>",
+        _causes(analysis),
+        _graph(analysis, picture(analysis)),
+    ]
+
+
+def _details(analysis: Analysis) -> List[str]:
+    return [_threads(analysis), _residue(analysis), _nodes(analysis), _edges(analysis)]
+
+
+def _block(block: Block) -> str:
+    """A part of another command's report."""
+    if isinstance(block, Heading):
+        return f"<h3>{text(block.text)}</h3>"
+    if isinstance(block, Text):
+        return f"<p>{text(block.text)}</p>"
+    if isinstance(block, Pre):
+        return f"<pre>{text_lines(chr(10).join(line.expandtabs() for line in block.lines))}</pre>"
+    return f'<div class="wide">{_rows(block)}</div>'
+
+
+def _rows(table: Table) -> str:
+    """A report's table: rows that differ in numbers alone are one where they are many."""
+    rows: List[_Row] = []
+    cells = [["" if cell is None else str(cell) for cell in row] for row in table.rows]
+    for group in _folded(cells, lambda row: tuple(_shape(cell) for cell in row)):
+        shown = [
+            text(column[0]) if len(set(column)) == 1 else _listed(list(column), _PAIRS)
+            for column in zip(*group)
+        ]
+        rows.append((shown, False))
+    return _plain_table(table.headers, rows)
 
 
 def text(value: object) -> str:
@@ -257,6 +289,13 @@ _Row = Tuple[Sequence[str], bool]
 
 
 def _table(title: str, headers: Sequence[str], rows: Iterable[_Row]) -> str:
+    """A section with a table, "" where there are no rows."""
+    made = _plain_table(headers, rows)
+    wide = f'<div class="wide">{made}</div>'
+    return f"<section><h2>{text(title)}</h2>{wide}</section>" if made else ""
+
+
+def _plain_table(headers: Sequence[str], rows: Iterable[_Row]) -> str:
     """A table; a header that ends in ">" is a column of numbers, in "#" of fixed width.
 
     Cells are HTML already.  A row marked long stands out.
@@ -277,9 +316,7 @@ def _table(title: str, headers: Sequence[str], rows: Iterable[_Row]) -> str:
         for css, name in zip(classes, names)
     )
     return (
-        f"<section><h2>{text(title)}</h2><table><thead><tr>{head}</tr></thead>\n<tbody>\n"
-        + "\n".join(body)
-        + "\n</tbody></table></section>"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table>"
     )
 
 

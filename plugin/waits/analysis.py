@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.catalogue import Catalogue, SleepClass
 from plugin.kernel.proc import Thread
 from plugin.session import Kernel
@@ -114,7 +115,8 @@ def is_long(thread: Thread) -> bool:
     return thread.age is not None and thread.age >= limit
 
 
-def analyse(kernel: Kernel, catalogue: Catalogue, *, everything: bool = False) -> Analysis:
+@cached(MEMORY)
+def analyse(kernel: Kernel, catalogue: Catalogue, everything: bool = False) -> Analysis:
     """The whole answer.  ``everything``: chains of idle and benign sleepers too."""
     return conclude(new_builder(kernel, catalogue), everything=everything)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from plugin.catalogue import SleepClass
 from plugin.judge.geom_io import ProviderIO, provider_io
@@ -31,6 +31,30 @@ _NUMBERS = (
     "eleven",
     "twelve",
 )
+
+
+#: what a chain leads through -> what the hang is one of
+_MATTERS = (
+    ("zfs", {NodeKind.ZPOOL, NodeKind.TXG, NodeKind.ZIO, NodeKind.DBUF, NodeKind.LWB}),
+    ("nfs", {NodeKind.SERVER}),
+)
+
+
+def matter(analysis: Optional[Analysis]) -> str:
+    """What kind of hang the first cause is: "zfs", "nfs", "io", "memory", else "hang"."""
+    if analysis is None or not analysis.causes:
+        return "hang"
+    cause = analysis.causes[0]
+    kinds = {cause.node.kind}
+    for tid in cause.tids:
+        path = path_of(analysis.graph, analysis.solution, f"thread:{tid}")
+        kinds.update(node.kind for node in path)
+    for name, those in _MATTERS:
+        if kinds & those:
+            return name
+    if cause.kind in (CauseKind.DEVICE, CauseKind.PACING):
+        return "io"
+    return "memory" if cause.kind is CauseKind.MEMORY else "hang"
 
 
 def in_words(number: int) -> str:
