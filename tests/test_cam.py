@@ -24,7 +24,9 @@ from tests.forge.machine import Machine
 VERSIONS = [(903000, "amd64"), (1201000, "amd64"), (1402000, "arm64"), (1500068, "amd64")]
 
 
-def machine(osreldate: int, arch: str, reads: int = 3) -> Tuple[Machine, CamDisk, List[Bio]]:
+def machine(
+    osreldate: int, arch: str, reads: int = 3, seconds: float = 50.0
+) -> Tuple[Machine, CamDisk, List[Bio]]:
     """Readers of / on da0, and the clones that its driver has been given."""
     m = Machine(osreldate, arch)
     disk = m.geom.disk("da", 0, mediasize=1 << 30)
@@ -34,7 +36,7 @@ def machine(osreldate: int, arch: str, reads: int = 3) -> Tuple[Machine, CamDisk
         reader = thread(m, f"reader{number}")
         buf = m.bufs.buf(None, number, size=4096, owner=reader)
         buf.waited_by(reader)
-        clones += m.bufs.start(buf, root, seconds=100).to_device()
+        clones += m.bufs.start(buf, root, seconds=seconds).to_device()
     return m, CamDisk(m, disk), clones
 
 
@@ -101,12 +103,13 @@ def test_a_disk_behind_a_frozen_queue_is_never_said_to_owe_nothing(tmp_path: Pat
 def test_bioq_names_the_command_of_a_request_and_that_its_timeout_has_passed(
     tmp_path: Path,
 ) -> None:
-    m, cam, clones = machine(1402000, "amd64")
+    m, cam, clones = machine(1402000, "amd64", seconds=100.0)
     cam.given(clones[0]).held(*clones[1:]).freeze_device()
     vmcore, kernel = m.write(tmp_path)
     dump = type("Dump", (), {"vmcore": vmcore, "kernel": kernel})
     _, text, _ = ask(dump, "bioq", width=1000)
     assert "At da0: 1 CCB in vtscsi0, 2 held back in the device queue; the device" in text
+    assert "1 of them asked for longer ago than their timeout of 1 m 00 s." in text
     _, text, _ = ask(dump, "bioq", f"{clones[0].obj.address:#x}", width=1000)
     assert "with the SIM, status 0x200, timeout 1 m 00 s, asked for longer ago than that" in text
     _, text, _ = ask(dump, "bioq", f"{clones[1].obj.address:#x}", width=1000)

@@ -119,3 +119,25 @@ def test_soft_updates_that_nothing_works_off_are_not_explained_away(tmp_path: Pa
     check_contract(answer)
     assert answer.data["residue"] == [who.tid]
     assert "its flusher is idle and its disk owes nothing" in " ".join(answer.text.split())
+
+
+@pytest.mark.parametrize("osreldate, arch", VERSIONS)
+def test_a_shortage_of_buffers_with_idle_daemons_ends_at_the_writes_under_way(
+    osreldate: int, arch: str, tmp_path: Path
+) -> None:
+    m, mount = machine(osreldate, arch)
+    write(m, mount).lock.owned_by_io()
+    who = thread(m, "writer")
+    modern = osreldate >= 1200000
+    at = m.bufs.bdomain.at("bd_wanted") if modern else m.address_of("needsbuffer")
+    who.sleeps(at, "newbuf", seconds=60)
+    if modern:
+        m.at_the_end(lambda: m.bufs.bdomain.set(bd_bufspace=1 << 40))
+    else:
+        m.at_the_end(lambda: m.assign("bufspace", (1 << 31) - 1))
+    answer = explain(m, tmp_path)
+    cause = the_cause(answer)
+    assert cause["summary"] == "vtbd0 (/data) has not returned 1 write"
+    assert (cause["kind"], cause["tids"]) == ("device", [who.tid])
+    (edge,) = [e for e in answer.data["edges"] if "no buffer daemon is at work" in e["evidence"]]
+    assert (edge["kind"], edge["certainty"]) == ("needs", "proven")

@@ -5,12 +5,14 @@ All of it rests on kernel/cam.py; where CAM's structs cannot be read every answe
 
 from __future__ import annotations
 
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional
 
-from plugin.kernel.cam import AT_SIM, DONE, HELD, CamDevice, Unreadable, cam_of, ccbs_by_bio
+from plugin.kernel.bio import try_bio_at
+from plugin.kernel.cam import AT_SIM, DONE, HELD, CamDevice, Ccb, Unreadable, cam_of, ccbs_by_bio
 from plugin.kernel.disk import Disk
+from plugin.kernel.tc import uptime
 from plugin.session import Kernel
-from plugin.words import count
+from plugin.words import count, seconds
 
 #: the name of the queues of CCBs that are done, for CAM's threads doneq0, doneq1, ...
 DONE_QUEUE = "CAM's done queue"
@@ -21,6 +23,9 @@ def is_done(kernel: Kernel, disk: Disk, bio: int) -> bool:
     ccb = ccbs_by_bio(kernel, disk).get(bio)
     return ccb is not None and ccb.place == DONE
 
+
+#: cam_ccb.h: no timeout at all
+_CAM_TIME_INFINITY = 0xFFFFFFFF
 
 #: by what a device's frozen queue is to be released (xpt_release_devq() is called for it)
 _RELEASED_BY = {
@@ -57,6 +62,29 @@ def _reasons(device: CamDevice) -> Iterator[str]:
     for flag in device.device_flags:
         if flag in _RELEASED_BY:
             yield _RELEASED_BY[flag]
+
+
+def overdue(kernel: Kernel, device: CamDevice) -> List[Ccb]:
+    """The CCBs with the SIM whose bio was asked for longer ago than the SIM may take."""
+    now = uptime(kernel)
+    found = []
+    for ccb in device.ccbs if now is not None else ():
+        if ccb.place != AT_SIM or not ccb.bio or ccb.timeout in (0, _CAM_TIME_INFINITY):
+            continue
+        asked = _asked(kernel, ccb.bio)
+        if asked is not None and now is not None and now - asked > ccb.timeout / 1000:
+            found.append(ccb)
+    return found
+
+
+def _asked(kernel: Kernel, address: int) -> Optional[float]:
+    """bio_t0 of a driver's clone, or of the request it is a clone of: not every clone has one."""
+    for _ in range(2):
+        bio = try_bio_at(kernel, address, "bio of a ccb") if address else None
+        if bio is None or bio.t0:
+            return bio.t0 if bio is not None else None
+        address = bio.parent
+    return None
 
 
 def held_back(kernel: Kernel, disk: Disk, bio: int) -> Optional[str]:
@@ -104,6 +132,10 @@ def sentence(kernel: Kernel, disk: Disk, given: Optional[int] = None) -> Optiona
     if device.waiting:
         text += f", {device.waiting} held back in the device queue"
     text += f"; {frozen(device)}." if device.frozen else ", none frozen."
+    late = overdue(kernel, device)
+    if late:
+        allowed = seconds(max(ccb.timeout for ccb in late) / 1000)
+        text += f" {len(late)} of them asked for longer ago than their timeout of {allowed}."
     done = sum(ccb.place == DONE for ccb in device.ccbs)
     if done:
         text += f" {count(done, 'CCB')} done, which CAM's own thread has not come to."

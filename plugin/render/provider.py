@@ -426,6 +426,11 @@ def _data(kernel: Kernel, provider: Provider, io: ProviderIO) -> Dict[str, Any]:
         },
         "cam": _cam_data(kernel, disk) if disk is not None else None,
         "controller": _controller_data(kernel, disk) if disk is not None else None,
+        "standing": geom_class.standing(kernel, geom) if geom is not None else [],
+        "kept": [
+            {"queue": queue.name, "bios": number, "why": queue.queue.why}
+            for queue, number in (_kept(kernel, geom) if geom is not None else ())
+        ],
         "consumers": [address(consumer.address) for consumer in provider.consumers],
         "bios": [
             dict(bio_data(kernel, each.bio), state=each.state)
