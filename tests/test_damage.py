@@ -338,13 +338,13 @@ def test_a_disk_whose_name_cannot_be_read_is_said_and_not_blank(tmp_path: Path) 
     assert broken.warnings.partial
 
 
-def test_writes_that_are_counted_per_cpu_are_summed(tmp_path: Path) -> None:
-    """From 13.0 on a mount's writes lie in struct mount_pcpu, one part per CPU."""
+@pytest.mark.parametrize("count", ["ref", "lockref", "writeopcount"])
+def test_what_a_mount_counts_per_cpu_is_summed(count: str, tmp_path: Path) -> None:
+    """From 13.0 on in struct mount_pcpu too, one part per CPU."""
     machine = Machine(1402000)
     made = machine.vfs.mount("tmpfs", "/tmp", "tmpfs")
-    # mntp_thread_in_ops and mntp_ref are the first eight bytes, the write count the last four.
     parts = machine.counter(0)
-    offset = machine.layouts.offsetof("mount_pcpu", "mntp_writeopcount")
+    offset = machine.layouts.offsetof("mount_pcpu", f"mntp_{count}")
     made.obj["mnt_pcpu"] = parts
     vmcore, file = machine.write(tmp_path)
     kernel = open_core(str(vmcore), str(file))
@@ -355,7 +355,8 @@ def test_writes_that_are_counted_per_cpu_are_summed(tmp_path: Path) -> None:
     per_cpu = {at: (3 + 2 * cpu).to_bytes(4, "little") for cpu, at in enumerate(places)}
     busy = mount_at(damaged(kernel, words=per_cpu), int(made))
     assert busy is not None
-    assert busy.writeopcount == sum(3 + 2 * cpu for cpu in range(len(places)))
+    own = made.obj[f"mnt_{count}"]
+    assert getattr(busy, count) == own + sum(3 + 2 * cpu for cpu in range(len(places)))
 
 
 def test_a_thread_whose_saved_registers_are_missing_has_no_stack_and_that_is_said(

@@ -7,18 +7,22 @@ terminal), it is not followed, but what it waits for is said.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from bisect import bisect_right
+from itertools import chain
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from plugin.caching import MEMORY, cached
 from plugin.errors import LayoutError, MemoryFault
 from plugin.judge.files import behind, process_at
 from plugin.kernel.event import Note, notes, selected
 from plugin.kernel.file import Open, file_at, of_process
 from plugin.kernel.proc import Proc, Thread
+from plugin.session import Kernel
 from plugin.waits.builder import Case, Verdict
 from plugin.waits.graph import End
 from plugin.waits.kinds import CauseKind, Certainty, Status
 from plugin.waits.registry import resolver
-from plugin.waits.resolvers.procs import served_by_peers, threads_by_proc
+from plugin.waits.resolvers.procs import MAX_PEERS, served_by_peers, threads_by_proc
 
 #: what a label names one by one
 _NAMED = 3
@@ -66,7 +70,8 @@ def kqueue(case: Case) -> Optional[Verdict]:
         return None
     # A knote that was not read may be on what comes from outside.
     rest = [Awaited("knotes that could not be read", [])] if trouble.partial else []
-    return _waits(case, [*(_of_note(case, note, own) for note in found), *rest])
+    each = (_of_note(case, note, own) for note in found)
+    return _waits(case, chain(each, rest), len(found) + len(rest))
 
 
 @resolver("select")
@@ -77,45 +82,55 @@ def select(case: Case) -> Optional[Verdict]:
         wanted = selected(case.kernel, case.thread)
     if own is None or wanted is None:
         return None
-    found = [Awaited("files that could not be read", [])] if trouble.partial else []
-    seen: Dict[int, None] = {}
-    files = of_process(case.kernel, case.thread.proc)
+    rest = [Awaited("files that could not be read", [])] if trouble.partial else []
+    return _waits(case, chain(rest, _selected(case, wanted, own)), len(wanted) + len(rest))
+
+
+def _selected(case: Case, wanted: Sequence[int], own: Proc) -> Iterator[Awaited]:
+    """What a thread's struct selinfos belong to; a file that has several of them once."""
+    seen: Set[int] = set()
+    starts, spans = _spans(case.kernel, own.address)
     for selinfo in wanted:
-        opened = _with(case, files, selinfo)
-        if opened is None:
-            found.append(Awaited(f"selinfo {selinfo:#x}", []))
-        elif opened.file not in seen:
-            seen[opened.file] = None
+        place = bisect_right(starts, selinfo) - 1
+        if place < 0 or selinfo >= spans[place].end:
+            yield Awaited(f"selinfo {selinfo:#x}", [])
+        elif spans[place].opened.file not in seen:
+            opened = spans[place].opened
+            seen.add(opened.file)
             awaited = _of_file(case, opened.file, own)
-            found.append(awaited._replace(what=f"fd {opened.fd}, {awaited.what}"))
-    return _waits(case, found)
+            yield awaited._replace(what=f"fd {opened.fd}, {awaited.what}")
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    opened: Open
 
 
 #: structs with a selinfo inside that may be a file's f_data
-_SELECTABLE = ("socket", "eventfd", "timerfd", "kqueue", "mqueue")
+_SELECTABLE = ("socket", "eventfd", "timerfd", "kqueue")
 
 
-def _with(case: Case, files: Sequence[Open], selinfo: int) -> Optional[Open]:
-    """The descriptor whose pipe or socket a struct selinfo lies in."""
-    layouts = case.kernel.layouts
-    for opened in files:
+@cached(MEMORY)
+def _spans(kernel: Kernel, proc: int) -> Tuple[List[int], List[_Span]]:
+    """Where the structs lie that a process's files may be selected by, both ends of a pipe."""
+    layouts = kernel.layouts
+    found: List[_Span] = []
+    for opened in of_process(kernel, proc):
         try:
-            kind = file_at(case.kernel, opened.file).type
+            kind = file_at(kernel, opened.file).type
+            struct = "pipe" if kind in ("PIPE", "FIFO") else kind.lower()
+            if struct not in layouts or struct not in (*_SELECTABLE, "pipe"):
+                continue
+            at = [opened.data]
+            if struct == "pipe":
+                at.append(kernel.pointer(opened.data + layouts.offsetof("pipe", "pipe_peer")))
         except (MemoryFault, LayoutError):
             continue
-        at = [(opened.data, kind.lower())]
-        if kind in ("PIPE", "FIFO") and "pipe" in layouts:
-            at = [(opened.data, "pipe")]
-            try:
-                peer = case.kernel.pointer(opened.data + layouts.offsetof("pipe", "pipe_peer"))
-                at.append((peer, "pipe"))
-            except (MemoryFault, LayoutError):
-                pass
-        for data, struct in at:
-            known = struct == "pipe" or (struct in _SELECTABLE and struct in layouts)
-            if known and data <= selinfo < data + layouts.sizeof(struct):
-                return opened
-    return None
+        size = layouts.sizeof(struct)
+        found += [_Span(start, start + size, opened) for start in at if start]
+    found.sort()
+    return [span.start for span in found], found
 
 
 @resolver("eventfd")
@@ -127,12 +142,18 @@ def eventfd(case: Case) -> Optional[Verdict]:
         return None
     own = process_at(case.kernel, case.thread.proc)
     opened = [f for f in of_process(case.kernel, case.thread.proc) if f.data == address]
-    return _waits(case, [_of_file(case, opened[0].file, own)]) if own and opened else None
+    return _waits(case, [_of_file(case, opened[0].file, own)], 1) if own and opened else None
 
 
-def _waits(case: Case, found: List[Awaited]) -> Verdict:
+def _waits(case: Case, things: Iterable[Awaited], number: int) -> Verdict:
+    """``number`` things: looked at until one can come from outside, which decides."""
+    found: List[Awaited] = []
+    for each in things:
+        found.append(each)
+        if len(found) >= _NAMED and not all(one.procs for one in found):
+            break
     said = ", ".join(each.what for each in found[:_NAMED]) or "no event"
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    more = f" and {number - _NAMED} more" if number > _NAMED else ""
     node = case.waits_for(
         case.channel_node(f'"{case.thread.wmesg}" for {said}{more}'), Certainty.PROVEN, case.said()
     )
@@ -146,7 +167,8 @@ def _waits(case: Case, found: List[Awaited]) -> Verdict:
             for proc in each.procs
             for thread in by_proc.get(proc, [])
         }
-        if threads:
+        # Of more than are looked at one may well be able to.
+        if 0 < len(threads) <= MAX_PEERS:
             return served_by_peers(case, node, list(threads.values()), f"can bring about: {said}")
     outside = [each.what for each in found if not each.procs]
     what = "a timeout" if timed and not outside else (outside or ["no event"])[0]

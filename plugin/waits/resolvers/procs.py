@@ -23,7 +23,7 @@ from plugin.waits.resolvers.nfs import sends_to_server
 from plugin.words import count
 
 #: more threads of a peer than this are not looked at
-_MAX_PEERS = 64
+MAX_PEERS = 64
 _INIT = 1
 
 
@@ -52,7 +52,7 @@ def served_by_peers(
 ) -> Verdict:
     """Benign by itself; ``plugin.waits.settle`` corrects it where every peer is stuck."""
     builder = case.builder
-    peers = peers[:_MAX_PEERS]
+    peers = peers[:MAX_PEERS]
     for peer in peers:
         builder.join(node, builder.thread(peer), EdgeKind.SERVED_BY, certainty, evidence)
     node.any = True
@@ -84,7 +84,7 @@ def single_threading(builder: Builder, thread: Thread, node: Node) -> Optional[V
         others = [other for other in own if other.address == single]
     if not others:
         return None
-    for other in others[:_MAX_PEERS]:
+    for other in others[:MAX_PEERS]:
         builder.join(
             node,
             builder.thread(other),
@@ -106,7 +106,7 @@ def stopped(builder: Builder, thread: Thread, node: Node) -> Optional[Verdict]:
     if thread.p_flag & constant("P_TRACED", 0x800):
         parent = next((p.parent for p in processes(builder.kernel) if p.address == thread.proc), 0)
         tracers = threads_by_proc(builder.kernel).get(parent, [])
-        for tracer in tracers[:_MAX_PEERS]:
+        for tracer in tracers[:MAX_PEERS]:
             builder.join(
                 node,
                 builder.thread(tracer),
