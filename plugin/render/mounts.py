@@ -64,7 +64,7 @@ def _chosen(every: List[State], wanted: str) -> List[State]:
     ]
     if not found:
         names = [state.mount.on for state in every]
-        near = did_you_mean(wanted, [*names, *(state.mount.source for state in every)])
+        near = did_you_mean(wanted, sorted({*names, *(s.mount.source for s in every)}))
         raise UsageError(
             f"nothing is mounted on or from {wanted!r}{near or '; there are ' + ', '.join(names)}"
         )
