@@ -68,6 +68,9 @@ def problems(report: Any, command: str) -> Iterator[str]:
     if not found:
         # What must agree can be compared only where everything is there.
         yield from _AGREES.get(command, _nothing)(report["data"], command)
+        if command == "kthreads" and not report["kernel"]["layouts"].startswith("text"):
+            # Text may name a thread and no channel.
+            yield from _channels(report["data"], command)
 
 
 def undescribed(report: Any, command: str) -> List[str]:
@@ -130,17 +133,18 @@ def _kthreads(data: Any, where: str) -> Iterator[str]:
     addresses = [t["address"] for t in data["threads"] if t["address"] is not None]
     if len(addresses) != len(set(addresses)):
         yield f"{where}: a thread stands twice"
-    for thread in data["threads"]:
-        # A running thread may be between CPUs only where memory is corrupt.
-        # Text may name a thread and no address.
-        named = thread["address"] is not None
-        if named and thread["state"] == "sleeping" and thread["wchan"] is None:
-            yield f"{where}: thread {thread['tid']} sleeps on no channel"
     if "groups" in data:
         known = sorted(thread["tid"] for thread in data["threads"])
         grouped = sorted(tid for group in data["groups"] for tid in group["tids"])
         if known != grouped:
             yield f"{where}: the groups do not hold the threads"
+
+
+def _channels(data: Any, where: str) -> Iterator[str]:
+    for thread in data["threads"]:
+        # A running thread may be between CPUs only where memory is corrupt.
+        if thread["state"] == "sleeping" and thread["wchan"] is None:
+            yield f"{where}: thread {thread['tid']} sleeps on no channel"
 
 
 def _bioq(data: Any, where: str) -> Iterator[str]:

@@ -140,6 +140,11 @@ def test_who_finds_the_list_empty_sleeps_on_bswneeded() -> None:
     assert pbuf.pool_of_channel(machine.k, at + 4) is None
 
 
+def test_nobody_waits_on_what_the_kernel_has_not() -> None:
+    machine = Machine(2)
+    assert machine.pool("bswlist").waiters == ()  # type: ignore[union-attr]
+
+
 def test_a_free_list_longer_than_there_are_pbufs_is_given_up() -> None:
     machine = Machine(3)
     machine.free(0, 1, 2)

@@ -92,6 +92,7 @@ def _is_row(row: Dict[str, Any]) -> bool:
     """Whether a batch wrote it: others may have written into the file."""
     return (
         all(isinstance(row.get(name), kinds) for name, kinds in _FIELDS.items())
+        and (row.get("report") is not None or not row.get("signature"))
         and 0 <= (row.get("mtime") or 0) < _LATEST
         and all(isinstance(each, str) for each in row.get("known") or ())
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from plugin.caching import MEMORY, cached
-from plugin.errors import LayoutError, MemoryFault
+from plugin.errors import MemoryFault
 from plugin.kernel.buf import Buf, b_pages, iodone_name, locked_bufs, try_buf_at
 from plugin.kernel.queue import tailq_foreach
 from plugin.kernel.sleepqueue import sleepers
@@ -164,7 +164,7 @@ def _counter_pools(kernel: Kernel) -> Iterator[Pool]:
         head = kernel.address_of("bswlist")
         needed = kernel.symbol("bswneeded")
         wchan = needed.address if needed else 0
-        tids = _tids(kernel, wchan) if wchan else ()
+        tids = _tids(kernel, wchan)
         yield Pool("all pbufs", "bswlist", head, total, total - free, free, wchan, tids, "list")
     for symbol, name, initial in _COUNTERS:
         value = _int(kernel, symbol)
@@ -183,12 +183,7 @@ def _counter_pools(kernel: Kernel) -> Iterator[Pool]:
 def _zone_pools(kernel: Kernel) -> Iterator[Pool]:
     symbols = {}
     for symbol in _ZONE_SYMBOLS:
-        try:
-            address = kernel.global_value(symbol, 0)
-        except MemoryFault:
-            continue
-        if address:
-            symbols[address] = symbol
+        symbols[kernel.global_value(symbol, 0)] = symbol
     for zone in pbuf_zones(kernel):
         free = None if zone.limit is None else max(0, zone.limit - zone.used)
         yield Pool(
@@ -206,11 +201,7 @@ def _zone_pools(kernel: Kernel) -> Iterator[Pool]:
 
 def pbuf_zones(kernel: Kernel) -> List[Zone]:
     """The zones on the keg of pbuf_zone, that one first; [] in the first era."""
-    try:
-        address = kernel.global_value("pbuf_zone", 0)
-    except MemoryFault as fault:
-        kernel.warnings.add("pbuf_zone", fault.address, fault.reason)
-        return []
+    address = kernel.global_value("pbuf_zone", 0)
     primary = zone_at(kernel, address) if address else None
     if primary is None:
         return []
@@ -221,11 +212,16 @@ def pbuf_zones(kernel: Kernel) -> List[Zone]:
 # The pbufs
 
 
+def _total(kernel: Kernel) -> int:
+    """How many pbufs the array of the first era has."""
+    return max(0, min(_int(kernel, "nswbuf") or 0, _MAX_PBUFS))
+
+
 @cached(MEMORY)
 def _free_list(kernel: Kernel) -> Set[int]:
     """The pbufs on bswlist."""
-    total = max(0, min(_int(kernel, "nswbuf") or 0, _MAX_PBUFS))
     head = kernel.address_of("bswlist")
+    total = _total(kernel)
     walk = tailq_foreach(kernel, head, "buf", "b_freelist", what="bswlist", bound=total + 1)
     return {address for address, _ in walk}
 
@@ -236,13 +232,9 @@ def addresses(kernel: Kernel) -> List[int]:
     if has_zones(kernel):
         found = pbuf_zones(kernel)
         return sorted(items(kernel, found[0])) if found else []
-    total = max(0, min(_int(kernel, "nswbuf") or 0, _MAX_PBUFS))
-    try:
-        base = kernel.global_value("swbuf", 0)
-        stride = kernel.layouts.sizeof("buf")
-    except (MemoryFault, LayoutError) as error:
-        kernel.warnings.add("swbuf", getattr(error, "address", None), str(error))
-        return []
+    total = _total(kernel)
+    base = kernel.global_value("swbuf", 0)
+    stride = kernel.layouts.sizeof("buf")
     if not base or not kernel.has_symbol("bswlist"):
         return []
     free = _free_list(kernel)

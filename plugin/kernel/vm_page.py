@@ -296,11 +296,7 @@ class Queues:
 @cached(MEMORY)
 def bogus_page(kernel: Kernel) -> int:
     """Address of bogus_page, the stand-in for valid pages in an I/O; 0 if there is none."""
-    try:
-        return kernel.global_value("bogus_page", 0)
-    except MemoryFault as fault:
-        kernel.warnings.add("bogus_page", fault.address, fault.reason)
-        return 0
+    return kernel.global_value("bogus_page", 0)
 
 
 @cached(MEMORY)
