@@ -19,6 +19,7 @@ from plugin.kernel.mount import mount_at
 from plugin.kernel.proc import Thread, processes, threads
 from plugin.kernel.stack import frames
 from plugin.kernel.vm_domain import domains
+from plugin.kernel.vnode import vnode_at
 from plugin.opening import open_core
 from plugin.render.vmscan import whole_scan
 from plugin.session import Kernel
@@ -401,3 +402,17 @@ def test_a_thread_number_below_zero_is_damage(tmp_path: Path) -> None:
     broken = damaged(kernel, words={at: (-5).to_bytes(4, "little", signed=True)})
     assert all(process.pid >= 0 for process in processes(broken))
     assert any("p_pid is -5" in finding.detail for finding in broken.warnings)
+
+
+def test_a_vnode_that_is_missing_is_said_where_it_would_have_been_named(tmp_path: Path) -> None:
+    vmcore, file = geom_tour().write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    address = next(buf.vp for buf in bufs(kernel) if buf.vp)
+    assert vnode_at(kernel, address) is not None
+    assert not kernel.warnings.partial
+    broken = damaged(kernel, missing=[address])
+    assert vnode_at(broken, address) is None
+    assert [finding.what for finding in broken.warnings] == [f"vnode {address:#x}"]
+    assert broken.warnings.partial
+    assert vnode_at(kernel, 0) is None

@@ -63,12 +63,17 @@ def vnode_of_lock(kernel: Kernel, lock: int) -> Optional[int]:
 
 @cached(MEMORY)
 def vnode_at(kernel: Kernel, address: int) -> Optional[Vnode]:
-    """The vnode at ``address``, None if it cannot be read."""
+    """The vnode at ``address``, None for NULL and, with a finding, where it cannot be read."""
+    if not address:
+        return None
     try:
         view = kernel.view("vnode", address)
         number, mount = view.v_type, view.v_mount
         vm_object = view.get("v_bufobj.bo_object", 0)
-    except (MemoryFault, LayoutError):
+    except MemoryFault as fault:
+        kernel.warnings.add(f"vnode {address:#x}", fault.address, fault.reason)
+        return None
+    except LayoutError:
         return None
     kind = VTYPES[number] if number < len(VTYPES) else str(number)
     found = mount_at(kernel, mount) if mount else None
