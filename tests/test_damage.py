@@ -25,6 +25,8 @@ from plugin.render.vmscan import whole_scan
 from plugin.session import Kernel
 from plugin.waits.analysis import Analysis, analyse
 from tests.damage import PAGE, damaged
+from tests.damage.__main__ import FORGED as DAMAGED
+from tests.damage.__main__ import cases, subject, tried
 from tests.forge.machine import Machine
 from tests.forge.scenarios import deadlocks
 from tests.forge.scenarios.geom_tour import geom_tour
@@ -416,3 +418,19 @@ def test_a_vnode_that_is_missing_is_said_where_it_would_have_been_named(tmp_path
     assert [finding.what for finding in broken.warnings] == [f"vnode {address:#x}"]
     assert broken.warnings.partial
     assert vnode_at(kernel, 0) is None
+
+
+@pytest.mark.parametrize("name", ["deadlock-14.2", "geom-9.3"])
+def test_damage_of_every_kind_under_every_command_keeps_every_promise(
+    name: str, tmp_path: Path
+) -> None:
+    """A part of `python tests/damage`: no traceback, no breach of the contract, no lie."""
+    vmcore, file = DAMAGED[name]().write(tmp_path)
+    on = subject(name, str(vmcore), str(file))
+    faults = [
+        f"{name}:{number}: {outcome.fault}"
+        for kind, form, number in cases(on, 0, 120)
+        for outcome in [tried(on, kind, form, number, 30.0)]
+        if outcome.fault
+    ]
+    assert not faults

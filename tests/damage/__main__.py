@@ -122,6 +122,7 @@ def tried(on: Subject, kind: Kind, form: Tuple[str, ...], number: int, slow: flo
     kernel = broken(on.places[form], kind, seed)
     # The text of every fourth case: what it must keep to is that it is there.
     as_json = number % 4 != 3
+    signal.signal(signal.SIGVTALRM, _out_of_time)
     signal.setitimer(signal.ITIMER_VIRTUAL, slow)
     try:
         status, text, said = _run(kernel, form, as_json)
@@ -199,7 +200,6 @@ def _subjects(args: argparse.Namespace, folder: Path) -> Iterator[Tuple[str, str
 
 def _child(on: Subject, first: int, last: int, args: argparse.Namespace, told: int) -> None:
     """Run cases in this fork, a line of JSON for each."""
-    signal.signal(signal.SIGVTALRM, _out_of_time)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 + args.memory
     with os.fdopen(told, "w") as out:
         for kind, form, number in cases(on, first, last):
@@ -304,7 +304,6 @@ def _collect(
 
 
 def _again(on: Subject, number: int, slow: float) -> None:
-    signal.signal(signal.SIGVTALRM, _out_of_time)
     os.environ["WCHAN_DEBUG"] = "1"
     ((kind, form, _),) = cases(on, number, number + 1)
     seed = f"{on.name}:{kind.name}:{' '.join(form)}:{number}"
