@@ -406,6 +406,17 @@ def test_a_thread_number_below_zero_is_damage(tmp_path: Path) -> None:
     assert any("p_pid is -5" in finding.detail for finding in broken.warnings)
 
 
+def test_a_sleep_on_no_channel_is_damage(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    sleeper = next(thread for thread in threads(kernel) if thread.state == "sleeping")
+    at = sleeper.address + kernel.layouts.offsetof("thread", "td_wchan")
+    broken = damaged(kernel, words={at: pointer(kernel)})
+    assert plain(threads(broken))[sleeper.address].wchan is None
+    assert broken.warnings.partial
+    assert any("td_wchan is NULL" in finding.detail for finding in broken.warnings)
+
+
 def test_a_vnode_that_is_missing_is_said_where_it_would_have_been_named(tmp_path: Path) -> None:
     vmcore, file = geom_tour().write(tmp_path)
     kernel = open_core(str(vmcore), str(file))

@@ -320,6 +320,9 @@ def test_the_zone_of_all_pbufs_comes_first_and_those_on_its_keg_follow(zoned: Ke
     assert first.address not in {zone.address for zone in others}
     pools = pbuf.pools(k)
     assert pools[0].symbol == "pbuf_zone"
+    assert pbuf.has_zones(k)
+    waiting = next(zone for zone in others if zone.waiters)
+    assert waiting.channels[0] in {pool.wchan for pool in pools}
     full = next(pool for pool in pools if pool.symbol == "swwbuf_zone")
     assert (full.kind, full.free, full.exhausted) == ("zone", 0, True)
     assert full.in_use == full.limit

@@ -131,6 +131,8 @@ def test_a_bogus_page_that_cannot_be_read_is_a_finding() -> None:
     [
         (903000, 1, 0, "active", True),
         (903000, 0xFF, 0, "none", False),
+        (1100120, 1, 0, "active", True),
+        (1100120, 0xFF, 0, "none", False),
         (1201000, 0, 0, "inactive", False),
         (1201000, 1, "ENQUEUED", "active", True),
         (1402000, 0, "ENQUEUED", "inactive", True),
@@ -191,6 +193,12 @@ def test_more_colours_than_there_can_be_are_none(colors: int, name: str) -> None
     assert coloring(k, target, colors, 15, 5, 3, 17000, 18000, 19000, 35000, 36).name(5) == name
 
 
+def test_one_colour_is_one_queue() -> None:
+    k, target = small(903000)
+    queues = coloring(k, target, 1, 0, 5, 3, 2, 3, 4, 5, 6)
+    assert [queues.name(n) for n in (1, 2, 4)] == ["free", "inactive", "cache"]
+
+
 def test_a_table_of_colours_that_cannot_be_read_is_a_finding() -> None:
     k, target = small(903000)
     target.symbol("page_queue_coloring", 0xFFFFFFFFDEAD0000)
@@ -237,6 +245,11 @@ def sleeper(tid: int) -> Thread:
             {"busy_lock": 2 | 4},
             4,
             "exclusively busied, owner not recorded; 100, 101, 102, 103 sleep for it",
+        ),
+        (
+            {"busy_lock": 1 | 1 << 3},
+            5,
+            "busied shared by 1; 100, 101, 102, 103 and 1 more sleep for it",
         ),
         (
             {"busy_lock": 1 | 1 << 3},

@@ -384,6 +384,8 @@ def _threads(kernel: Kernel) -> Iterator[Thread]:
                     kernel.warnings.add(
                         f"thread {tid}", wmesg_at or address, "its wait message cannot be read"
                     )
+                if channel is None:
+                    kernel.warnings.add(f"thread {tid}", address, "sleeps, and td_wchan is NULL")
                 since = extra.get("td_slptick")
             if since and now:
                 age = ((now.ticks - since) & 0xFFFFFFFF) / now.hz

@@ -53,7 +53,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "plugin/arch/space.py": ("vmcore_minidump", "vmcore_full", "forge_formats"),
 }
 #: seconds of CPU time that the tests of one fault may cost
-ENOUGH = 2.0
+ENOUGH = 6.0
 #: a fault that makes its tests take this many times as long, and so many seconds, is noticed
 FACTOR, MARGIN = 3.0, 3.0
 #: and so is one that makes them take more memory than this, in bytes
