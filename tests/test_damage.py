@@ -18,6 +18,7 @@ from plugin.kernel.geom import mesh
 from plugin.kernel.mount import mount_at
 from plugin.kernel.proc import Thread, processes, threads
 from plugin.kernel.stack import frames
+from plugin.kernel.uma import zones
 from plugin.kernel.vm_domain import domains
 from plugin.kernel.vnode import vnode_at
 from plugin.opening import open_core
@@ -445,3 +446,15 @@ def test_damage_of_every_kind_under_every_command_keeps_every_promise(
         if outcome.fault
     ]
     assert not faults
+
+
+def test_a_zone_whose_name_is_missing_is_said(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    zone = next(zone for zone in zones(kernel) if zone.name != "?")
+    at = zone.address + kernel.layouts.offsetof("uma_zone", "uz_name")
+    broken = damaged(kernel, words={at: pointer(kernel, 0xFFFFF8007FFFFFF0)})
+    found = next(each for each in zones(broken) if each.address == zone.address)
+    assert found.name == "?"
+    assert broken.warnings.partial
+    assert [finding.what for finding in broken.warnings] == [f"zone {zone.address:#x}"]

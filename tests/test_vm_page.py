@@ -95,6 +95,8 @@ def test_members_come_out_as_they_went_in(osreldate: int) -> None:
     assert found.ref_count == (3 | 1 << 30 if astate else None)
     assert found.wired
     assert not page(k, target, **({"ref_count": 1 << 30} if astate else {"wire_count": 0})).wired
+    one = page(k, target, **({"ref_count": 1} if astate else {"wire_count": 1}))
+    assert one.wired and one.wire_count == 1
     assert not found.is_bogus and not found.fictitious and found.slab == 0
 
 

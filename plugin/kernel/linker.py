@@ -170,9 +170,12 @@ def _linker(kernel: Kernel, ops: int) -> str:
     try:
         cls = kernel.pointer(ops + layouts.offsetof("kobj_ops", "cls"))
         name = kernel.pointer(cls + layouts.offsetof("kobj_class", "name"))
-    except (MemoryFault, LayoutError):
+    except MemoryFault as fault:
+        kernel.warnings.add("linker class", fault.address, fault.reason)
         return ""
-    return kernel.try_cstring(name, limit=32)
+    except LayoutError:
+        return ""
+    return kernel.name_at("linker class", name, 32)
 
 
 def modules(kernel: Kernel) -> List[LinkerFile]:

@@ -322,7 +322,7 @@ def _zone(
     )
     return Zone(
         address,
-        kernel.try_cstring(zone.uz_name, "?", 64),
+        kernel.name_at(f"zone {zone.address:#x}", zone.uz_name, 64) or "?",
         keg.address if keg else 0,
         keg.size if keg else zone.uz_size,
         keg.rsize if keg else zone.uz_size,

@@ -125,7 +125,7 @@ def _data(thread: Thread) -> Dict[str, Any]:
     lock = thread.lock
     return {
         "tid": thread.tid,
-        "pid": thread.pid,
+        "pid": thread.pid if thread.pid >= 0 else None,
         "comm": thread.comm,
         "name": thread.name,
         "address": address(thread.address) if thread.address > 0 else None,

@@ -50,7 +50,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "plugin/waits/graph.py": _GRAPH,
     "plugin/waits/analysis.py": _GRAPH,
     "plugin/waits/verdict.py": _GRAPH,
-    "plugin/arch/space.py": ("vmcore_minidump", "vmcore_full", "forge_formats"),
+    "plugin/arch/space.py": ("space", "vmcore_full", "vmcore_minidump"),
 }
 #: seconds of CPU time that the tests of one fault may cost
 ENOUGH = 6.0
