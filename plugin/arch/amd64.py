@@ -160,6 +160,16 @@ def _value(read: ReadPhysical, pa: int, size: int) -> Optional[int]:
 
 _PCB = "rbx rbp rsp r12 r13 r14 r15 rip"
 _REST = "rax rcx rdx rsi rdi r8 r9 r10 r11"
+#: of the System V ABI, AMD64 supplement
+_DWARF = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp"),
+            *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"),
+        )
+    )
+}
 
 ARCHITECTURE = Architecture(
     name="amd64",
@@ -183,6 +193,7 @@ ARCHITECTURE = Architecture(
         # Above the return address that the call left: db_nextframe().
         trapframe_at=lambda frame: frame.callee + 16 if frame.callee is not None else None,
         entries=frozenset(("amd64_syscall", "fast_syscall_common", "syscall")),
+        trapframe_from=("rsp", True),
         from_user=x86.from_user,
     ),
     debuggers=Debuggers(
@@ -200,6 +211,7 @@ ARCHITECTURE = Architecture(
             *x86.X87,
         ),
         floating=x86.FLOATING,
+        dwarf=_DWARF,
         roles={"pc": "rip", "sp": "rsp", "fp": "rbp", "flags": "eflags"},
         machines=frozenset(("x86_64", "amd64")),
     ),

@@ -136,6 +136,7 @@ ARCHITECTURE = Architecture(
         # (sys/arm64/arm64/exception.S, db_trace.c).
         trapframe_at=lambda frame: frame.fp - frame.trapframe_size,
         entries=frozenset(("do_el0_sync", "svc_handler")),
+        trapframe_from=("x29", False),
         from_user=lambda registers: False,
     ),
     debuggers=Debuggers(
@@ -151,6 +152,7 @@ ARCHITECTURE = Architecture(
             *registers("cpsr", 32, "int"),
         ),
         floating=frozenset(),
+        dwarf={**{name: n for n, name in enumerate(_x(0, 30))}, "sp": 31, "pc": 32},
         roles={"pc": "pc", "sp": "sp", "fp": "x29", "ra": "x30", "flags": "cpsr"},
         machines=frozenset(("aarch64", "arm64")),
     ),

@@ -116,6 +116,9 @@ class Stacks:
     trapframe_at: Callable[[Frame], Optional[int]]
     #: functions that only a system call or a trap of userland enters the kernel by
     entries: FrozenSet[str]
+    #: the register from which on it lies, and whether that is where it begins or where it ends;
+    #: None where it has no fixed place
+    trapframe_from: Optional[Tuple[str, bool]]
     #: True for a trap frame, as registers, that userland was left with
     from_user: Callable[[Mapping[str, int]], bool]
 
@@ -155,6 +158,8 @@ class Debuggers:
     registers: Tuple[Register, ...]
     #: registers of the floating-point unit among them, for the debuggers' groups
     floating: FrozenSet[str]
+    #: DWARF's numbers of the registers that unwinding takes, {} where they are not known
+    dwarf: Mapping[str, int]
     #: registers with a role: {"pc": "rip", "sp": "rsp", "fp": "rbp"}
     roles: Mapping[str, str]
     #: machines (uname -m) whose plain gdb debugs this one

@@ -161,6 +161,7 @@ ARCHITECTURE = Architecture(
         trap_prefixes=x86.TRAP_PREFIXES,
         trapframe_at=_trapframe_at,
         entries=frozenset(("syscall",)),
+        trapframe_from=None,
         from_user=x86.from_user,
     ),
     debuggers=Debuggers(
@@ -177,6 +178,7 @@ ARCHITECTURE = Architecture(
             *x86.X87,
         ),
         floating=x86.FLOATING,
+        dwarf=dict(zip(["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip"], range(9))),
         roles={"pc": "eip", "sp": "esp", "fp": "ebp", "flags": "eflags"},
         machines=frozenset(("x86_64", "amd64", "i386", "i686")),
     ),

@@ -117,6 +117,7 @@ ARCHITECTURE = Architecture(
         # the address of the trap frame (sys/riscv/riscv/exception.S, db_trace.c).
         trapframe_at=lambda frame: frame.callee,
         entries=frozenset(("do_trap_user",)),
+        trapframe_from=("sp", True),
         from_user=lambda registers: False,
     ),
     debuggers=Debuggers(
@@ -134,6 +135,7 @@ ARCHITECTURE = Architecture(
             *registers(" ".join((*_T, *_A)), 64, "int"),
         ),
         floating=frozenset(),
+        dwarf={"ra": 1, "sp": 2, "fp": 8, "pc": 32},
         roles={"pc": "pc", "sp": "sp", "fp": "fp", "ra": "ra"},
         machines=frozenset(("riscv64",)),
     ),

@@ -34,6 +34,7 @@ from plugin.arch import architecture
 from plugin.errors import EXIT_OK, UsageError, WchanError
 from plugin.hosts.arguments import Parser
 from plugin.hosts.debugger import SECRET_VARIABLE
+from plugin.hosts.frame_file import write_frame_file
 from plugin.hosts.inferior import KernelInferior
 from plugin.hosts.module_elf import SymbolFile, write_symbol_files
 from plugin.hosts.prepare import ROOT, installer
@@ -233,10 +234,27 @@ def _launch(name: str, argv: Sequence[str], arguments: _Arguments) -> int:
             folder = os.path.dirname(server.address)
             modules = write_symbol_files(opened.kernel, folder)
             opened.session["modules"] = modules
-            own = arguments(server.address, opened.file, modules)
+            file = opened.file
+            if name == "lldb" and _takes_no_frames(program):
+                copy = os.path.join(folder, os.path.basename(file))
+                if write_frame_file(opened.kernel, ElfFile(file), copy):
+                    file = opened.session["kernel"] = copy
+            own = arguments(server.address, file, modules)
             return _run([program, *own, *rest], {SECRET_VARIABLE: opened.secret})
     except Left as left:
         return 128 + left.number
+
+
+def _takes_no_frames(program: str) -> bool:
+    """True for an lldb before 22, which no plugin can give frames."""
+    try:
+        said = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    number = re.search(r"lldb version (\d+)\.", said)
+    return number is not None and int(number.group(1)) < 22
 
 
 def find_debugger(name: str, arch: str) -> str:

@@ -19,6 +19,7 @@ from plugin.vmcore.elf import (
     ET_DYN,
     FORMS,
     SHF_ALLOC,
+    SHF_EXECINSTR,
     SHN_ABS,
     SHN_UNDEF,
     SHT_NOBITS,
@@ -27,7 +28,6 @@ from plugin.vmcore.elf import (
 )
 
 _SHT_STRTAB = 3
-_SHF_EXECINSTR = 4
 _NAMES = b"\0.text\0.symtab\0.strtab\0.shstrtab\0"
 _LOCAL = 0
 
@@ -71,7 +71,7 @@ def image(table: ModuleTable, arch: str) -> bytes:
         places.append(at)
         at += -(-len(content) // 8) * 8
     file = table.file
-    flags = SHF_ALLOC | _SHF_EXECINSTR
+    flags = SHF_ALLOC | SHF_EXECINSTR
     width = form.symbol.size
     rows = [
         (0,) * 10,
