@@ -50,6 +50,15 @@ def test_noise_in_the_middle_of_a_dump_is_not_another_kernel(dump: Tuple[Path, P
     assert opened.osreldate == 1402000
 
 
+def test_an_uptime_that_cannot_be_is_none(dump: Tuple[Path, Path]) -> None:
+    vmcore, kernel = dump
+    noise_over(vmcore, kernel, ["time_uptime"])
+    status, out, _ = wchan("-k", str(kernel), str(vmcore), "why-stuck")
+    assert status == 3
+    assert ", up " not in out
+    assert "time_uptime is" in out
+
+
 def test_a_kernel_newer_than_the_table_gets_the_newest_layouts_it_agrees_with(
     tmp_path: Path,
 ) -> None:

@@ -82,15 +82,17 @@ def debug_frame(kernel: Kernel, elf: ElfFile) -> bytes:
     size = arch.pointer_size
     made = [_entry(size, _cie(arch, "", _by_frame_pointer(arch)))]
     signal_cie = len(made[0])
-    made.append(_entry(size, _cie(arch, "S", b"")))
+    made.append(_entry(size, _cie(arch, "zS", b"\0")))
     trapped = _trap_rules(kernel)
-    ends = bytes((_UNDEFINED,)) + _uleb(numbers[_pc(arch)])
+    # Where nothing is behind it a frame still has to have a place.
+    ends = bytes((_DEF_CFA,)) + _uleb(numbers[arch.stacks.sp]) + _uleb(size)
+    ends += bytes((_UNDEFINED,)) + _uleb(numbers[_pc(arch)])
     covered: List[Tuple[int, int]] = []
     for start, stop, name in _special(elf, arch):
         covered.append((start, stop))
         leaves = name.startswith((*_FROM_USER, *_OUTERMOST))
         rules = ends if leaves or trapped is None else trapped
-        made.append(_entry(size, _fde(size, signal_cie, start, stop, rules)))
+        made.append(_entry(size, _fde(size, signal_cie, start, stop, b"\0" + rules)))
     for start, stop in _rest(elf, covered):
         made.append(_entry(size, _fde(size, 0, start, stop, b"")))
     return b"".join(made)

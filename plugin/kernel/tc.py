@@ -16,6 +16,8 @@ from plugin.session import Kernel
 _FRACTION = float(1 << 64)
 _BINTIME = struct.Struct("<qQ")
 _BINTIME32 = struct.Struct("<iQ")
+#: seconds of a hundred years
+_TOO_OLD = 100 * 366 * 86400
 #: bytes of struct timehands in which th_offset lies in every version
 _TIMEHANDS_HEAD = 96
 
@@ -42,6 +44,12 @@ def uptime(kernel: Kernel) -> Optional[float]:
         seconds = kernel.unsigned(found.address, width)
     except MemoryFault as fault:
         kernel.warnings.add("uptime", fault.address, fault.reason)
+        return None
+    # It counts from 1 (tc_windup() runs before anything else does), and no machine is so old.
+    if not 0 < seconds < _TOO_OLD:
+        kernel.warnings.add(
+            "uptime", found.address, f"time_uptime is {seconds}, which it cannot be"
+        )
         return None
     return _th_offset(kernel, seconds, width) or float(seconds)
 
