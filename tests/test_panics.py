@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import wchan
 
 from plugin.judge.panics import Panic, panic
 from plugin.opening import open_core
 from tests.forge.machine import Machine
+from tests.forge.scenarios.sendfile_panic import sendfile_panic
 
 
 def told(machine: Machine, folder: Path) -> Panic:
@@ -51,6 +53,19 @@ def test_a_thread_that_asks_for_what_it_holds_is_told_so(
     assert found.kind == "own lock"
     assert f'"example lock" at {at}' in found.verdict
     assert "which it holds itself, whose word names it as the owner" in found.verdict
+
+
+def test_the_thread_that_panicked_is_asked_for_and_tells_its_panic(tmp_path: Path) -> None:
+    vmcore, kernel = sendfile_panic().write(tmp_path)
+    tid = open_core(str(vmcore), str(kernel)).global_value("dumptid")
+    status, out, _ = wchan("-k", str(kernel), str(vmcore), "why-stuck", str(tid))
+    assert status in (0, 3)
+    told = " ".join(out.split())
+    assert "It panicked: vm_page_assert_xbusied: page 0xfffff807ebbd8f98" in told
+    assert "dmu_read_pages" in told
+    assert "sendfile_swapin" in told
+    other = wchan("-k", str(kernel), str(vmcore), "why-stuck", "pagedaemon")[1]
+    assert "It panicked" not in other
 
 
 def test_a_lock_that_another_thread_holds_is_not_said_to_be_its_own(tmp_path: Path) -> None:

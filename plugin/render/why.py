@@ -69,10 +69,17 @@ def page(analysis: Analysis, path: str, inputs: Sequence[str]) -> Report:
 
 def in_full(analysis: Analysis, chosen: Sequence[Thread], width: int) -> Report:
     """The chains of the threads asked for, a step a line with its evidence."""
-    report, _ = _facts(analysis)
+    report, found = _facts(analysis)
     drawing = chains.Drawing(analysis, width)
     for thread in chosen:
         report.pre(*drawing.in_full(thread).split("\n"))
+        if found is not None and found.thread is not None and found.thread.tid == thread.tid:
+            # That it runs is the least that can be said of it.
+            report.text(f"It panicked: {found.message}", indent=2)
+            report.text(found.verdict, indent=2)
+            report.text("in " + " <- ".join(found.frames), indent=2)
+            if found.held:
+                report.text(f"It holds {', '.join(found.held)}.", indent=2)
     return report
 
 

@@ -48,6 +48,9 @@ class GdbTarget:
         if arch not in ARCHES:
             raise WchanError(f"gdb debugs a {arch} program; wchan knows {', '.join(ARCHES)}")
         if inferior.pid == 0 and not inferior.threads():
+            foreign = _foreign()
+            if foreign:
+                raise WchanError(f"this gdb knows no {foreign}; one built for all of them does")
             raise WchanError("no kernel is being debugged: open a dump or connect first")
         self.arch = ARCHES[arch]
         self.description = "gdb"
@@ -182,6 +185,18 @@ def _architecture(inferior: Any) -> str:
         return value
     except gdb.error as error:
         raise WchanError(f"gdb debugs nothing: {error}") from None
+
+
+def _foreign() -> str:
+    """gdb's name of the kernel's architecture where this gdb was built without it, else ""."""
+    image = KernelImage.open(gdb.current_progspace().filename)
+    if image is None or not image.is_kernel or image.elf.arch not in BY_NAME:
+        return ""
+    name = BY_NAME[image.elf.arch].debuggers.gdb_names[0]
+    with suppress(gdb.error):
+        known = gdb.execute(f"complete set architecture {name}", to_string=True)
+        return "" if known.strip() else name
+    return ""
 
 
 def _is_live() -> bool:
