@@ -174,7 +174,10 @@ class Session:
             told = info.get("notes")
             notes += map(str, told) if isinstance(told, list) else []
         elif file is not None:
-            notes += _mismatch(target, file, force)
+            forced = _mismatch(target, file, force)
+            notes += forced
+            if target.wire is not None:
+                target.wire.trusted = not forced
         kernel = open_target(
             target,
             structs=_text(info.get("structs")),

@@ -33,6 +33,7 @@ def open_remote(
     notes: List[str] = []
     try:
         require_match(target, version_of_file(elf), kernel)
+        target.wire.trusted = True
     except KernelMismatch as mismatch:
         if not force:
             target.stub.close()

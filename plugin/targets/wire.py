@@ -39,7 +39,8 @@ class Wire:
     """A cache above ``fetch(address, size)``, which raises MemoryFault where nothing is.
 
     ``constant(address, size)`` gives what never changes and need not be asked for (the
-    read-only part of the kernel's file), None where it has it not.  ``asked`` counts reads,
+    read-only part of the kernel's file), None where it has it not; it is asked once
+    ``trusted`` is set.  ``asked`` counts reads,
     ``received`` bytes of memory, ``spent`` the characters that both came to, two a byte but
     for runs, which the kernel's stub counts instead of repeating them.  ``tell`` is called
     with progress before each read.
@@ -53,6 +54,8 @@ class Wire:
         self._fetch = fetch
         self._constant = constant
         self.asked = self.received = self.spent = 0
+        #: True once memory has shown that it is the file's kernel that runs there
+        self.trusted = False
         self.tell: Callable[[str, int, int], None] = lambda what, done, total: None
         self._words: Dict[int, bytes] = {}
         self._absent: Set[int] = set()
@@ -66,7 +69,7 @@ class Wire:
             raise MemoryFault(address, "no address")
         if size > _BULK:
             return self._ask(address, size)
-        known = self._constant(address, size)
+        known = self._constant(address, size) if self.trusted else None
         if known is not None:
             return known
         first, last = address // WORD, (address + size - 1) // WORD
