@@ -13,7 +13,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 PAGE = 4096
 
-EM = {"i386": 3, "amd64": 62, "arm64": 183, "riscv64": 243}
+EM = {"i386": 3, "armv7": 40, "amd64": 62, "arm64": 183, "riscv64": 243}
 NOTYPE, OBJECT, FUNC, SECTION, FILE = 0, 1, 2, 3, 4
 UNDEF, ABS = 0, 0xFFF1
 
@@ -73,7 +73,7 @@ def elf(
     Section 1 is a .bss without bytes, as all of a stripped kernel's are.  With
     ``strings`` given, symbols' names are looked up in it, wherever they lie.
     """
-    bits = 32 if machine == "i386" else 64
+    bits = 32 if machine in ("i386", "armv7") else 64
     made: List[Sec] = [Sec("", 0, 0), Sec(".bss", 8, 3, 0x1000, b"", 0x4000), *sections]
     if symbols:
         if strings is None:
@@ -220,6 +220,9 @@ def stale(layout: Layout, pa: int) -> int:
     if layout.arch == "riscv64":
         # Valid, but a pointer to another table.
         return pa >> 12 << 10 | 1
+    if layout.arch == "armv7":
+        # Of no type.
+        return pa | 0x450
     return pa | 0x162
 
 
@@ -245,6 +248,7 @@ AMD64 = (0xFFFFFE0000000000, 0xFFFFF80000000000, 0xFFFFFC0000000000)
 LAYOUTS = {
     **{f"amd64-v{v}": Layout("amd64", v, *AMD64) for v in (1, 2, 3)},
     "amd64-v2-9.3": Layout("amd64", 2, 0xFFFFFF8000000000, 0xFFFFFE0000000000, 0xFFFFFF0000000000),
+    **{f"armv7-v{v}": Layout("armv7", v, 0xC0000000, width=4) for v in (1, 2)},
     **{f"i386-v{v}": Layout("i386", v, 0xC0000000, width=4) for v in (1, 2)},
     **{f"i386-pae-v{v}": Layout("i386", v, 0x800000, width=8) for v in (1, 2)},
     **{
@@ -263,7 +267,7 @@ LAYOUTS = {
         for v in (1, 2)
     },
 }
-HAS_DUMP_AVAIL = {"amd64": 3, "i386": 2, "arm64": 2, "riscv64": 2}
+HAS_DUMP_AVAIL = {"armv7": 2, "amd64": 3, "i386": 2, "arm64": 2, "riscv64": 2}
 
 
 def entry(layout: Layout, pa: int) -> int:
@@ -276,6 +280,9 @@ def entry(layout: Layout, pa: int) -> int:
     if layout.arch == "riscv64":
         # With Svnapot's and Svpbmt's bits above the page's number.
         return 1 << 63 | 1 << 61 | pa >> 12 << 10 | 0xE7
+    if layout.arch == "armv7":
+        # A small page, not executable, as pmap-v6.c makes them.
+        return pa | 0x453
     nx = 1 << 63 if layout.width == 8 else 0
     return pa | nx | 0x163
 
@@ -383,12 +390,15 @@ def _directory(
 
 
 def _header(layout: Layout, msgbuf: int, bitmap: int, pmap: int, avail: int) -> bytes:
-    name = {"riscv64": "riscv"}.get(layout.arch, layout.arch)
+    name = {"riscv64": "riscv", "armv7": "arm"}.get(layout.arch, layout.arch)
     magic = f"minidump FreeBSD/{name}".encode().ljust(24, b"\0")
     sizes = struct.pack("<4I", layout.version, msgbuf, bitmap, pmap)
     last = struct.pack("<I", avail) if avail else b""
     if layout.arch == "i386":
         return magic + sizes + struct.pack("<2I", layout.kernbase, layout.width == 8) + last
+    if layout.arch == "armv7":
+        # arch and mmuformat lie between: 7, and MINIDUMP_MMU_FORMAT_V6.
+        return magic + sizes + struct.pack("<3I", layout.kernbase, 7, 2) + last
     if layout.arch == "amd64":
         rest = struct.pack("<3Q", layout.kernbase, layout.dmapbase, layout.dmapend)
     else:

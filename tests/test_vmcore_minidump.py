@@ -354,7 +354,7 @@ def test_a_version_from_the_future_is_named(tmp_path: Path, layout: Layout) -> N
 def test_a_minidump_of_an_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "vmcore.0"
     path.write_bytes(b"minidump FreeBSD/mips\0\0\0" + bytes(8192))
-    with pytest.raises(DumpError, match="minidump of a mips machine; those of amd64, arm64, i386"):
+    with pytest.raises(DumpError, match="minidump of a mips machine; those of amd64, arm64, armv7, i386"):
         open_memory(path)
 
 
@@ -488,3 +488,19 @@ def test_a_damaged_minidump_raises_nothing_but_a_clear_line(
                     assert at <= fault.address < at + size
         for start, data in core.chunks(layout.kernbase, 1 << 22):
             assert data == core.read(start, len(data))
+
+
+def test_a_large_page_of_armv7_is_sixteen_pages_side_by_side(tmp_path: Path) -> None:
+    layout = LAYOUTS["armv7-v2"]
+    frames = {0x200000 + n * 4096: page_of(n) for n in range(16)}
+    made = bytearray(
+        minidump(layout, frames, {layout.kernbase + n * 4096: pa for n, pa in enumerate(frames)})
+    )
+    small = b"".join((pa | 0x453).to_bytes(4, "little") for pa in frames)
+    at = made.index(small)
+    made[at : at + len(small)] = (0x200000 | 0x41).to_bytes(4, "little") * 16
+    path = tmp_path / "vmcore.0"
+    path.write_bytes(made)
+    with open_memory(path) as core:
+        assert core.read(layout.kernbase, 65536) == b"".join(frames.values())
+        assert not core.present(layout.kernbase + 65536)
