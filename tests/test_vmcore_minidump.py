@@ -354,7 +354,9 @@ def test_a_version_from_the_future_is_named(tmp_path: Path, layout: Layout) -> N
 def test_a_minidump_of_an_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "vmcore.0"
     path.write_bytes(b"minidump FreeBSD/mips\0\0\0" + bytes(8192))
-    with pytest.raises(DumpError, match="minidump of a mips machine; those of amd64, arm64, armv7, i386"):
+    with pytest.raises(
+        DumpError, match="minidump of a mips machine; those of amd64, arm64, armv7, i386"
+    ):
         open_memory(path)
 
 
