@@ -13,12 +13,14 @@ from typing import Any, Iterator, List
 
 import debuggers
 import pytest
+from build_vmcore import Sym, elf
 from hosts import ROOT
 from machines import HZ, KERNELS, PANICKED, WAITS, Example, example
 
 from plugin.hosts.inferior import KernelInferior
 from plugin.hosts.rsp import Server
 from plugin.opening import open_core
+from plugin.targets.image import KernelImage
 
 ENTRY = ROOT / "plugin" / "kernel-gdb.py"
 
@@ -332,3 +334,13 @@ def python(code: str, types: str) -> List[str]:
         f"print(json.dumps([layout({types}, name) for name in STRUCTS]))",
     ]
     return [word for line in lines for word in ("-ex", f"python {line}")]
+
+
+def test_a_kernel_of_eighteen_symbols_is_a_kernel(tmp_path: Path) -> None:
+    """LLVM's dumps come with files that have no more: what debuggers want of a kernel."""
+    names = ["kernbase", "dumppcb", "thread_off_td_tid", "proc_off_p_pid", "allproc"]
+    few, program = tmp_path / "kernel", tmp_path / "program"
+    few.write_bytes(elf("amd64", [Sym(name, 0xFFFFFFFF80200000) for name in names]))
+    program.write_bytes(elf("amd64", [Sym("main", 0x400000), Sym("allproc", 0x400008)]))
+    found = [KernelImage.open(str(path)) for path in (few, program)]
+    assert [image is not None and image.is_kernel for image in found] == [True, False]

@@ -175,7 +175,7 @@ def test_the_threads_of_llvms_dumps_are_found(arch: str, kind: str, count: int) 
         pytest.skip("WCHAN_LLVM_VMCORES does not name a folder of LLVM's FreeBSD vmcores")
     vmcore = str(Path(folder) / f"vmcore-{arch}-{kind}.bz2")
     status, out, _ = wchan("-k", str(Path(folder) / f"kernel-{arch}"), vmcore, "kthreads", "--json")
-    assert status == 0
+    assert status in (0, 3)
     assert len(json.loads(out)["data"]["threads"]) == count
 
 

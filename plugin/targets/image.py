@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from plugin.structs import LayoutSource
 
 
+#: what beside allproc only a kernel of FreeBSD's has
+_TELLTALES = ("osreldate", "thread_off_td_tid")
+#: bytes of a file whose symbols cost nothing to look at
+_SMALL = 1 << 16
+
+
 class KernelImage:
     """Symbols of a kernel file, moved by ``slide`` bytes from where it was linked."""
 
@@ -57,10 +63,12 @@ class KernelImage:
     def is_kernel(self) -> bool:
         """True for a FreeBSD kernel, whatever else the debugger may have loaded."""
         if self._is_kernel is None:
-            # A large program's symbols are not read for this: only a kernel lies so high.
+            # A large program's symbols are not read for this: only a kernel lies so high, or
+            # a file that has little more than the symbols that debuggers want of one.
             low = self.elf.bits == 64 and not any(s.addr >> 63 for s in self.elf.sections)
-            wanted = ("allproc", "osreldate")
-            self._is_kernel = not low and all(map(self.elf.symbols, wanted))
+            small = os.path.getsize(self.elf.plain_path) < _SMALL
+            second = any(map(self.elf.symbols, _TELLTALES)) if small or not low else False
+            self._is_kernel = second and bool(self.elf.symbols("allproc"))
         return self._is_kernel
 
     @property
