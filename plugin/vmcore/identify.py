@@ -8,9 +8,13 @@ import re
 from plugin.vmcore.file import DumpFile
 from plugin.vmcore.kerneldump import parse_header
 
+_KDUMP = (
+    "compressed as kdump does it: of a guest of QEMU's (dump it again without -z, -l and -s) or of "
+    "a Linux kernel (read it with crash or drgn)"
+)
 _SIGNATURES = (
-    (b"KDUMP   ", "a dump of a Linux kernel (makedumpfile): read it with crash or drgn"),
-    (b"makedumpfile", "a dump of a Linux kernel (makedumpfile): read it with crash or drgn"),
+    (b"KDUMP   ", _KDUMP),
+    (b"makedumpfile", _KDUMP),
     (b"PAGEDU", "a Windows crash dump"),
     (b"MDMP", "a Windows minidump"),
     (b"\xcf\xfa\xed\xfe", "a Mach-O file, of macOS"),
