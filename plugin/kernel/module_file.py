@@ -42,7 +42,7 @@ _MOST_SEGMENTS = 64
 #: as struct Elf_progent keeps them: more sections than any module has
 _MOST_SECTIONS = 4096
 #: symbols compared where a whole table is too much to read
-_SAMPLES = 16
+_SAMPLES = 12
 
 
 class ModuleFile(NamedTuple):

@@ -284,6 +284,8 @@ _THREAD = (
 #: what is of use while a thread is blocked, and while it is on a CPU or waits for one
 _IF_LOCKED = ("td_blocked", "td_lockname")
 _ON_CPU = ("td_oncpu", "td_lastcpu")
+#: what is of no use of a service or interrupt thread that waits for work
+_AT_WORK = ("td_slptick", "td_kstack", "td_kstack_pages")
 
 
 class Clock(NamedTuple):
@@ -424,12 +426,20 @@ def _listed(
         yield from tailq_foreach(kernel, head, "thread", "td_plist", paths, what=what)
         return
     locked = kernel.layouts.constant("TDI_LOCK", 8)
-    few = [path for path in paths if path not in _IF_LOCKED + _ON_CPU]
+    sleeping = kernel.layouts.constant("TDI_SLEEPING", 2)
+    iwait = kernel.layouts.constant("TDI_IWAIT", 16)
+    few = [path for path in paths if path not in _IF_LOCKED + _ON_CPU + _AT_WORK]
+    work = tuple(path for path in _AT_WORK if path in paths)
     for address, values in tailq_foreach(kernel, head, "thread", "td_plist", few, what=what):
         got: Dict[str, Any] = dict(zip(few, values))
-        more = _IF_LOCKED if got["td_inhibitors"] & locked else ()
+        rests = got["td_inhibitors"] & iwait or (
+            got["td_inhibitors"] & sleeping and kernel.try_cstring(got["td_wmesg"]) == "-"
+        )
+        more = () if rests else work
+        if got["td_inhibitors"] & locked:
+            more += _IF_LOCKED
         if got["td_state"] in (TDS_CAN_RUN, TDS_RUNQ, TDS_RUNNING):
-            more = _ON_CPU
+            more += _ON_CPU
         if more:
             try:
                 got.update(
