@@ -423,6 +423,26 @@ def test_variables_of_each_cpu_and_of_a_network_stack_are_read_where_their_copie
     assert status == 1 and "there is no network stack 2: example has 2 copies" in err
 
 
+@pytest.mark.parametrize("kernel", ["14.2 arm64", "14.2 i386", "13.0 arm64"])
+@pytest.mark.parametrize("set_", ["pcpu", "vnet"])
+def test_a_shared_modules_variables_of_each_cpu_or_stack_lie_where_its_linker_put_the_set(
+    kernel: str, set_: str, tmp_path: Path
+) -> None:
+    """link_elf.c copies set_pcpu and set_vnet of a module to room that the kernel set aside."""
+
+    def placed(machine: Machine, module: Module) -> None:
+        assert module.obj is not None
+        at = next(s.address for s in module.symbols if s.name == "example_head")
+        room = machine.address_of("other_head") - 8
+        module.obj[f"{set_}_start"] = at - 8
+        module.obj[f"{set_}_stop"] = at + 16
+        module.obj[f"{set_}_base"] = room
+
+    opened = _forged(kernel, tmp_path, placed)
+    assert opened.address_of("example_head") == opened.address_of("other_head")
+    assert opened.global_value("example_head") == 0x5678
+
+
 def test_a_real_machines_network_stack_and_callouts_are_where_it_keeps_them(
     zfs_kernel: Kernel,
 ) -> None:

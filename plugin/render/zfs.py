@@ -156,15 +156,16 @@ def _show_zios(kernel: Kernel, report: Report, spa: Spa) -> None:
             (
                 address(each.zio.address),
                 each.zio.type,
-                each.zio.priority + ("" if each.active else " (queued)"),
+                each.zio.priority,
                 each.vdev.name,
                 each.zio.offset,
                 each.zio.size,
-                address(each.bio.bio.address) if each.bio else "",
+                address(each.bio.bio.address) if each.bio else ("" if each.active else "queued"),
                 seconds(each.age),
             )
             for each in mine
         ],
+        optional=("what", "offset", "size"),
     )
 
 
