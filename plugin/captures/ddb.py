@@ -41,12 +41,19 @@ _PS_WAIT = re.compile(
     r"^(?P<wmesg>\*?\S.{0,14}?) +(?P<wchan>(?:0x)?[0-9a-f]{6,16}) +(?P<cmd>\S.*)$"
 )
 _PS_CPU = re.compile(r"^CPU (?P<cpu>\d+) +(?P<cmd>\S.*)$")
+# 5.x has the address of the uarea between proc and uid.
+_OLD_STATES = r"(?:\[[^\]]*\](?:[^\[\]]+ (?:0x)?[0-9a-f]+\])?)+"
 _PS_OLD = re.compile(
-    r"^ *(?P<pid>\d+) (?P<proc>[0-9a-f]{8,16}) +(?P<uid>\d+) +(?P<ppid>\d+) +(?P<pgrp>\d+) "
-    r"+[0-9a-f]+ +(?P<states>(?:\[[^\]]*\])+|\([^)]*\)|\S+) *(?P<cmd>.*)$"
+    r"^ *(?P<pid>\d+) +(?P<proc>[0-9a-f]{8,16})(?: +[0-9a-f]{8,16})? +(?P<uid>\d+) +"
+    r"(?P<ppid>\d+) +(?P<pgrp>\d+) +[0-9a-f]{6,8} +(?:(?:stop|new|zomb|Unkn) *)?"
+    rf"(?P<states>{_OLD_STATES}|\([^)]*\)|\S+) *(?P<cmd>.*)$"
 )
 _OLD_THREAD = re.compile(
-    r"^ +thread (?P<td>0x[0-9a-f]+) ksegrp \S+ *(?P<states>(?:\[[^\]]*\])+) *(?P<name>.*)$"
+    rf"^ +thread (?P<td>0x[0-9a-f]+) ksegrp \S+ *(?P<states>{_OLD_STATES}) *(?P<name>.*)$"
+)
+# "[SLPQ select 0xc0a1b044][SLP]", in a part of 6.x "[SLP]select 0xc0a1b044]".
+_OLD_WAIT = re.compile(
+    r"\[(?P<kind>SLPQ?|CVQ?|LOCK)\]? *(?P<wmesg>[^\[\]]*?) +(?P<wchan>(?:0x)?[0-9a-f]+)\]"
 )
 _TRACING = re.compile(
     r"^Tracing (?:command (?P<comm>.*?) )?pid (?P<pid>-?\d+)(?: tid (?P<tid>\d+))? td "
@@ -80,6 +87,8 @@ _VNODE = re.compile(
 )
 _LOCK_TYPE = re.compile(
     r"^\s*lock type (?P<name>.*?): (?P<mode>EXCL|SHARED|UNLOCKED)"
+    # Up to 7.x it counts the recursion of an exclusive holder too, before naming it.
+    r"(?: \(count \d+\)(?= by ))?"
     r"(?: by (?:thread (?P<td>0x[0-9a-f]+) \(pid (?P<pid>-?\d+)(?:, (?P<comm>.*?))?"
     r"(?:, tid (?P<tid>\d+))?\)|(?P<kern>KERNPROC)))?"
     r"(?: \(count (?P<count>\d+)\))?"
@@ -87,6 +96,8 @@ _LOCK_TYPE = re.compile(
 _INODE = re.compile(r"^\s*ino (?P<ino>\d+), on dev (?P<dev>\S+)")
 _BUF = re.compile(r"^buf at (?P<address>0x[0-9a-f]+)")
 _BUF_VP = re.compile(r"b_blkno = (?P<blkno>-?\d+).* b_vp = (?P<vp>0x[0-9a-f]+|0)")
+# Up to 12.x without b_vp: v_bufobj lies inside the vnode.
+_BUFOBJ = re.compile(r"b_bufobj = \((?P<bufobj>0x[0-9a-f]+)\)")
 _BUF_COUNT = re.compile(r"b_error = (?P<error>\d+), b_bufsize = \d+, b_bcount = (?P<bcount>\d+)")
 _CLASS = re.compile(r"^class: (?P<name>\S+) \((?P<address>0x[0-9a-f]+)\)")
 _GEOM = re.compile(r"^ +geom: (?P<name>.*?) \((?P<address>0x[0-9a-f]+)\)")
@@ -174,6 +185,10 @@ class Ddb:
         thread.state = self._state(thread, state)
         return True
 
+    def of_process(self, pid: int, comm: str) -> None:
+        """The rows of threads that follow are of this process."""
+        self._pid, self._comm = pid, comm
+
     def _ps_old(self, line: Line) -> bool:
         """6.x and before: states in brackets, a line "thread 0x... " for each of several."""
         match = _PS_OLD.match(line.text)
@@ -202,20 +217,20 @@ class Ddb:
 
     @staticmethod
     def _old_states(thread: TextThread, text: str) -> None:
-        words = re.findall(r"\[([^\]]*)\]", text)
-        for word in words:
+        match = _OLD_WAIT.search(text)
+        if match is not None:
+            thread.state = "locked" if match["kind"] == "LOCK" else "sleeping"
+            thread.wmesg, thread.wchan = match["wmesg"], number(match["wchan"])
+            if match["kind"] == "LOCK":
+                thread.lock_name = thread.wmesg
+        for word in re.findall(r"\[([^\]]*)\]", text):
             parts = word.split()
-            if not parts:
+            if not parts or thread.state in ("sleeping", "locked"):
                 continue
-            if parts[0] in ("SLPQ", "LOCK") and len(parts) >= 3:
-                thread.state = "sleeping" if parts[0] == "SLPQ" else "locked"
-                thread.wmesg, thread.wchan = " ".join(parts[1:-1]), number(parts[-1])
-                if parts[0] == "LOCK":
-                    thread.lock_name = thread.wmesg
-            elif parts[0] == "CPU":
+            if parts[0] == "CPU":
                 thread.state = "running"
                 thread.cpu = int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
-            elif parts[0] in ("RUNQ", "CANRUN"):
+            elif parts[0] in ("RUNQ", "CANRUN", "Can"):
                 thread.state = "runnable"
             elif parts[0] == "IWAIT":
                 thread.state = "iwait"
@@ -322,7 +337,7 @@ class Ddb:
             return False
         tid, what = int(match["tid"]), match["what"]
         thread = self.capture.thread(tid, int(match["pid"]))
-        self._named(thread, match["name"])
+        self.named(thread, match["name"])
         if self._chained is not None:
             self.capture.locks[self._chained[1]].owners.setdefault(tid, line.source)
         self._chained = self._doing(thread, what, line.source)
@@ -387,7 +402,8 @@ class Ddb:
             known = self.capture.locks[key] = TextLock(key, address, lc_name, name, source=source)
         return known
 
-    def _named(self, thread: TextThread, name: str) -> None:
+    def named(self, thread: TextThread, name: str) -> None:
+        """A name printed with a thread, where it has none yet."""
         if not thread.name:
             thread.name = name
         if not thread.comm:
@@ -458,6 +474,8 @@ class Ddb:
             owner.address = owner.address or number(match["td"])
             assert owner.tid is not None
             lock.owners.setdefault(owner.tid, line.source)
+        elif match["td"] is not None:
+            lock.held_by.append((number(match["td"]), int(match["pid"]), line.source))
         return key
 
     def buf(self, line: Line) -> bool:
@@ -479,6 +497,9 @@ class Ddb:
             self._buf.blkno = int(match["blkno"])
             self._buf.vnode = number(match["vp"]) or None
             return True
+        match = _BUFOBJ.search(text)
+        if match is not None:
+            self._buf.bufobj = number(match["bufobj"]) or None
         match = _BUF_COUNT.match(text)
         if match is not None:
             self._buf.error, self._buf.bcount = int(match["error"]), int(match["bcount"])
@@ -585,7 +606,7 @@ class Ddb:
                 thread = self.capture.thread(tid, int(match["pid"]))
                 thread.address = number(match["td"])
                 thread.cpu, thread.state = self._cpu.cpu, "running"
-                self._named(thread, match["name"])
+                self.named(thread, match["name"])
                 thread.idle = self._cpu.idle
             return True
         return "=" in text or not text or text.startswith(("Current CPU", "spin locks held"))

@@ -83,6 +83,7 @@ class TextBuilder(GraphBuilder):
         self._tid_of: Dict[int, int] = {
             text.tid: tid for tid, text in kernel.texts.items() if text.tid is not None
         }
+        self._tid_of_text = {id(text): tid for tid, text in kernel.texts.items()}
         # Asked for every sleeper: worked out once, so that a log costs time linear in its size.
         self._pacer = next((t for t in self.threads if t.name == t.wmesg == "g_down"), None)
         self._vnodes = sorted(self.capture.vnodes)
@@ -158,6 +159,11 @@ class TextBuilder(GraphBuilder):
                     Certainty.PROVEN,
                     f"{source}: holds it",
                 )
+        for text, source in lock.holders:
+            owner = self.by_tid(self._tid_of_text[id(text)])
+            if owner is not None:
+                said = f"{source}: holds it"
+                self.join(made, self.thread(owner), EdgeKind.OWNED_BY, Certainty.PROVEN, said)
         if lock.kernproc is not None:
             made.end = End(
                 CauseKind.UNKNOWN,
@@ -165,13 +171,12 @@ class TextBuilder(GraphBuilder):
                 "which one is not printed",
                 str(lock.kernproc),
             )
-        elif not lock.owners:
+        elif not lock.owners and not lock.holders:
             shared = f"held shared by {lock.shared}, and" if lock.shared else "but"
-            made.end = End(
-                CauseKind.UNKNOWN,
-                f"{made.label}: {shared} who holds it is not printed",
-                str(lock.source),
-            )
+            said = f"{made.label}: {shared} who holds it is not printed"
+            if lock.mode == "UNLOCKED":
+                said = f"{made.label} was printed unlocked: a wakeup is under way, or was lost"
+            made.end = End(CauseKind.UNKNOWN, said, str(lock.source))
         return made
 
     def _turnstile(self, text: TextThread, node: Node) -> Verdict:
@@ -352,8 +357,8 @@ class TextBuilder(GraphBuilder):
 
     def _device(self, text: TextThread, buf: Optional[TextBuf]) -> Tuple[str, Certainty, str]:
         """The device of a buffer: that of its vnode, or of a vnode that the thread has locked."""
-        if buf is not None and buf.vnode is not None:
-            vnode = self.capture.vnodes.get(buf.vnode)
+        if buf is not None and (buf.vnode or buf.bufobj) is not None:
+            vnode = self._vnode_of(buf)
             if vnode is not None and vnode.device:
                 return (
                     vnode.device,
@@ -366,6 +371,17 @@ class TextBuilder(GraphBuilder):
             said = f"{mine[0].source}: the vnode it holds locked is there"
             return names[0], Certainty.GUESSED, said
         return "", Certainty.GUESSED, ""
+
+    def _vnode_of(self, buf: TextBuf) -> Optional[TextVnode]:
+        """The printed vnode that a buf is of: b_vp, or the one its b_bufobj lies in."""
+        if buf.vnode is not None:
+            return self.capture.vnodes.get(buf.vnode)
+        if buf.bufobj is None:
+            return None
+        at = bisect_left(self._vnodes, buf.bufobj) - 1
+        if at < 0 or buf.bufobj - self._vnodes[at] >= _INSIDE:
+            return None
+        return self.capture.vnodes[self._vnodes[at]]
 
     def _provider(self, name: str) -> Node:
         made = self.node(NodeKind.PROVIDER, name, name)

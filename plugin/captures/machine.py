@@ -14,6 +14,7 @@ from plugin.structs.kernels import osreldate_of
 from plugin.structs.layout import Layout
 from plugin.targets import Symbol
 from plugin.vmcore.memory import CarriedModule
+from plugin.words import count
 
 #: entries from user mode: a thread with one on its stack is a process's, not the kernel's own
 _FROM_USER = frozenset(("ast",)).union(*(arch.stacks.entries for arch in BY_NAME.values()))
@@ -131,6 +132,9 @@ class TextKernel(Kernel):
             self.warnings.add(str(source), None, what)
         if not self.threads:
             self.warnings.add("threads", None, "nothing in this text lists them")
+        if capture.kept:
+            said = ", ".join(f"{name} ({count(n, 'line')})" for name, n in capture.kept.items())
+            self.warnings.add("DDB", None, f"recognised, not read further: {said}", partial=False)
         if capture.unread:
             self.warnings.add(
                 str(capture.unread_first),

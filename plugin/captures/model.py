@@ -67,6 +67,10 @@ class TextLock:
     lc_name: str
     name: str
     owners: Dict[int, Source] = field(default_factory=dict)
+    #: holders printed by address and pid alone, as before 10.x: settled once all is read
+    held_by: List[Tuple[int, int, Source]] = field(default_factory=list)
+    #: those of them that no tid was printed for
+    holders: List[Tuple[TextThread, Source]] = field(default_factory=list)
     shared: Optional[int] = None
     mode: str = ""
     kernproc: Optional[Source] = None
@@ -98,6 +102,8 @@ class TextVnode:
 class TextBuf:
     address: int
     vnode: Optional[int] = None
+    #: b_bufobj, where b_vp was not printed
+    bufobj: Optional[int] = None
     blkno: Optional[int] = None
     bcount: Optional[int] = None
     error: int = 0
@@ -192,6 +198,8 @@ class Capture:
     lines: int = 0
     #: lines that no reader understood
     unread: int = 0
+    #: commands whose output is recognised and not read further, with how many lines
+    kept: Dict[str, int] = field(default_factory=dict)
     unread_first: Optional[Source] = None
     #: listings that broke off, or contradict one another
     damage: List[Tuple[str, Source]] = field(default_factory=list)
@@ -229,6 +237,28 @@ class Capture:
         for thread in self.threads.values():
             if thread.state is None and thread.pid >= 0 and thread.cpu is not None:
                 thread.state = "running"
+        self._settle_holders()
+
+    def _settle_holders(self) -> None:
+        """Name the holders that were printed by the address of their thread: that thread,
+        or the only one of a process whose threads have no address in this text."""
+        by_address = {t.address: t for t in self.everyone if t.address is not None}
+        by_pid: Dict[int, List[TextThread]] = {}
+        for thread in self.everyone:
+            by_pid.setdefault(thread.pid, []).append(thread)
+        for lock in self.locks.values():
+            for address, pid, source in lock.held_by:
+                holder = by_address.get(address)
+                if holder is None:
+                    mine = by_pid.get(pid, ())
+                    holder = mine[0] if len(mine) == 1 and mine[0].address is None else None
+                if holder is None or holder.pid != pid:
+                    continue
+                if holder.tid is not None:
+                    lock.owners.setdefault(holder.tid, source)
+                else:
+                    lock.holders.append((holder, source))
+            lock.held_by.clear()
 
     @property
     def everyone(self) -> List[TextThread]:

@@ -13,6 +13,7 @@ from plugin.captures.ddb import Ddb
 from plugin.captures.lines import Line, read_lines
 from plugin.captures.listings import Listings
 from plugin.captures.model import Capture
+from plugin.captures.shown import Shown
 from plugin.errors import WchanError
 
 Reader = Callable[[Line], bool]
@@ -27,6 +28,21 @@ _PANIC_FRAME = re.compile(
 )
 _WITNESS_ON = "WITNESS option enabled"
 _MODULE = re.compile(r"\b(?P<name>[a-z]\w+)\.ko\b")
+#: commands of DDB, as far as one types them
+_DDB = re.compile(
+    r"^(?:sh(?:o|ow)?|show/\w+|ps|bt|t(?:r|race)?|where|alltrace|x(?:/\w+)?|examine(?:/\w+)?|p(?:rint)?|"
+    r"textdump|capture|dump|doadump|panic|run|script|scripts|acttrace|findstack|call|"
+    r"thread|watchdog|gdb|kill|step|s|dwatch|break|b)(?:/\w+)?(?: |$)"
+)
+#: those whose every line a reader should know: what is left of them is unread
+_READ = frozenset(
+    (
+        *("ps", "bt", "t", "tr", "trace", "where", "alltrace", "show allchains", "show lockchain"),
+        *("show alllocks", "show locks", "show lockedvnods", "show lockedbufs", "show sleepchain"),
+        *("show geom", "show uma", "show pageq", "show allpcpu", "show pcpu", "show threads"),
+    )
+)
+_KEPT_COMMANDS = 100
 _KEPT = 20_000
 _FRAMES = 64
 
@@ -39,6 +55,8 @@ class CaptureReader:
 
     def __init__(self, interrupted: Callable[[], bool] = lambda: False, keep: int = 0) -> None:
         self.captures: List[Capture] = []
+        self._ddb_prompts = False
+        self._last: Optional[Line] = None
         self._keep = keep
         self._interrupted = interrupted
         self._begin(Capture())
@@ -49,12 +67,13 @@ class CaptureReader:
         self.captures.append(capture)
         self.capture = capture
         self.ddb = Ddb(capture)
+        self.shown = Shown(self.ddb)
         self.listings = Listings(capture)
         self._section: Optional[Reader] = None
         self._section_name = ""
         self._prompted = False
         self._openers: Dict[str, List[Tuple[str, str, Reader, str]]] = {}
-        ddb, listings = self.ddb, self.listings
+        ddb, shown, listings = self.ddb, self.shown, self.listings
         # By the line's first character that is no space: what it starts with, the section's
         # name, its reader, the kind of text.
         for start, name, reader, kind in (
@@ -64,18 +83,24 @@ class CaptureReader:
             ("thread ", "chain", ddb.chains, "ddb"),
             ("Tracing ", "alltrace", ddb.stack, "ddb"),
             ("Process ", "alllocks", ddb.witness, "ddb"),
+            ("Process ", "proc", shown.proc, "ddb"),
+            ("Thread ", "thread", shown.thread, "ddb"),
+            ("Lock: 0x", "turnstile", shown.turnstile, "ddb"),
+            ("Wait channel: 0x", "sleepq", shown.sleepq, "ddb"),
             ("exclusive ", "locks", ddb.witness, "ddb"),
             ("shared ", "locks", ddb.witness, "ddb"),
             ("vnode 0x", "lockedvnods", ddb.vnode, "ddb"),
             ("0x", "vnode", ddb.vnode, "ddb"),
             ("buf at 0x", "lockedbufs", ddb.buf, "ddb"),
             ("class: ", "geom", ddb.geom, "ddb"),
+            ("class: ", "lock", shown.lock, "ddb"),
             ("cpuid ", "allpcpu", ddb.pcpu, "ddb"),
             ("dom ", "pageq", ddb.pages, "ddb"),
             ("pq_free", "pageq", ddb.pages, "ddb"),
             ("vm_cnt.", "page", ddb.pages, "ddb"),
             ("cnt.v_", "page", ddb.pages, "ddb"),
             ("Zone   Size", "uma", ddb.uma, "ddb"),
+            ("Zone     Size", "uma", ddb.uma, "ddb"),
             ("PID    TID COMM", "procstat", listings.procstat, "procstat"),
             ("PID    TID ", "procstat", listings.procstat, "procstat"),
             ("UID", "ps", listings.ps, "ps"),
@@ -98,8 +123,21 @@ class CaptureReader:
                 self.capture.damage.append(("interrupted: what follows was not read", line.source))
                 return
 
+    def end(self) -> None:
+        """A file has ended: within the output of a command of DDB, where prompts are shown?"""
+        if self._ddb_prompts and self._last is not None:
+            name = self._section_name or " ".join(self.shown.command.split()[:2])
+            open_ = self._section is not None or _DDB.match(self.shown.command)
+            if open_ and name and name not in ("msgbuf", "backtrace"):
+                said = f"the text ends within {name}, no prompt follows: it may be cut"
+                self.capture.damage.append((said, self._last.source))
+        self._close()
+        self.shown.command = ""
+        self._ddb_prompts, self._last = False, None
+
     def _line(self, line: Line) -> None:
         self.capture.lines += 1
+        self._last = line
         text = line.text
         if not text:
             return
@@ -121,7 +159,10 @@ class CaptureReader:
     def _stays(self, text: str) -> bool:
         """False where a line of the open section may as well begin another one."""
         return not text.startswith(
-            ("Tracing ", "chain ", "class: ", "vnode 0x", "buf at 0x", "cpuid ")
+            (
+                *("Tracing ", "chain ", "class: ", " class: ", "vnode 0x", "buf at 0x", "cpuid "),
+                *("Lock: 0x", "Wait channel: 0x", "Thread ", "Process "),
+            )
         )
 
     def _prompt(self, line: Line) -> bool:
@@ -132,7 +173,9 @@ class CaptureReader:
             if match is None:
                 return False
         command = match["command"].strip()
+        self._ddb_prompts |= line.text.startswith("db")
         self._close()
+        self.shown.command = command if kind == "ddb" else ""
         if command:
             self.capture.seen.add(command)
             self.capture.note_kind(kind)
@@ -214,6 +257,16 @@ class CaptureReader:
                 return
         if self._told(line) or self.ddb.mount(line) or self.ddb.threads(line):
             return
+        command = self.shown.command
+        if text == command:
+            return
+        name = " ".join(command.split()[:2])
+        kept = self.capture.kept
+        room = name in kept or len(kept) < _KEPT_COMMANDS
+        if room and _DDB.match(command) and name not in _READ:
+            # The command's own output, which no reader takes further.
+            kept[name] = kept.get(name, 0) + 1
+            return
         self.capture.unread += 1
         if self.capture.unread_first is None:
             self.capture.unread_first = line.source
@@ -275,8 +328,8 @@ def read(
     """
     reader = CaptureReader(interrupted, keep)
     for path in paths:
-        reader._close()
         reader.feed(read_lines(path))
+        reader.end()
         name = path.rsplit("/", 1)[-1]
         if name not in reader.capture.files:
             reader.capture.files.append(name)

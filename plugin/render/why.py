@@ -145,10 +145,17 @@ def _heading(analysis: Analysis) -> str:
     up = uptime(kernel)
     since = f", up {seconds(up)}" if up is not None else ""
     return (
-        f"FreeBSD {kernel.release} {kernel.arch} {kernel.ident}{since}, "
+        f"{_which(kernel)}{since}, "
         f"layouts: {kernel.layouts.name}.  {count(len(analysis.threads), 'thread')}: "
         f"{', '.join(_figures(analysis))}.{_unread(kernel)}"
     )
+
+
+def _which(kernel: Kernel) -> str:
+    """ "FreeBSD 14.2-RELEASE amd64 GENERIC"; text may tell none of the three."""
+    if kernel.release != "unknown":
+        return f"FreeBSD {kernel.release} {kernel.arch} {kernel.ident}"
+    return f"FreeBSD, version unknown, machine {kernel.arch}"
 
 
 def _unread(kernel: Kernel) -> str:
