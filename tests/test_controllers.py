@@ -103,7 +103,7 @@ def test_while_the_controller_resets_a_request_of_nvd_waits_for_a_tracker(
     nvme = Nvme(m).nvd(disk).resetting()
     nvme.given(bio=clones[0], retries=2).queued(bio=clones[1]).given(bio=clones[2], submitted=False)
     text, kernel = summary(m, tmp_path)
-    assert "nvd0 (/) has not returned 1 read; nvme0: resetting, qpair 1 " in text
+    assert "nvd0 (/) has not returned 1 read; nvme0: resetting, 2 of 2 qpairs " in text
     (first, second, third) = places(kernel, clones)
     assert first == ("at the device", "proven", "at nvme0 qpair 1, cid 0, retried 2 times; nvme0")
     kept = "kept back by the driver of nvme0"
@@ -111,7 +111,7 @@ def test_while_the_controller_resets_a_request_of_nvd_waits_for_a_tracker(
     assert second[2].startswith(f"{kept} (qpair 1, queued_req)")
     assert third[2].startswith(f"{kept} (qpair 1, cid 1)")
     assert said(kernel).startswith(
-        "nvme0 has 1 command of nvd0, its driver keeps 2 back; nvme0: resetting, qpair 1 "
+        "nvme0 has 1 command of nvd0, its driver keeps 2 back; nvme0: resetting, 2 of 2 qpairs "
     )
 
 

@@ -8,7 +8,7 @@ for the end of a reset.  From 13.0 on a tracker keeps its deadline, before it a 
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional
 
 from plugin.errors import LayoutError
 from plugin.kernel.bio import try_bio_at
@@ -58,15 +58,18 @@ def controller_at(kernel: Kernel, address: int) -> Controller:
     size = kernel.layouts.sizeof("nvme_qpair")
     commands: List[Command] = []
     trouble = [word for word, holds in _states(view) if holds]
+    recovering: Dict[str, List[int]] = {}
     with kernel.noting() as found:
         for index in range(count):
             pair = kernel.view("nvme_qpair", view.ioq + index * size)
             if pair.ctrlr != address:
                 raise LayoutError(f"nvme_qpair {pair.address:#x} is of another controller")
             commands += _of_pair(kernel, pair, view.timeout_period)
-            recovers = _recovery(kernel, pair)
-            if recovers:
-                trouble.append(f"qpair {pair.id} {recovers}")
+            recovering.setdefault(_recovery(kernel, pair), []).append(pair.id)
+    for words, pairs in recovering.items():
+        if words:
+            which = f"qpair {pairs[0]}" if len(pairs) == 1 else f"{len(pairs)} of {count} qpairs"
+            trouble.append(f"{which} {words}")
     return Controller(
         name, "nvme_controller", address, tuple(commands), tuple(trouble), not found.partial
     )
@@ -81,13 +84,13 @@ def _states(view: View) -> Iterator[tuple[str, bool]]:
 def _recovery(kernel: Kernel, pair: View) -> str:
     """What recovery_state says, "" for a queue pair at work; to 12.x is_enabled alone tells."""
     if not pair.has("recovery_state"):
-        return "" if pair.is_enabled else "is disabled"
+        return "" if pair.is_enabled else "disabled"
     state = kernel.layouts.enum("nvme_recovery", pair.recovery_state)
     return {
-        "RECOVERY_START": "has a command past its deadline",
-        "RECOVERY_RESET": "is to be reset",
-        "RECOVERY_WAITING": "waits for the end of a reset",
-        "RECOVERY_FAILED": "has failed",
+        "RECOVERY_START": "with a command past its deadline",
+        "RECOVERY_RESET": "to be reset",
+        "RECOVERY_WAITING": "behind the reset",
+        "RECOVERY_FAILED": "failed",
     }.get(state, "")
 
 
