@@ -70,8 +70,8 @@ def problems(report: Any, command: str) -> Iterator[str]:
         yield from _AGREES.get(command, _nothing)(report["data"], command)
         text = report["kernel"]["layouts"].startswith("text")
         if command == "kthreads" and not (text or report["partial"]):
-            # Text may name a thread and no channel; damaged memory says that it does.
-            yield from _channels(report["data"], command)
+            # Text may say of a thread what cannot be; damaged memory says that it does.
+            yield from _in_memory(report["data"], command)
 
 
 def undescribed(report: Any, command: str) -> List[str]:
@@ -131,9 +131,6 @@ def _nothing(data: Any, where: str) -> Iterator[str]:
 
 
 def _kthreads(data: Any, where: str) -> Iterator[str]:
-    addresses = [t["address"] for t in data["threads"] if t["address"] is not None]
-    if len(addresses) != len(set(addresses)):
-        yield f"{where}: a thread stands twice"
     if "groups" in data:
         known = sorted(thread["tid"] for thread in data["threads"])
         grouped = sorted(tid for group in data["groups"] for tid in group["tids"])
@@ -141,7 +138,11 @@ def _kthreads(data: Any, where: str) -> Iterator[str]:
             yield f"{where}: the groups do not hold the threads"
 
 
-def _channels(data: Any, where: str) -> Iterator[str]:
+def _in_memory(data: Any, where: str) -> Iterator[str]:
+    """What holds of threads that were read and not printed."""
+    addresses = [t["address"] for t in data["threads"] if t["address"] is not None]
+    if len(addresses) != len(set(addresses)):
+        yield f"{where}: a thread stands twice"
     for thread in data["threads"]:
         # A running thread may be between CPUs only where memory is corrupt.
         if thread["state"] == "sleeping" and thread["wchan"] is None:

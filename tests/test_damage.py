@@ -458,3 +458,17 @@ def test_a_zone_whose_name_is_missing_is_said(tmp_path: Path) -> None:
     assert found.name == "?"
     assert broken.warnings.partial
     assert [finding.what for finding in broken.warnings] == [f"zone {zone.address:#x}"]
+
+
+def test_the_stack_of_a_thread_on_a_stopped_cpu_is_cut_short_with_a_word(tmp_path: Path) -> None:
+    vmcore, file = deadlocks.abba("sx", "sx").write(tmp_path)
+    kernel = open_core(str(vmcore), str(file))
+    kernel.start_command()
+    running = next(thread for thread in threads(kernel) if thread.state == "running")
+    walked = list(frames(kernel, running))
+    assert len(walked) > 2
+    assert not kernel.warnings.partial
+    nowhere = pointer(kernel, 0xFFFFF8007FFFFFF0)
+    broken = damaged(kernel, words={walked[1].fp: nowhere})
+    assert len(list(frames(broken, running))) < len(walked)
+    assert broken.warnings.partial

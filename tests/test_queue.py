@@ -227,3 +227,32 @@ def test_the_other_lists_end_at_a_loop_too(foreach, struct, link, entry) -> None
     target.word(b + offset, a)
     assert [address for address, _ in foreach(k, HEAD, struct, link)] == [a, b]
     assert any("loops back" in finding.detail for finding in k.warnings)
+
+
+@pytest.mark.parametrize("stride", [0x1F8, 0x400, 0xFF8])
+def test_a_list_is_the_same_by_pages_and_by_elements(stride: int) -> None:
+    """Elements begin anywhere in a page, and some lie across the end of one."""
+    k, target = kernel()
+    link = k.layouts.offsetof("bio", "bio_queue.tqe_next")
+    bios = [BASE + n * stride for n in range(40)]
+    target.put(BASE, bytes(40 * 4096))
+    target.put(HEAD, bytes(16))
+    previous = HEAD
+    for number, at in enumerate(bios):
+        target.word(previous, at)
+        target.word(at + link + 8, previous)
+        target.word(at + k.layouts.offsetof("bio", "bio_cmd"), number, 2)
+        previous = at + link
+    target.word(HEAD + 8, previous)
+    reads: dict[bool, int] = {}
+    plain = target.read
+    for by_pages in (False, True):
+        target.in_pages = by_pages
+        asked: list[int] = []
+        k.read = lambda at, size, asked=asked: (asked.append(at), plain(at, size))[1]
+        assert walk(k) == [(at, (number,)) for number, at in enumerate(bios)]
+        assert not list(k.warnings)
+        reads[by_pages] = len(asked)
+    assert reads[False] >= len(bios)
+    if stride < 0x400:
+        assert reads[True] < len(bios) // 2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
 from plugin.arch import space
-from plugin.arch.space import DirectMap, LinearSpace, WalkedSpace, Words
+from plugin.arch.space import DirectMap, LinearSpace, RadixSpace, WalkedSpace, Words
 
 PAGE = 4096
 #: {page's virtual address: physical address}
@@ -29,8 +29,14 @@ def truth(mapping: Mapping, va: int, limit: int) -> Tuple[int, int]:
     return (first + (va & 0xFFF) if first >= 0 else -1), min(at, end) - va
 
 
-def check(found: space.AddressSpace, mapping: Mapping, low: int, high: int) -> None:
-    """Every border there is, and stretches by chance, between two addresses."""
+def check(
+    found: space.AddressSpace, mapping: Mapping, low: int, high: int, whole: bool = False
+) -> None:
+    """Every border there is, and stretches by chance, between two addresses.
+
+    ``whole``: each stretch is given in one, as long as it is.
+    """
+    asked = (lambda va, limit: found.extent(va, limit)) if whole else None
     chance = random.Random(low)
     borders = sorted({low, *mapping, *(page + PAGE for page in mapping)})
     places = [at + near for at in borders for near in (-1, 0, 1, 4095)]
@@ -41,9 +47,9 @@ def check(found: space.AddressSpace, mapping: Mapping, low: int, high: int) -> N
         page = mapping.get(va & ~0xFFF, -1)
         assert found.translate(va) == (page + (va & 0xFFF) if page >= 0 else -1), hex(va)
         for limit in (1, 100, PAGE, 3 * PAGE, 40 * PAGE, 1 << 23):
-            assert stretched(found, va, min(limit, high - va)) == truth(
-                mapping, va, min(limit, high - va)
-            ), (hex(va), limit)
+            limit = min(limit, high - va)
+            got = asked(va, limit) if asked else stretched(found, va, limit)
+            assert got == truth(mapping, va, limit), (hex(va), limit)
 
 
 def stretched(found: space.AddressSpace, va: int, limit: int) -> Tuple[int, int]:
@@ -113,6 +119,10 @@ def test_a_linear_space_maps_what_its_entries_say() -> None:
     pages = [0x5000, 0x6000, -1, -1, 0x7000, 0x8000, 0x9000, 0x2000, -1, 0]
     found, mapping = linear(pages)
     check(found, mapping, KERNBASE - 5 * PAGE, KERNBASE + 20 * PAGE)
+    check(found, mapping, KERNBASE, KERNBASE + 10 * PAGE, whole=True)
+    assert found.translate(KERNBASE + 10 * PAGE) == -1
+    assert found.extent(KERNBASE + 10 * PAGE, 5) == (-1, 5)
+    assert found.extent(KERNBASE - PAGE, 5 * PAGE) == (-1, PAGE)
 
 
 @pytest.mark.parametrize("base", [KERNBASE - 64 * PAGE, KERNBASE + 64 * PAGE])
@@ -137,19 +147,32 @@ def test_a_direct_map_that_ends_before_it_begins_is_empty() -> None:
 # Walked spaces
 
 
+def radix_entry(entry: int, level: int) -> Tuple[str, int]:
+    """x86's entries, as a RadixSpace asks for them."""
+    if not entry & 1:
+        return "", 0
+    leaf = level == 3 or entry & 0x80
+    return ("page" if leaf else "table"), entry & ~0xFFF
+
+
 class Tables:
     """Page tables written entry by entry, as the kernel would."""
 
-    def __init__(self, shifts: Tuple[int, ...], width: int, bits: int, extended: bool) -> None:
+    def __init__(
+        self, shifts: Tuple[int, ...], width: int, bits: int, extended: bool, radix: bool = False
+    ) -> None:
         self.shifts = shifts
         self.width = width
         self.pages: Dict[int, bytearray] = {0x100000: bytearray(PAGE)}
         self.next = 0x101000
         self.index = PAGE // width - 1
         self.mapping: Mapping = {}
-        self.space = WalkedSpace(
+        self.space: Any = WalkedSpace(
             self.read, 0x100000, shifts, width=width, bits=bits, sign_extended=extended
         )
+        if radix:
+            low = (1 << 64) - (1 << 47)
+            self.space = RadixSpace(self.read, 0x100000, (*shifts, 12), low, radix_entry)
 
     def read(self, pa: int) -> Optional[bytes]:
         page = self.pages.get(pa)
@@ -189,15 +212,22 @@ def amd64() -> Tables:
     return Tables((39, 30, 21), 8, 48, True)
 
 
+def radix() -> Tables:
+    return Tables((39, 30, 21), 8, 48, True, True)
+
+
 def i386() -> Tables:
     return Tables((22,), 4, 32, False)
 
 
-@pytest.mark.parametrize("make, base", [(amd64, 0xFFFFFE0000000000), (i386, 0xC0000000)])
+@pytest.mark.parametrize(
+    "make, base",
+    [(amd64, 0xFFFFFE0000000000), (radix, 0xFFFFFE0000000000), (i386, 0xC0000000)],
+)
 def test_a_walk_finds_pages_and_holes_and_goes_on_from_one_table_to_the_next(
-    make: object, base: int
+    make: Any, base: int
 ) -> None:
-    tables: Tables = make()  # type: ignore[operator]
+    tables: Tables = make()
     span = 1 << tables.shifts[-1]
     for number, pa in enumerate([0x5000, 0x6000, -1, -1, 0x7000, 0x8000, 0x3000]):
         if pa >= 0:
@@ -205,27 +235,28 @@ def test_a_walk_finds_pages_and_holes_and_goes_on_from_one_table_to_the_next(
     # the last pages of one table and the first of the next are one stretch
     for number in range(-3, 3):
         tables.map(base + span + number * PAGE, 0x800000 + number * PAGE)
-    check(tables.space, tables.mapping, base - 3 * PAGE, base + span + 6 * PAGE)
+    check(tables.space, tables.mapping, base - 3 * PAGE, base + span + 6 * PAGE, whole=True)
 
 
 @pytest.mark.parametrize(
-    "make, base, level", [(amd64, 0xFFFFFE0000000000, 2), (i386, 0xC0000000, 0)]
+    "make, base, level",
+    [(amd64, 0xFFFFFE0000000000, 2), (radix, 0xFFFFFE0000000000, 2), (i386, 0xC0000000, 0)],
 )
-def test_a_large_page_is_one_stretch_with_what_follows_it(
-    make: object, base: int, level: int
-) -> None:
-    tables: Tables = make()  # type: ignore[operator]
+def test_a_large_page_is_one_stretch_with_what_follows_it(make: Any, base: int, level: int) -> None:
+    tables: Tables = make()
     span = 1 << tables.shifts[-1]
     tables.large(base + span, 4 * span, level)
     tables.map(base + 2 * span, 5 * span)
     tables.map(base + span - PAGE, 4 * span - PAGE)
-    check(tables.space, tables.mapping, base + span - 3 * PAGE, base + span + 3 * PAGE)
-    check(tables.space, tables.mapping, base + 2 * span - 3 * PAGE, base + 2 * span + 3 * PAGE)
+    for border in (base + span, base + 2 * span):
+        low, high = border - 3 * PAGE, border + 3 * PAGE
+        check(tables.space, tables.mapping, low, high, whole=True)
     assert tables.space.extent(base + span - PAGE, 3 * span) == (4 * span - PAGE, span + 2 * PAGE)
 
 
-def test_a_page_of_a_gigabyte_is_walked_by_its_leaves() -> None:
-    tables = amd64()
+@pytest.mark.parametrize("make", [amd64, radix])
+def test_a_page_of_a_gigabyte_is_one_stretch(make: Any) -> None:
+    tables: Tables = make()
     base, pa = 0xFFFFF80040000000, 0x80000000
     tables.large(base, pa, 1)
     space_ = tables.space
@@ -244,15 +275,16 @@ def test_a_flag_in_an_upper_entry_of_the_root_is_no_large_page() -> None:
     assert tables.space.translate(base) == 0x5000
 
 
+@pytest.mark.parametrize("make", [amd64, radix])
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_what_the_dump_lacks_of_the_tables_maps_nothing(level: int) -> None:
-    tables = amd64()
+def test_what_the_dump_lacks_of_the_tables_maps_nothing(level: int, make: Any) -> None:
+    tables: Tables = make()
     base = 0xFFFFFE0000000000
     tables.map(base, 0x5000)
     del tables.pages[(0x101000, 0x102000, 0x103000)[level]]
     assert tables.space.translate(base) == -1
     assert tables.space.extent(base, PAGE) == (-1, PAGE)
-    tables = amd64()
+    tables = make()
     tables.pages.clear()
     assert tables.space.translate(base) == -1
 
@@ -303,8 +335,25 @@ def test_a_space_forgets_tables_when_it_has_too_many(monkeypatch: pytest.MonkeyP
         assert len(tables.space._leaves) <= 2 and len(tables.space._tables) <= 2
 
 
-def test_a_table_is_read_once() -> None:
-    tables = amd64()
+def test_a_radix_space_is_the_kernel_s_half_alone_and_forgets_tables_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(space, "_MOST_TABLES", 2)
+    tables = radix()
+    low = (1 << 64) - (1 << 47)
+    tables.map(low, 0x5000)
+    tables.map((1 << 64) - PAGE, 0x6000)
+    for _ in range(2):
+        assert tables.space.translate(low + 7) == 0x5007
+        assert tables.space.translate((1 << 64) - 1) == 0x6FFF
+        assert len(tables.space._tables) <= 2
+    assert tables.space.translate(low - PAGE) == tables.space.translate(1 << 64) == -1
+    assert tables.space.extent(low - PAGE, 2 * PAGE) == (-1, PAGE)
+
+
+@pytest.mark.parametrize("make", [amd64, radix])
+def test_a_table_is_read_once(make: Any) -> None:
+    tables: Tables = make()
     base = 0xFFFFFE0000000000
     tables.map(base, 0x5000)
     asked: List[int] = []

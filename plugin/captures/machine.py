@@ -115,6 +115,9 @@ class TextKernel(Kernel):
         self.capture = capture
         #: the text behind each thread, by the thread's tid
         self.texts: Dict[int, TextThread] = {}
+        #: the thread first printed with each address, and those that were with another's
+        self._at: Dict[int, int] = {}
+        self._twice: List[Tuple[int, int]] = []
         self.threads: List[Thread] = [self._thread(text) for text in capture.everyone]
 
     def stack(self, thread: Thread) -> Sequence[str]:
@@ -130,6 +133,11 @@ class TextKernel(Kernel):
         capture = self.capture
         for what, source in capture.damage:
             self.warnings.add(str(source), None, what)
+        for tid, address in self._twice:
+            first = self._at[address]
+            self.warnings.add(
+                "threads", address, f"{first} and {tid} were both printed with this address"
+            )
         if not self.threads:
             self.warnings.add("threads", None, "nothing in this text lists them")
         if capture.kept:
@@ -150,10 +158,14 @@ class TextKernel(Kernel):
         if tid is None or tid in self.texts:
             tid = _UNNUMBERED + len(self.texts)
         self.texts[tid] = text
+        address = text.address if text.address is not None else -tid
+        if self._at.setdefault(address, tid) != tid:
+            self._twice.append((tid, address))
+            address = -tid
         frames = text.frames or ()
         own = text.pid == 0 or ("fork_exit" in frames and not _FROM_USER & set(frames))
         return Thread(
-            address=text.address if text.address is not None else -tid,
+            address=address,
             tid=tid,
             pid=text.pid,
             comm=text.comm,

@@ -42,7 +42,7 @@ def devstat(kernel: Kernel, address: int) -> Optional[Devstat]:
     try:
         view = kernel.view("devstat", address)
     except MemoryFault as fault:
-        kernel.warnings.add("devstat", fault.address, fault.reason, partial=False)
+        kernel.warnings.add("devstat", fault.address, fault.reason)
         return None
     busy = view.bytes("busy_from")
     unit = view.unit_number

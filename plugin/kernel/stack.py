@@ -65,6 +65,12 @@ def registers(kernel: Kernel, thread: Thread) -> Dict[str, int]:
     for the thread that dumped; stoppcbs for a thread on a stopped CPU; td_pcb.
     That none was found because one cannot be read is a finding, unless it is swapped out.
     """
+    return _saved_registers(kernel, thread)[0]
+
+
+def _saved_registers(kernel: Kernel, thread: Thread) -> Tuple[Dict[str, int], bool]:
+    """The registers, and whether they are those of the moment: td_pcb's of a thread that
+    runs may be those of when it was last switched out."""
     lost: Optional[MemoryFault] = None
     for source in (_from_kdb_frame, _from_dumppcb, _from_stoppcbs, _from_td_pcb):
         try:
@@ -75,10 +81,10 @@ def registers(kernel: Kernel, thread: Thread) -> Dict[str, int]:
         except LayoutError:
             continue
         if found.get("pc") and kernel.is_kernel_address(found["pc"]):
-            return found
+            return found, thread.state != "running" or source is not _from_td_pcb
     if lost is not None and not _swapped(kernel, thread):
         kernel.warnings.add("stack", lost.address, f"the registers of thread {thread.tid}")
-    return {}
+    return {}, False
 
 
 def _swapped(kernel: Kernel, thread: Thread) -> bool:
@@ -181,11 +187,9 @@ def _roles(kernel: Kernel, found: Dict[str, int]) -> Dict[str, int]:
 
 def frames(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
     """Frames of a thread, innermost first, from where the kernel saved its registers."""
-    start = registers(kernel, thread)
+    start, sure = _saved_registers(kernel, thread)
     if start:
         fp = 0 if _swapped(kernel, thread) else start.get("fp", 0)
-        # The registers of a thread that runs may be those of when it was last switched out.
-        sure = thread.state != "running"
         yield from walk(kernel, start["pc"], fp, start.get("sp", 0), sure=sure)
 
 

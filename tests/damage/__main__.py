@@ -101,6 +101,7 @@ def subject(name: str, vmcore: str, file: str) -> Subject:
 
         fresh.read = noted
         status, text, _ = _run(fresh, form, True)
+        reads = [read for read in reads if read[1]]
         if status != 1 and reads:
             places[form] = Places(kernel, reads)
             before[form] = json.loads(text)
@@ -121,7 +122,7 @@ def tried(on: Subject, kind: Kind, form: Tuple[str, ...], number: int, slow: flo
     seed = f"{on.name}:{kind.name}:{' '.join(form)}:{number}"
     kernel = broken(on.places[form], kind, seed)
     # The text of every fourth case: what it must keep to is that it is there.
-    as_json = number % 4 != 3
+    as_json = number // len(KINDS) % 4 != 3
     signal.signal(signal.SIGVTALRM, _out_of_time)
     signal.setitimer(signal.ITIMER_VIRTUAL, slow)
     try:
