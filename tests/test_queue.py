@@ -229,6 +229,24 @@ def test_the_other_lists_end_at_a_loop_too(foreach, struct, link, entry) -> None
     assert any("loops back" in finding.detail for finding in k.warnings)
 
 
+@pytest.mark.parametrize(
+    ("foreach", "struct", "link", "member"),
+    [
+        (list_foreach, "proc", "p_list", "p_pid"),
+        (slist_foreach, "callout", "c_links.sle", "c_arg"),
+        (stailq_foreach, "pcpu", "pc_allcpu", "pc_cpuid"),
+    ],
+)
+def test_the_other_lists_give_the_members_asked_for(foreach, struct, link, member) -> None:  # type: ignore[no-untyped-def]
+    k, target = kernel()
+    found = k.layouts.resolve(struct, member)
+    target.put(BASE, bytes(k.layouts.sizeof(struct)))
+    target.put(HEAD, bytes(16))
+    target.word(HEAD, BASE)
+    target.word(BASE + found.offset, 77, found.size)
+    assert list(foreach(k, HEAD, struct, link, [member])) == [(BASE, (77,))]
+
+
 @pytest.mark.parametrize("stride", [0x1F8, 0x400, 0xFF8])
 def test_a_list_is_the_same_by_pages_and_by_elements(stride: int) -> None:
     """Elements begin anywhere in a page, and some lie across the end of one."""
