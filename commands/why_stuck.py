@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 from commands import Needs, number
 from plugin.captures import explain
@@ -11,15 +11,19 @@ from plugin.captures.machine import TextKernel
 from plugin.catalogue import with_file
 from plugin.errors import UsageError
 from plugin.kernel.proc import Thread, threads
-from plugin.render import why
+from plugin.render import progress, why
 from plugin.render.report import Report
 from plugin.session import Kernel
 from plugin.waits.known import matches, seen_in
 from plugin.waits.known import shipped as entries
+from plugin.waits.moments import Moment, moment, to_json
+from plugin.waits.moments import progress as progress_since
 from plugin.waits.registry import RESOLVERS
 
 HELP = "who waits for whom, to the end of each chain; the ranked root causes with evidence"
-EXAMPLE = "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html"
+EXAMPLE = (
+    "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html\nwhy-stuck --since vmcore.0 --json"
+)
 FORMS = ("", "--all")
 NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
@@ -40,6 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--html", metavar="FILE", help="everything as one page that a bug report can carry"
     )
+    moments = parser.add_argument_group("who has moved").add_mutually_exclusive_group()
+    moments.add_argument(
+        "--since",
+        metavar="FILE",
+        help="an earlier core, capsule, report (--json) or text of the same boot: who moved since",
+    )
+    moments.add_argument(
+        "--sample",
+        type=_period,
+        metavar="SECONDS",
+        help="of a live kernel or remote: let it run so long, and say who moved",
+    )
     own = parser.add_argument_group("what you know better")
     own.add_argument(
         "--catalogue", metavar="FILE", help="wait messages of your own, over the shipped ones"
@@ -49,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     text = kernel if isinstance(kernel, TextKernel) else None
+    then = _earlier(kernel, args)
     chosen = _chosen(text.threads if text is not None else threads(kernel), args)
     catalogue = with_file(args.catalogue, RESOLVERS)
     everything = args.all or bool(chosen)
@@ -61,6 +78,11 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         report = why.in_full(analysis, chosen, args.width)
     else:
         report = why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
+    now = moment(kernel) if then is not None or args.json else None
+    if now is not None and args.json:
+        report.data["moment"] = to_json(now)
+    if now is not None and then is not None:
+        progress.add(report, progress_since(analysis, then, now))
     # A drawing and a page do not name them: their stacks are read for those who are told.
     known = matches(
         seen_in(analysis, text.capture.panic_frames if text is not None else ()),
@@ -68,6 +90,25 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     )
     why.add_known(report, known)
     return report
+
+
+def _earlier(kernel: Kernel, args: argparse.Namespace) -> Optional[Moment]:
+    """The moment to compare with, None where none was asked for; a sample lets the kernel run."""
+    if args.since:
+        found: Moment = args.earlier(args.since)
+        return found
+    if not args.sample:
+        return None
+    found = moment(kernel)._replace(source="the sample began")
+    args.let_run(args.sample)
+    return found
+
+
+def _period(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError("more than 0 and at most 3600 seconds")
+    return value
 
 
 def _chosen(every: Sequence[Thread], args: argparse.Namespace) -> List[Thread]:

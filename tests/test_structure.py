@@ -43,6 +43,7 @@ LATE: Dict[Tuple[str, str], str] = {
     ("plugin.kernel-gdb", "plugin.hosts.prepare"): "sys.path must know our folder first",
     ("plugin.kernel-gdb", "plugin.hosts.gdb"): "once gdb's Python has what we need",
     ("plugin.hosts.shell", "plugin.hosts.runner"): "a missing library is told, not a traceback",
+    ("plugin.hosts.runner", "plugin.hosts.moments"): "only --since opens a second machine",
     ("plugin.hosts.shell", "plugin.opening"): "a missing library is told, not a traceback",
     ("plugin.hosts.lldb", "lldb.plugins.scripted_frame_provider"): "lldb 22 on",
     ("plugin.structs.kernels", "difflib"): "only a mistake in a span needs it",

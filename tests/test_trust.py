@@ -38,6 +38,9 @@ class Stub:
     def target(self, memory: Optional[Any], truncated: bool, stub: bool) -> Any:
         raise AssertionError("not asked for")
 
+    def let_run(self, seconds: float) -> None:
+        raise AssertionError("nobody asked for it")
+
     def kernel_file(self) -> Optional[str]:
         return None
 

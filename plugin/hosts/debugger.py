@@ -16,6 +16,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, suppress
 from typing import (
     TYPE_CHECKING,
@@ -87,6 +88,10 @@ class Debugger(Protocol):
         """
         ...
 
+    def let_run(self, seconds: float) -> None:
+        """Let a remote target run for so long and stop it again; WchanError where it cannot."""
+        ...
+
     def kernel_file(self) -> Optional[str]:
         """Path of the executable that is debugged, None if there is none."""
         ...
@@ -109,6 +114,8 @@ class Session:
         #: the folder of modules' symbol files, and the modules already given to the debugger
         self._folder: Optional[str] = None
         self._named: Set[Tuple[str, int]] = set()
+        #: what is debugged is a dump that our own server shows
+        self._is_dump = False
 
     @property
     def reads_file(self) -> bool:
@@ -147,6 +154,25 @@ class Session:
             self._state = self._debugger.state()
         return added
 
+    def let_run(self) -> Optional[Callable[[float], None]]:
+        """What lets the target run for so many seconds; None of a dump, which cannot."""
+        if self._is_dump:
+            return None
+        return self._wait if self._kernel and not self._kernel.target.stable else self._resume
+
+    def _wait(self, seconds: float) -> None:
+        """A kernel that is looked at while it runs: nothing has to be done."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._kernel is not None and self._kernel.interrupted():
+                raise KeyboardInterrupt
+            time.sleep(min(0.1, seconds))
+
+    def _resume(self, seconds: float) -> None:
+        self._debugger.let_run(seconds)
+        # It has moved, and the runner forgets what was read: the Kernel itself stays.
+        self._state = self._debugger.state()
+
     def after_command(self) -> None:
         """Drop what an interrupted command has read in part, lest the next one believe it."""
         if self._kernel is not None and self._kernel.interrupted():
@@ -161,6 +187,7 @@ class Session:
 
     def _open(self) -> Kernel:
         info = self._server_info()
+        self._is_dump = bool(info)
         notes: List[str] = []
         self._memory = self._bypass(info, notes)
         stub = not info or info.get("wire") is True
@@ -281,7 +308,15 @@ def run(
             return opened
 
         try:
-            return run_command(name, words, kernel, clear_and_write, write_error, width=width)
+            return run_command(
+                name,
+                words,
+                kernel,
+                clear_and_write,
+                write_error,
+                width=width,
+                let_run=session.let_run,
+            )
         finally:
             session.progress.clear()
             session.after_command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
@@ -66,6 +68,20 @@ class GdbDebugger:
 
     def target(self, memory: Optional[Memory], truncated: bool, stub: bool) -> GdbTarget:
         return GdbTarget(memory, truncated, stub)
+
+    def let_run(self, seconds: float) -> None:
+        """Continue a remote, and interrupt it as the user's Ctrl-C would."""
+        connection = getattr(gdb.selected_inferior(), "connection", None)
+        if connection is None or "remote" not in connection.type:
+            raise WchanError("what gdb debugs is no remote that could be let run")
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            gdb.execute("continue", to_string=True)
+        except gdb.error as error:
+            raise WchanError(f"the remote does not run: {error}") from None
+        finally:
+            timer.cancel()
 
     def kernel_file(self) -> Optional[str]:
         value: Optional[str] = gdb.current_progspace().filename

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Dict, Hashable, Iterator, List, Optional
 
@@ -51,6 +52,25 @@ class LldbDebugger:
 
     def target(self, memory: Optional[Memory], truncated: bool, stub: bool) -> LldbTarget:
         return LldbTarget(self._debugger, memory, truncated, stub)
+
+    def let_run(self, seconds: float) -> None:
+        """Continue a remote, and stop it again."""
+        process = self._debugger.GetSelectedTarget().GetProcess()
+        if process.GetPluginName() not in ("gdb-remote", "kdp-remote"):
+            raise WchanError("what lldb debugs is no remote that could be let run")
+        before = self._debugger.GetAsync()
+        self._debugger.SetAsync(True)
+        try:
+            error = process.Continue()
+            until = time.monotonic() + seconds
+            while error.Success() and time.monotonic() < until:
+                time.sleep(min(0.1, seconds))
+            if error.Success() and process.GetState() == lldb.eStateRunning:
+                error = process.Stop()
+        finally:
+            self._debugger.SetAsync(before)
+        if error.Fail():
+            raise WchanError(f"the remote does not run: {error}")
 
     def kernel_file(self) -> Optional[str]:
         return self._debugger.GetSelectedTarget().GetExecutable().fullpath or None

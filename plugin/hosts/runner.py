@@ -8,11 +8,12 @@ what it raises itself.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import shlex
 import sys
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 import commands
 from plugin.captures.machine import TextKernel
@@ -27,6 +28,8 @@ from plugin.render.text import escape
 from plugin.session import Kernel
 from plugin.written import write_file
 
+#: lets what is looked at run for so many seconds
+LetRun = Callable[[float], None]
 #: Rows of a table shown without --limit.
 DEFAULT_LIMIT = 200
 
@@ -85,8 +88,11 @@ def run_command(
     write_error: Callable[[str], None],
     *,
     width: int = 80,
+    let_run: Callable[[], Optional[LetRun]] = lambda: None,
 ) -> int:
     """Run one command to its end; returns its exit status (0, 1 or 3).
+
+    ``let_run`` gives what lets the target run for so many seconds; None where it cannot move.
 
     KeyboardInterrupt ends it with one line and status 1; an error that is not
     wchan's own is reported as a defect, with its traceback under WCHAN_DEBUG.
@@ -95,7 +101,7 @@ def run_command(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _run(name, list(argv), get_kernel, write, width)
+        return _run(name, list(argv), get_kernel, write, width, let_run)
     except HelpShown as shown:
         write(shown.text)
         return EXIT_OK
@@ -122,11 +128,14 @@ def _run(
     get_kernel: Callable[[], Kernel],
     write: Callable[[str], None],
     width: int,
+    let_run: Callable[[], Optional[LetRun]],
 ) -> int:
     args = parser_for(name).parse_args(argv)
     kernel = get_kernel()
     kernel.start_command(deep=args.deep)
     args.width = width
+    args.earlier = functools.partial(_earlier, kernel)
+    args.let_run = functools.partial(_let_run, kernel, let_run)
     command = commands.load(name)
     if isinstance(kernel, TextKernel) and not command.NEEDS.text:
         raise WchanError(f"{name} reads memory, and {kernel.target.description} is text")
@@ -140,6 +149,26 @@ def _run(
     else:
         write(text)
     return EXIT_PARTIAL if findings.partial else EXIT_OK
+
+
+def _earlier(kernel: Kernel, path: str) -> Any:
+    from plugin.hosts.moments import earlier
+
+    return earlier(path, kernel)
+
+
+def _let_run(kernel: Kernel, how: Callable[[], Optional[LetRun]], seconds: float) -> None:
+    """Let what is looked at run; then nothing of what was read is believed any more."""
+    let_run = how()
+    if let_run is None:
+        what = "text" if isinstance(kernel, TextKernel) else "a dump"
+        raise WchanError(
+            f"{kernel.target.description} is {what} and does not move: name an earlier one of the "
+            "same boot with --since"
+        )
+    let_run(seconds)
+    kernel.forget()
+    kernel.start_command()
 
 
 def _write_files(

@@ -53,6 +53,8 @@ class Report:
         self.data = data
         self.body: List[Block] = body if body is not None else []
         self.raw = raw
+        #: the block before which what adds to a verdict belongs
+        self.behind_verdict = 0
         #: reports of which this one is made, by name: ``-o DIR`` writes each by itself
         self.parts: List[Tuple[str, Report]] = []
 

@@ -95,6 +95,7 @@ def first_screen(
         report.text(found.verdict)
     for sentence in sentences(analysis):
         report.text(sentence)
+    report.behind_verdict = len(report.body)
     if analysis.causes:
         report.pre("")
         report.table(
