@@ -132,6 +132,9 @@ class Kernel:
         self._unpack_pointer = _UNSIGNED[self.pointer_size].unpack
         self.page_size = facts.page_size
         self._lowest = self.architecture.lowest
+        #: told by walkers what they read that tells of people: what it is (a kind of
+        #: plugin.capsule.redact), where it lies, its bytes; None where nobody asks
+        self.private: Optional[Callable[[str, int, bytes], None]] = None
         #: what the loaded modules add to the kernel's own symbols, None where nothing does
         self.modules: Optional[MoreSymbols] = None
         self._symbols: Dict[str, Optional[Symbol]] = {}

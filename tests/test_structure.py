@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 #: The rooms from the top of the house down: each may use those below it, and its own floor.
 FLOORS: Tuple[Tuple[str, ...], ...] = (
     ("plugin", "plugin.__main__", "plugin.kernel-gdb"),
+    ("plugin.api",),
     ("plugin.hosts", "plugin.batch"),
     ("plugin.opening",),
     ("commands",),
@@ -35,7 +36,7 @@ DEBUGGERS = {
     "gdb": {"plugin.targets.gdb", "plugin.hosts.gdb", "plugin.hosts.gdb_threads"},
 }
 #: opening finds out which kernel it is: for those who start a session.
-OPENERS = ("plugin.hosts", "plugin.batch", "plugin.opening")
+OPENERS = ("plugin.api", "plugin.hosts", "plugin.batch", "plugin.opening")
 #: Imports inside functions, with the reason: what is optional, or costs a start its time.
 LATE: Dict[Tuple[str, str], str] = {
     ("plugin", "plugin.hosts.prepare"): "the package is lldb's entry, and everybody's",
@@ -43,6 +44,7 @@ LATE: Dict[Tuple[str, str], str] = {
     ("plugin.kernel-gdb", "plugin.hosts.prepare"): "sys.path must know our folder first",
     ("plugin.kernel-gdb", "plugin.hosts.gdb"): "once gdb's Python has what we need",
     ("plugin.hosts.shell", "plugin.hosts.runner"): "a missing library is told, not a traceback",
+    ("plugin.hosts.runner", "plugin.hosts.redacting"): "only --redact needs it",
     ("plugin.hosts.runner", "plugin.hosts.moments"): "only --since opens a second machine",
     ("plugin.hosts.shell", "plugin.opening"): "a missing library is told, not a traceback",
     ("plugin.hosts.lldb", "lldb.plugins.scripted_frame_provider"): "lldb 22 on",

@@ -120,6 +120,12 @@ def _damaged() -> Tuple[Type[BaseException], ...]:
     return (EOFError, zlib.error, tarfile.TarError, *packed)
 
 
+def raw_lines(path: str) -> Iterator[str]:
+    """The lines of a file, of a compressed one or a textdump's, as they are but for their ends."""
+    for line in read_lines(path):
+        yield line.text
+
+
 def _unpacked(file: IO[bytes], path: str) -> IO[bytes]:
     magic = file.read(4)
     file.seek(0)

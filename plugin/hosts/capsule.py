@@ -18,11 +18,15 @@ from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 import commands
 from plugin.capsule.elf import symbol_file
 from plugin.capsule.record import Recorder
+from plugin.capsule.redact import RedactedTarget, Redactor
 from plugin.capsule.write import Writer, memory_blocks, range_table
+from plugin.captures.lines import looks_like_text
+from plugin.captures.reader import read_one
 from plugin.errors import EXIT_OK, EXIT_PARTIAL, UsageError, WchanError
 from plugin.hosts.arguments import Parser
 from plugin.hosts.inferior import KernelInferior
 from plugin.hosts.progress import Progress
+from plugin.hosts.redacting import redacted_lines, redacted_target
 from plugin.hosts.runner import parser_for, run_command
 from plugin.hosts.shell import core_options
 from plugin.kernel import stack
@@ -36,10 +40,12 @@ from plugin.render.text import escape
 from plugin.session import Kernel
 from plugin.structs.kept import kept_section
 from plugin.structs.yamlfile import KernelData
+from plugin.targets import Target
 from plugin.targets.core import CoreTarget
 from plugin.vmcore.capsule import MAGIC, Capsule
 from plugin.vmcore.file import DumpFile
 from plugin.words import count
+from plugin.written import write_file
 
 #: one command line, and the digest of what it answered
 Form = Tuple[str, ...]
@@ -74,6 +80,12 @@ def main(argv: Sequence[str]) -> int:
     )
     core_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the capsule to write")
+    parser.add_argument(
+        "--redact",
+        action="store_true",
+        help="replace names of hosts, users, processes, paths and addresses, each consistently; "
+        "of text too",
+    )
     parser.add_argument("--report", metavar="NAME", help="show a report that lies in a capsule")
     parser.add_argument("vmcore", metavar="VMCORE", help="a FreeBSD kernel dump, or a capsule")
     args = parser.parse_args(list(argv))
@@ -81,6 +93,8 @@ def main(argv: Sequence[str]) -> int:
         return _show(args.vmcore, args.report)
     if args.report is not None:
         raise UsageError("wchan capsule: --report shows what is there, -o writes: one of them")
+    if looks_like_text(args.vmcore):
+        return _text(args)
     progress = Progress(sys.stderr)
     made = make(args, progress)
     progress.clear()
@@ -88,6 +102,16 @@ def main(argv: Sequence[str]) -> int:
     for line in made.differing[:10]:
         sys.stderr.write(f"wchan capsule: {line} answers otherwise than on the dump\n")
     return EXIT_PARTIAL if made.differing else EXIT_OK
+
+
+def _text(args: argparse.Namespace) -> int:
+    """Text needs no reducing; what it tells of people can be taken out of it."""
+    if not args.redact:
+        raise UsageError(f"wchan capsule: {args.vmcore} is text, small as it is; --redact it")
+    lines = redacted_lines(args.vmcore, read_one([args.vmcore]))
+    write_file(args.output, "".join(f"{line}\n" for line in lines), [args.vmcore])
+    print(escape(f"{args.output}: {args.vmcore} without what tells of people."))
+    return EXIT_OK
 
 
 def _sentence(args: argparse.Namespace, made: Made) -> str:
@@ -115,20 +139,28 @@ def make(args: argparse.Namespace, progress: Progress) -> Made:
     target, notes = open_dump(
         args.vmcore, args.kernel, force=args.force, progress=progress.spooling
     )
-    recorder = Recorder(target, target.page_size)
+    lines = list(forms())
+    source: Target = target
+    if args.redact:
+        source, redactor = _redacted(target, lines, args, progress)
+        notes = [redactor.text(note) for note in notes]
+    recorder = Recorder(source, target.page_size)
     kernel = open_target(
         recorder, structs=args.structs, force=args.force, notes=notes, sysroot=args.sysroot
     )
     selection = choose_layouts(
         recorder, identify(recorder).osreldate, override=args.structs, force=args.force
     )
-    lines = list(forms())
     answers: Dict[Form, str] = {}
     for number, line in enumerate(lines):
         progress(" ".join(line), number, len(lines))
         answers[line] = _answer(line, kernel)
     _debuggers(kernel)
     strides = [kernel.layouts.sizeof(name) for name in _ARRAYS if name in kernel.layouts]
+    if args.redact:
+        for chosen in selection.layouts.sources:
+            # A file of layouts is named by its path.
+            chosen.name = redactor.text(chosen.name)
     tables = selection.layouts.tables
     assert isinstance(tables, KernelData)
     writer = Writer(args.output, strides)
@@ -146,7 +178,7 @@ def make(args: argparse.Namespace, progress: Progress) -> Made:
         writer.add("ranges", range_table(ranges))
         writer.stream(
             "memory",
-            memory_blocks(ranges, target.read, lambda d, t: progress("packing", d, t)),
+            memory_blocks(ranges, source.read, lambda d, t: progress("packing", d, t)),
         )
         faults = recorder.faults()
         reasons = sorted({why for _, _, why in faults})
@@ -174,6 +206,21 @@ def make(args: argparse.Namespace, progress: Progress) -> Made:
     return Made(size, sum(end - start for start, end in ranges), alike, differing)
 
 
+def _redacted(
+    target: CoreTarget, lines: Sequence[Form], args: argparse.Namespace, progress: Progress
+) -> Tuple[RedactedTarget, Redactor]:
+    """The dump without what tells of people, which a first run of all commands has met."""
+    kernel = open_target(target, structs=args.structs, force=args.force, sysroot=args.sysroot)
+
+    def visit(kernel: Kernel) -> None:
+        for number, line in enumerate(lines):
+            progress("looking for names: " + " ".join(line), number, len(lines))
+            _answer(line, kernel)
+        _debuggers(kernel)
+
+    return redacted_target(kernel, visit)
+
+
 def forms() -> Iterator[Form]:
     """Every command line that reads something of its own: a loop over the registry.
 
@@ -199,7 +246,7 @@ def forms() -> Iterator[Form]:
 
 
 #: of every command, or run by programs of others
-_SHARED = frozenset(("help", "json", "limit", "verbose", "output", "svg"))
+_SHARED = frozenset(("help", "json", "limit", "verbose", "output", "redact", "svg"))
 
 
 def _writes(parser: argparse.ArgumentParser, words: Sequence[str]) -> bool:

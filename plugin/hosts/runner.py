@@ -58,6 +58,11 @@ def parser_for(name: str) -> argparse.ArgumentParser:
         action="store_true",
         help="over a remote stub: read all there is, not only what the waits lead to",
     )
+    shared.add_argument(
+        "--redact",
+        action="store_true",
+        help="replace names of hosts, users, processes, paths and addresses, each consistently",
+    )
     shared.add_argument("-o", "--output", metavar="FILE", help="write to FILE instead")
     return parser
 
@@ -139,6 +144,8 @@ def _run(
     command = commands.load(name)
     if isinstance(kernel, TextKernel) and not command.NEEDS.text:
         raise WchanError(f"{name} reads memory, and {kernel.target.description} is text")
+    if args.redact:
+        kernel = _redacted(kernel, command, args)
     report = command.run(kernel, args)
     for note in untyped(kernel) if not isinstance(kernel, TextKernel) else ():
         kernel.warnings.add("layouts", None, note, partial=False)
@@ -155,6 +162,16 @@ def _earlier(kernel: Kernel, path: str) -> Any:
     from plugin.hosts.moments import earlier
 
     return earlier(path, kernel)
+
+
+def _redacted(kernel: Kernel, command: commands.Command, args: argparse.Namespace) -> Kernel:
+    from plugin.hosts.redacting import redacted
+
+    # A first run meets the names; what it would write is not written.
+    dry = argparse.Namespace(**{**vars(args), "html": None, "sample": None})
+    kernel = redacted(kernel, lambda raw: command.run(raw, dry))
+    kernel.start_command()
+    return kernel
 
 
 def _let_run(kernel: Kernel, how: Callable[[], Optional[LetRun]], seconds: float) -> None:

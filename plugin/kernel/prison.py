@@ -28,11 +28,25 @@ class Jail(NamedTuple):
     state: str
 
 
+#: what of a struct prison tells of people: the kind of plugin.capsule.redact, the member
+_PRIVATE = (
+    ("name", "pr_name"),
+    ("path", "pr_path"),
+    ("host", "pr_hostname"),
+    ("host", "pr_domainname"),
+    ("name", "pr_hostuuid"),
+)
+
+
 @cached(MEMORY)
 def jail_at(kernel: Kernel, address: int) -> Optional[Jail]:
     """The struct prison at ``address``, None where it cannot be read."""
     try:
         view = kernel.view("prison", address)
+        for kind, member in _PRIVATE if kernel.private is not None else ():
+            if view.has(member) and view.text(member) not in ("", "0", "/"):
+                assert kernel.private is not None
+                kernel.private(kind, view.at(member), view.bytes(member))
         state = ""
         if view.has("pr_state"):
             state = kernel.layouts.enum("pr_state", view.pr_state).replace("PRISON_STATE_", "")

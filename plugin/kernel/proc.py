@@ -204,9 +204,12 @@ def arguments(kernel: Kernel, proc: int) -> Optional[List[str]]:
         length = kernel.unsigned(at + layouts.offsetof("pargs", "ar_length"), 4)
         if not 0 < length <= _MAX_ARGUMENTS:
             return None
-        raw = kernel.read(at + layouts.offsetof("pargs", "ar_args"), length)
+        place = at + layouts.offsetof("pargs", "ar_args")
+        raw = kernel.read(place, length)
     except MemoryFault:
         return None
+    if kernel.private is not None:
+        kernel.private("arguments", place, raw)
     words = raw.rstrip(b"\0").split(b"\0")
     return [word.decode("utf-8", "backslashreplace") for word in words]
 

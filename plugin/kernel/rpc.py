@@ -111,6 +111,8 @@ def _server(kernel: Kernel, mount: Mount) -> Server:
     for path in ("nm_com.nmcom_hostname", "nm_hostname"):
         if nfsmount.has(path):
             hostname = nfsmount.text(path)
+            if kernel.private is not None:
+                kernel.private("host", nfsmount.at(path), nfsmount.bytes(path))
             break
     if not hostname:
         hostname = mount.source.rpartition(":")[0].strip("[]")
@@ -282,6 +284,9 @@ def sockaddr(kernel: Kernel, address: int) -> str:
     """The struct sockaddr at ``address`` as "192.0.2.1:2049" or "[2001:db8::1]:2049", else ""."""
     raw = kernel.read(address, 28)
     family, port = raw[1], int.from_bytes(raw[2:4], "big")
+    if kernel.private is not None and family in (_AF_INET, _AF_INET6_FREEBSD):
+        at, size = (4, 4) if family == _AF_INET else (8, 16)
+        kernel.private("address", address + at, raw[at : at + size])
     if family == _AF_INET:
         return f"{ipaddress.IPv4Address(raw[4:8])}:{port}"
     if family == _AF_INET6_FREEBSD:

@@ -89,6 +89,11 @@ def bound(kernel: Kernel, socket: int) -> Optional[Endpoints]:
     foreign_port = int.from_bytes(raw[_PORTS : _PORTS + 2], "big")
     local_port = int.from_bytes(raw[_PORTS + 2 : _PORTS + 4], "big")
     six = bool(raw[0] & _IPV6)
+    if kernel.private is not None:
+        ends = pcb + layouts.offsetof("inpcb", "inp_inc") + _PORTS + 4
+        for at in (0, 16):
+            start, size = (at, 16) if six else (at + 12, 4)
+            kernel.private("address", ends + start, raw[_PORTS + 4 + start :][:size])
     foreign, local = raw[_PORTS + 4 : _PORTS + 20], raw[_PORTS + 20 : _PORTS + 36]
     return Endpoints(_text(local, six), local_port, _text(foreign, six), foreign_port)
 
@@ -193,6 +198,8 @@ def _unix_name(kernel: Kernel, pcb: int) -> str:
         raw = kernel.read(address + 2, max(length - 2, 0))
     except (MemoryFault, LayoutError):
         return ""
+    if kernel.private is not None:
+        kernel.private("path", address + 2, raw)
     return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 

@@ -211,6 +211,8 @@ def _cached(kernel: Kernel, vnode: int) -> Optional[Tuple[int, str]]:
             late = flags & stamped and layouts.has("namecache_ts", "nc_name")
             at = layouts.offsetof("namecache_ts" if late else "namecache", "nc_name")
             raw = kernel.read(entry + at, length)
+            if kernel.private is not None:
+                kernel.private("component", entry + at, raw)
             return directory, raw.decode("utf-8", "backslashreplace")
         entry = following
     return None
