@@ -78,8 +78,10 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         report = why.in_full(analysis, chosen, args.width)
     else:
         report = why.first_screen(analysis, args.width, everything=args.all, limit=args.limit)
-    now = moment(kernel) if then is not None or args.json else None
-    if now is not None and args.json:
+    # Over a wire each word has its price.
+    told = args.json and (kernel.target.wire is None or args.deep)
+    now = moment(kernel) if then is not None or told else None
+    if now is not None and told:
         report.data["moment"] = to_json(now)
     if now is not None and then is not None:
         progress.add(report, progress_since(analysis, then, now))

@@ -275,7 +275,7 @@ def test_a_remote_is_let_run_and_looked_at_again(
     program = request.getfixturevalue(f"venv_{host}")
     files = [
         written(tmp_path / "then", hung(200.0)),
-        written(tmp_path / "now", hung(201.0, elsewhere=True)),
+        written(tmp_path / "now", hung(201.0, slow_since=200.5)),
     ]
     server = Moving(*(open_core(*each) for each in files))
     server.start()
@@ -296,7 +296,7 @@ def test_a_remote_is_let_run_and_looked_at_again(
     finally:
         server.close()
     out = " ".join(done.stdout.split())
-    said = "Since the sample began, 1.0 s before: of 4 stuck threads 3 have not run and 1 has moved"
+    said = "Since the sample began, 1.0 s before: of 4 stuck threads 3 have not run and 1 has run"
     assert said in out, done.stdout + done.stderr
 
 

@@ -71,7 +71,9 @@ class Redactor:
         self._hosts: List[str] = []
         self._own: FrozenSet[str] = frozenset(own)
         self._names: Dict[str, str] = {}
-        self._odd: List[Tuple[str, str]] = []
+        #: those with blanks, colons or slashes in them, and all of these as one expression
+        self._odd: List[str] = []
+        self._any_odd: Optional[re.Pattern[str]] = None
         for name in names:
             self.learn(name)
 
@@ -81,9 +83,8 @@ class Redactor:
             return
         self._names[name] = self.word(name)
         if not _TOKEN.fullmatch(name):
-            # With blanks, colons or slashes in it: looked for as it is, the longest first.
-            self._odd.append((name, self.word(name)))
-            self._odd.sort(key=lambda pair: -len(pair[0]))
+            self._odd.append(name)
+            self._any_odd = None
 
     def learn_host(self, name: str) -> None:
         """A host's name, and each of its labels that tells it from others."""
@@ -129,7 +130,9 @@ class Redactor:
 
     def _component(self, match: re.Match[str]) -> str:
         name = match.group(0)
-        return name if name in (".", "..") or name in self._own else self.word(name)
+        # A directory may be called like a pool or a process of the kernel's; a module is one.
+        own = name in (".", "..") or (name.endswith(".ko") and name in self._own)
+        return name if own else self.word(name)
 
     def mount_source(self, source: str) -> str:
         """f_mntfromname: "/dev/da0p2" and a pool stay; "server:/export", "pool/home" do not."""
@@ -179,9 +182,11 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Everything in a text that tells of people: addresses, user@host, paths, names."""
-        for name, new in self._odd:
-            if name in text:
-                text = text.replace(name, new)
+        if self._odd:
+            if self._any_odd is None:
+                longest_first = sorted(self._odd, key=len, reverse=True)
+                self._any_odd = re.compile("|".join(map(re.escape, longest_first)))
+            text = self._any_odd.sub(lambda m: self._names[m[0]], text)
         if "@" in text:
             text = _AT.sub(lambda m: f"{self.word(m[1])}@{self.host(m[2])}", text)
         if "/" in text:
@@ -313,6 +318,7 @@ class RedactedTarget:
     """
 
     in_pages = False
+    wire = None
 
     def __init__(
         self,

@@ -246,7 +246,7 @@ def forms() -> Iterator[Form]:
 
 
 #: of every command, or run by programs of others
-_SHARED = frozenset(("help", "json", "limit", "verbose", "output", "redact", "svg"))
+_SHARED = frozenset(("help", "json", "limit", "verbose", "deep", "output", "redact", "svg"))
 
 
 def _writes(parser: argparse.ArgumentParser, words: Sequence[str]) -> bool:

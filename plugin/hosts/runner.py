@@ -177,6 +177,11 @@ def _redacted(kernel: Kernel, command: commands.Command, args: argparse.Namespac
 def _let_run(kernel: Kernel, how: Callable[[], Optional[LetRun]], seconds: float) -> None:
     """Let what is looked at run; then nothing of what was read is believed any more."""
     let_run = how()
+    if let_run is None and kernel.target.wire is not None:
+        raise WchanError(
+            f"{kernel.target.description} is let run by a debugger alone: connect gdb or lldb to "
+            "it, load wchan there, and ask there for the sample"
+        )
     if let_run is None:
         what = "text" if isinstance(kernel, TextKernel) else "a dump"
         raise WchanError(
@@ -184,6 +189,8 @@ def _let_run(kernel: Kernel, how: Callable[[], Optional[LetRun]], seconds: float
             "same boot with --since"
         )
     let_run(seconds)
+    if kernel.target.wire is not None:
+        kernel.target.wire.forget()
     kernel.forget()
     kernel.start_command()
 

@@ -77,6 +77,11 @@ class Wire:
             self._want(range(first - first % _AROUND, last - last % _AROUND + _AROUND))
         return self._known(address, size)
 
+    def forget(self) -> None:
+        """What is behind the wire has run: nothing that came over it holds any more."""
+        self._words.clear()
+        self._absent.clear()
+
     def gather(self, address: int, spans: Sequence[Span], size: int) -> bytes:
         """``size`` bytes of which those in ``spans`` are memory's; MemoryFault as of ``read``."""
         wanted: Set[int] = set()

@@ -137,7 +137,8 @@ class KernelMemory:
         """Exactly ``size`` bytes, or MemoryFault with the first address not there."""
         inside = address & self._mask
         page = self._pages.get(address - inside)
-        if page is not None and inside + size <= len(page):
+        # A size out of a corrupt struct may be negative: refused, whatever was read before.
+        if page is not None and inside <= inside + size <= len(page):
             return page[inside : inside + size]
         return self._read(address, size)
 
