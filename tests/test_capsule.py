@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import debuggers
 import pytest
-from hosts import wchan
+from hosts import process, wchan
 
 import commands
 from plugin.hosts.capsule import forms, main
@@ -121,8 +121,8 @@ def test_a_capsule_opens_in_a_debugger_as_its_dump_does(
     }[host]
     rest = [word for line in lines for word in ("-o" if host == "lldb" else "-ex", line)]
     first = ["--no-lldbinit", "-b"] if host == "lldb" else ["-nx", "-batch"]
-    status, out, err = wchan(
-        host, "--debugger", str(program), str(abba.capsule), "--", *first, *rest, timeout=120
+    status, out, err = process(
+        host, "--debugger", str(program), str(abba.capsule), "--", *first, *rest
     )
     of_dump = getattr(debuggers, host)(program, abba, *lines)
     of_capsule = debuggers.Batch(status, out, err)
