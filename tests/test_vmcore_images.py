@@ -183,6 +183,7 @@ def test_raw_memory_without_its_kernel_is_no_dump(tmp_path: Path) -> None:
     _, kernel, image = raw(tmp_path)
     with pytest.raises(DumpError, match="begins with zeros"):
         open_memory(image)
-    kernel.write_bytes(elf("amd64", Amd64(kernphys=0x600000).symbols(kernphys=0x600000)[:1]))
-    with pytest.raises(DumpError, match="begins with zeros"):
-        open_memory(image, ElfFile(kernel))
+    for symbols in (Amd64().symbols()[:1], [Sym("KPML4phys", 0xFFFFFFFF80203008)]):
+        kernel.write_bytes(elf("amd64", symbols))
+        with pytest.raises(DumpError, match="begins with zeros"):
+            open_memory(image, ElfFile(kernel))

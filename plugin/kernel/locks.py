@@ -186,7 +186,7 @@ def held_counts(kernel: Kernel, thread: int) -> Dict[str, int]:
         return {}
     fields = kernel.layouts.fields("thread", *members)
     try:
-        values = fields.unpack(kernel.read(thread, fields.span))
+        values = kernel.values(fields, thread)
     except MemoryFault as fault:
         kernel.warnings.add("struct thread", fault.address, f"{thread:#x}: {fault.reason}")
         return {}

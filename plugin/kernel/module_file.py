@@ -121,12 +121,12 @@ def _belongs(
     kernel: Kernel, file: LinkerFile, table: Optional[ModuleTable], elf: ElfFile
 ) -> Tuple[bool, str]:
     """Whether the file is the one that was loaded, and what says so."""
+    if table is None and kernel.chosen and elf.arch == kernel.arch:
+        return _sampled(kernel, file, elf)
     loaded = loaded_build_id(kernel, file)
     if loaded and elf.build_id:
         same = loaded == elf.build_id
         return same, f"build id {elf.build_id}" + ("" if same else f", loaded is {loaded}")
-    if table is None and kernel.chosen and elf.arch == kernel.arch:
-        return _sampled(kernel, file, elf)
     if table is None:
         return False, "neither a build id nor symbols of what is loaded are there to compare"
     if elf.arch != kernel.arch:

@@ -26,7 +26,7 @@ _BULK = 1 << 16
 #: no stub maps less: one that refuses a stretch is asked again, page by page
 _PAGE = 4096
 #: characters that one command may cost before what is not needed is left out
-BUDGET = 200_000
+BUDGET = 125_000
 
 #: what run-length encoding makes three characters of (sys/gdb/gdb_packet.c, gdb_tx_end)
 _RUN = re.compile(rb"(.)\1{3,96}")

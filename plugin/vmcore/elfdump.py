@@ -59,7 +59,7 @@ def open_raw(file: DumpFile, path: str, file_path: str, kernel: ElfFile) -> Opti
     segments = [(0, file.end - file.start, file.start)]
     try:
         return of_segments(file, path, file_path, kernel, segments, "raw memory image", False)
-    except DumpError:
+    except (DumpError, KernelMismatch):
         return None
 
 

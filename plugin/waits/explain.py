@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Dict
+
 from plugin.catalogue import Catalogue
 from plugin.errors import WchanError
 from plugin.kernel.locks import RMS, held_counts
@@ -111,6 +113,10 @@ _SLEEPS = (
 )
 #: so many functions of its own a service has on its stack, at most, when it waits for work
 _DEEPEST = 4
+#: bytes that a stack's frames come to, roughly
+_STACK = 512
+#: what those of all threads at rest come to
+_COUNTERS = 1 << 15
 #: functions that have called what the thread is at: it has work
 _CALLERS = (
     "taskqueue_run_locked",
@@ -130,7 +136,9 @@ def _doubt(builder: Builder, thread: Thread, verdict: Verdict, by_message: bool)
     """
     if verdict.status not in (Status.IDLE, Status.BENIGN):
         return ""
-    held = held_counts(builder.kernel, thread.address)
+    held: Dict[str, int] = {}
+    if builder.kernel.affords("counters of the locks that threads at rest hold", _COUNTERS):
+        held = held_counts(builder.kernel, thread.address)
     if held:
         counts = ", ".join(f"{member} {value}" for member, value in held.items())
         return f"it holds a lock meanwhile ({counts})"
@@ -141,6 +149,8 @@ def _doubt(builder: Builder, thread: Thread, verdict: Verdict, by_message: bool)
         ends = sleep is None or sleep.interruptible or sleep.timed
         return "" if ends else "it is a process's, and neither a signal nor a timeout ends it"
     if verdict.status is Status.BENIGN:
+        return ""
+    if not builder.kernel.affords("stacks of services at rest", _STACK):
         return ""
     frames = [frame for frame in builder.stack(thread) if not frame.startswith(_SLEEPS)]
     if "fork_exit" not in frames:
