@@ -50,6 +50,7 @@ class Command(Protocol):
     ``EXAMPLE``: command lines for ``--help``.
     ``FORMS``: arguments that any kernel has an answer to, one line for each form whose JSON has
     fields of its own; every host and the contract are tested with them.
+    ``COMPLETES``, where it has one: kinds of plugin.hosts.things that its arguments may name.
     """
 
     HELP: str

@@ -15,6 +15,7 @@ HELP = (
 )
 EXAMPLE = "files 1234\nfiles sshd\nfiles /data"
 FORMS = ("", "1")
+COMPLETES = ("processes",)
 NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread", "file", "filedesc"))
 
 

@@ -18,6 +18,7 @@ HELP = (
 )
 EXAMPLE = "kprint proc allproc --list p_list --members p_pid,p_comm,p_flag"
 FORMS = ("proc allproc --list p_list", "proc allproc")
+COMPLETES = ("structs",)
 NEEDS = Needs()
 
 

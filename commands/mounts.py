@@ -15,6 +15,7 @@ HELP = (
 )
 EXAMPLE = "mounts\nmounts /home"
 FORMS = ("",)
+COMPLETES = ("mounts",)
 NEEDS = Needs(symbols=("mountlist",), structs=("mount", "thread"))
 
 

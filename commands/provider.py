@@ -21,6 +21,7 @@ from plugin.words import did_you_mean
 HELP = "GEOM: providers with access counts, errors, what they owe; as tree, dot, xml or svg"
 EXAMPLE = "provider vtbd1\nprovider --tree"
 FORMS = ("",)
+COMPLETES = ("providers",)
 NEEDS = Needs(
     symbols=("g_classes",), structs=("g_class", "g_geom", "g_provider", "g_consumer"), text=True
 )

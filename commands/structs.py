@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELP = "which layouts are in use; in the shell also generate, add, check, diff, import"
 EXAMPLE = "structs show bio\nstructs list"
 FORMS = ("list", "show bio")
+COMPLETES = ("structs",)
 NEEDS = Needs(layouts=False)
 
 

@@ -25,6 +25,7 @@ EXAMPLE = (
     "why-stuck\nwhy-stuck 100104\nwhy-stuck --html hang.html\nwhy-stuck --since vmcore.0 --json"
 )
 FORMS = ("", "--all")
+COMPLETES = ("threads",)
 NEEDS = Needs(symbols=("allproc",), structs=("proc", "thread"), text=True)
 
 

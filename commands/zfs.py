@@ -15,6 +15,7 @@ HELP = (
 )
 EXAMPLE = "zfs tank"
 FORMS = ("",)
+COMPLETES = ("pools",)
 NEEDS = Needs(symbols=("allproc",), structs=("thread",))
 
 

@@ -231,6 +231,18 @@ def test_options_are_completed(venv_gdb: Path) -> None:
     assert done.out.split("\n")[:2] == ["kthreads --stacks", "kthreads --state"]
 
 
+def test_what_a_command_may_be_asked_about_is_completed(venv_gdb: Path, amd64: Example) -> None:
+    """Out of the kernel that the command before has opened: a key pressed opens none."""
+    asked = "complete why-stuck 1000"
+    done = debuggers.gdb(venv_gdb, amd64, asked, "echo ----\\n", "kthreads", asked)
+    before, after = done.out.split("----\n", 1)
+    assert "why-stuck 1000" not in before
+    tids = re.findall(r"^ *(1000\d+) ", after, re.MULTILINE)
+    assert tids and {f"why-stuck {tid}" for tid in tids} <= set(after.splitlines())
+    done = debuggers.gdb(venv_gdb, amd64, "kthreads", "complete kprint turnst")
+    assert "kprint turnstile" in done.out.splitlines()
+
+
 def test_help_is_gdbs_help(venv_gdb: Path) -> None:
     done = gdb(venv_gdb, "-ex", f"source {ENTRY}", "-ex", "help kthreads", "-ex", "apropos -v ^x")
     assert done.out.startswith("every thread as DDB's ps shows it")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Dict, Sequence
 
 import pytest
-from hosts import process, shell, wchan
+from hosts import ROOT, process, shell, wchan
 
 from plugin.kernel.proc import threads
 from plugin.opening import open_core, open_target
@@ -187,3 +191,34 @@ def test_the_command_line_is_explained(real_dump: Any) -> None:
     assert process("--version")[1].startswith("wchan ")
     assert "no command 'kthread'" in one_line(shell(real_dump, "kthread")[2])
     assert "the dump comes first" in one_line(wchan("kthreads", "--json")[2])
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_there_are_colours_on_a_terminal_alone(
+    environment: Dict[str, str], coloured: bool, tmp_path: Path
+) -> None:
+    vmcore, kernel = map(str, diamond().write(tmp_path))
+    pty = pytest.importorskip("pty", reason="a terminal to write to")
+    master, slave = pty.openpty()
+    words = ("-k", kernel, vmcore, "kthreads")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "plugin", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=slave,
+        stderr=subprocess.PIPE, env={**os.environ, "NO_COLOR": "", **environment},
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that nobody writes any more
+        while piece := os.read(master, 65536):
+            shown += piece
+    os.close(master)
+    assert running.wait() == 0
+    plain = re.sub(rb"\x1b\[[0-9;]*m", b"", shown).replace(b"\r\n", b"\n").decode()
+    assert (b"\x1b[1m" in shown) == coloured
+    assert plain == wchan(*words)[1]

@@ -31,12 +31,14 @@ from typing import (
     Tuple,
 )
 
+import commands
 from plugin import interrupt
 from plugin.errors import EXIT_FAILED, KernelMismatch, WchanError
 from plugin.hosts.module_elf import write_symbol_files
 from plugin.hosts.progress import Progress
 from plugin.hosts.rsp import SESSION_PACKET
 from plugin.hosts.runner import parser_for, run_command, split
+from plugin.hosts.things import things
 from plugin.kernel.module_file import module_tables
 from plugin.opening import open_target
 from plugin.opening.find_kernel import version_of_file
@@ -130,6 +132,10 @@ class Session:
             self._kernel = self._open()
             self._state = state
         return self._kernel
+
+    def opened(self) -> Optional[Kernel]:
+        """The Kernel of the command before, where nothing has moved since; opens nothing."""
+        return self._kernel if self._debugger.state() == self._state else None
 
     def name_modules(self, kernel: Kernel) -> List[str]:
         """Give the debugger the symbols of modules that it does not know; their names.
@@ -322,14 +328,22 @@ def run(
             session.after_command()
 
 
-def complete(name: str, word: str) -> List[str]:
-    """What ``word``, the last one on a command's line, may become: options, fixed choices."""
+def complete(name: str, word: str, kernel: Optional[Kernel] = None) -> List[str]:
+    """What ``word``, the last one on a command's line, may become: options, fixed choices.
+
+    Of a kernel that has been opened already also the things that the command can be asked
+    about (``COMPLETES`` of its module).
+    """
     found: List[str] = []
     for action in parser_for(name)._actions:
         found += action.option_strings
         if action.choices is not None and not action.option_strings:
             found += [str(choice) for choice in action.choices]
-    return sorted(text for text in found if text.startswith(word))
+    if kernel is not None and not word.startswith("-"):
+        for kind in getattr(commands.load(name), "COMPLETES", ()):
+            with suppress(WchanError):
+                found += things(kernel, kind)
+    return sorted({text for text in found if text.startswith(word)})
 
 
 def help_text(name: str) -> str:

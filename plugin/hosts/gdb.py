@@ -245,7 +245,8 @@ class _Command(gdb.Command):  # type: ignore[misc]
         # gdb's words end at a dash: it wants back what follows the last one.
         last = text.split(" ")[-1]
         skip = len(last) - len(word or "")
-        return [found[skip:] for found in shared.complete(self._name, last)]
+        kernel = self._session.opened()
+        return [found[skip:] for found in shared.complete(self._name, last, kernel)]
 
 
 def _write(text: str) -> None:

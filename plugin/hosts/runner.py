@@ -94,6 +94,7 @@ def run_command(
     *,
     width: int = 80,
     let_run: Callable[[], Optional[LetRun]] = lambda: None,
+    colour: bool = False,
 ) -> int:
     """Run one command to its end; returns its exit status (0, 1 or 3).
 
@@ -106,7 +107,7 @@ def run_command(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _run(name, list(argv), get_kernel, write, width, let_run)
+        return _run(name, list(argv), get_kernel, write, width, let_run, colour)
     except HelpShown as shown:
         write(shown.text)
         return EXIT_OK
@@ -134,6 +135,7 @@ def _run(
     write: Callable[[str], None],
     width: int,
     let_run: Callable[[], Optional[LetRun]],
+    colour: bool,
 ) -> int:
     args = parser_for(name).parse_args(argv)
     kernel = get_kernel()
@@ -150,7 +152,7 @@ def _run(
     for note in untyped(kernel) if not isinstance(kernel, TextKernel) else ():
         kernel.warnings.add("layouts", None, note, partial=False)
     findings = kernel.warnings
-    text = render(name, kernel, report, findings, args, width)
+    text = render(name, kernel, report, findings, args, width, colour and args.output is None)
     if args.output is not None:
         _write_files(kernel, report, text, args, width)
     else:
@@ -222,12 +224,15 @@ def render(
     findings: Findings,
     args: argparse.Namespace,
     width: int,
+    colour: bool = False,
 ) -> str:
     """The report as the user asked for it: JSON or text."""
     if args.json:
         return as_json.render(name, kernel, report, findings)
     limit = DEFAULT_LIMIT if args.limit is None else args.limit or None
-    text = as_text.render(report, findings, width=width, limit=limit, verbose=args.verbose)
+    text = as_text.render(
+        report, findings, width=width, limit=limit, verbose=args.verbose, colour=colour
+    )
     if report.raw is not None:
         sys.stderr.write(as_text.warnings(findings, args.verbose))
     return text

@@ -224,7 +224,14 @@ def _main(words: List[str]) -> int:
             write,
             complain,
             width=shutil.get_terminal_size((80, 24)).columns,
+            colour=_in_colour(),
         )
+
+
+def _in_colour() -> bool:
+    """True on a terminal that has colours, unless NO_COLOR (https://no-color.org) is set."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 def _offer() -> int:

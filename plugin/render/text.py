@@ -131,28 +131,47 @@ def render(
     width: int = 80,
     limit: Optional[int] = None,
     verbose: bool = False,
+    colour: bool = False,
 ) -> str:
     """The whole report, ending in a newline; at most ``limit`` rows a table.
 
     What makes the answer less than whole is said before it, in a line; all findings after it.
+    ``colour``: for a terminal; what came out of the core is escaped all the same.
     """
     if report.raw is not None:
         return report.raw if report.raw.endswith("\n") else report.raw + "\n"
-    damage = [_fill(line, width, "", "  ") for line in first_lines(findings)]
-    text = "\n".join(body_lines(report.body, width=width, limit=limit, verbose=verbose))
+    damage = [_styled(_fill(line, width, "", "  "), _RED, colour) for line in first_lines(findings)]
+    text = "\n".join(
+        body_lines(report.body, width=width, limit=limit, verbose=verbose, colour=colour)
+    )
     parts = ["\n".join(damage), text.lstrip("\n"), warnings(findings, verbose).rstrip("\n")]
     whole = "\n\n".join(filter(None, parts))
     return whole + "\n" if whole else ""
 
 
+_BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
+
+
+def _styled(text: str, style: str, colour: bool) -> str:
+    """Each line in a style of its own, so that a pager may cut between them."""
+    if not colour:
+        return text
+    return "\n".join(f"{style}{line}{_PLAIN}" if line else "" for line in text.split("\n"))
+
+
 def body_lines(
-    body: Sequence[Block], *, width: int, limit: Optional[int] = None, verbose: bool = False
+    body: Sequence[Block],
+    *,
+    width: int,
+    limit: Optional[int] = None,
+    verbose: bool = False,
+    colour: bool = False,
 ) -> List[str]:
     """The blocks of a report's body as text, a block an element."""
     parts: List[str] = []
     for block in body:
         if isinstance(block, Heading):
-            parts.append("\n" + _fill(block.text, width, "", "  "))
+            parts.append("\n" + _styled(_fill(block.text, width, "", "  "), _BOLD, colour))
         elif isinstance(block, Pre):
             parts.append("\n".join(escape(line.expandtabs()) for line in block.lines))
         elif isinstance(block, Text):
@@ -161,9 +180,9 @@ def body_lines(
         elif isinstance(block, Table):
             rows = block.rows
             cut = len(rows) if limit is None or not block.limit else limit
-            parts.append(
-                table(block.headers, rows[:cut], None if verbose else width, block.optional)
-            )
+            drawn = table(block.headers, rows[:cut], None if verbose else width, block.optional)
+            names, *lines = drawn.split("\n")
+            parts.append("\n".join([_styled(names, _BOLD, colour), *lines]))
             if cut < len(rows):
                 parts.append(f"... {len(rows) - cut} more; --limit 0 shows all")
     return parts
