@@ -567,8 +567,9 @@ def _stacks(kernel: Kernel, everyone: bool) -> List[Tuple[Thread, bytes]]:
             geom = thread.name in _GEOM_THREADS
             if geom or kernel.affords("stacks of threads that may have a bio", top - sp):
                 found.append((thread, kernel.read(sp, top - sp)))
-        except MemoryFault:
-            continue
+        except MemoryFault as fault:
+            what = f"stack of thread {thread.tid}"
+            kernel.warnings.add(what, fault.address, f"its words: {fault.reason}")
     return found
 
 

@@ -6,10 +6,12 @@ same struct elsewhere (``plugin.kernel.pbuf``); ``buf_at`` reads either.
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from collections import Counter
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from plugin.caching import MEMORY, cached
 from plugin.errors import MemoryFault
+from plugin.kernel.counter import mp_maxid
 from plugin.kernel.locks import Lock, lock_at, old_lockmgr
 from plugin.session import Kernel
 
@@ -217,12 +219,61 @@ def _locked_bufs(kernel: Kernel) -> Iterator[Tuple[Buf, Lock]]:
         word = "b_lock.lk_flags"
     # Nearly all buffers are unlocked: LK_SHARE without sharers since 8.0.
     unlocked = kernel.layouts.constant("LK_SHARE", 1) if word.endswith("lk_lock") else None
-    for buf, (value,) in _scan(kernel, word):
-        if value == unlocked:
-            continue
-        lock = buf_lock(kernel, buf.address)
-        if lock is not None and lock.held:
-            yield buf, lock
+    found: Counter[int] = Counter()
+    delayed = kernel.layouts.constant("B_DELWRI", 0x80)
+    with kernel.noting() as trouble:
+        for buf, (value, queue) in _scan(kernel, word, "b_qindex"):
+            found[queue] += 1
+            found[-1] += bool(buf.flags & delayed)
+            if value == unlocked:
+                continue
+            lock = buf_lock(kernel, buf.address)
+            if lock is None:
+                what = "has no lock: the header is no buffer's any more"
+                kernel.warnings.add("buffer headers", buf.address, what)
+            elif lock.held:
+                yield buf, lock
+    if found and not trouble.partial and not kernel.interrupted():
+        _check_counts(kernel, found)
+
+
+#: the number of a queue of buffers that the layouts do not tell
+_UNKNOWN = -2
+
+
+def _check_counts(kernel: Kernel, found: Counter[int]) -> None:
+    """What was walked against what the kernel counts: the queues' lengths, the dirty buffers.
+
+    ``found``: buffers by b_qindex, and at -1 those with B_DELWRI.  A queue's length and its
+    buffers change together; so many may be half done as CPUs run.
+    """
+    layouts = kernel.layouts
+    counted: Dict[int, Tuple[str, int]] = {}
+    try:
+        if layouts.has("bufdomain", "bd_dirtyq.bq_len") and kernel.has_symbol("bdomain"):
+            base, size = kernel.address_of("bdomain"), layouts.sizeof("bufdomain")
+            number = max(1, kernel.global_value("buf_domains", 1))
+            domains = [kernel.view("bufdomain", base + n * size) for n in range(min(number, 64))]
+            dirty = sum(domain.bd_numdirtybuffers for domain in domains)
+            counted[-1] = "bd_numdirtybuffers", dirty
+            length = sum(domain["bd_dirtyq.bq_len"] for domain in domains)
+            counted[layouts.constant("QUEUE_DIRTY", _UNKNOWN)] = (
+                "bq_len of the dirty queues",
+                length,
+            )
+            empty = kernel.symbol("bqempty")
+            if empty is not None:
+                length = kernel.view("bufqueue", empty.address).bq_len
+                counted[layouts.constant("QUEUE_EMPTY", _UNKNOWN)] = "bq_len of bqempty", length
+        elif kernel.has_symbol("numdirtybuffers"):
+            counted[-1] = "numdirtybuffers", kernel.global_value("numdirtybuffers", 0)
+    except MemoryFault as fault:
+        kernel.warnings.add("bdomain", fault.address, fault.reason)
+        return
+    counted.pop(_UNKNOWN, None)
+    for what, (name, number) in counted.items():
+        if abs(number - found[what]) > mp_maxid(kernel) + 1:
+            kernel.warnings.add("buffer headers", None, f"{name} is {number}, {found[what]} found")
 
 
 def b_pages(kernel: Kernel, buf: Buf) -> List[int]:

@@ -111,7 +111,7 @@ def cam_of(kernel: Kernel, disk: Disk) -> Union[CamDevice, Unreadable, None]:
 
 def _read(kernel: Kernel, disk: Disk, driver: str) -> Union[CamDevice, Unreadable]:
     periph = kernel.view("cam_periph", disk.drv1)
-    name = f"{kernel.try_cstring(periph.periph_name)}{periph.unit_number}"
+    name = f"{kernel.name_at('a CAM periph', periph.periph_name)}{periph.unit_number}"
     if name != disk.name or disk.driver != driver:
         return Unreadable(f"d_drv1 {disk.drv1:#x} is no periph of {disk.name}")
     path = kernel.view("cam_path", periph.path)
@@ -131,7 +131,7 @@ def _read(kernel: Kernel, disk: Disk, driver: str) -> Union[CamDevice, Unreadabl
         device.address,
         sim.address,
         devq.address,
-        f"{kernel.try_cstring(sim.sim_name)}{sim.unit_number}",
+        f"{kernel.name_at('a CAM SIM', sim.sim_name)}{sim.unit_number}",
         tuple(kernel.layouts.flags("cam_periph_flags", periph.flags)),
         # 7.x and 8.x count at the device, 9.0-CURRENT for each run level.
         _total(device.get("qfrozen_cnt", device["ccbq.queue.qfrozen_cnt"])),
@@ -266,10 +266,10 @@ def periph_at(kernel: Kernel, address: int) -> Periph:
     sim = kernel.view("cam_sim", kernel.view("cam_eb", path.bus).sim)
     return Periph(
         address,
-        f"{kernel.try_cstring(view.periph_name)}{view.unit_number}",
+        f"{kernel.name_at('a CAM periph', view.periph_name)}{view.unit_number}",
         view.softc,
         path.device,
-        f"{kernel.try_cstring(sim.sim_name)}{sim.unit_number}",
+        f"{kernel.name_at('a CAM SIM', sim.sim_name)}{sim.unit_number}",
         sim.address,
         tuple(kernel.layouts.flags("cam_periph_flags", view.flags)),
     )

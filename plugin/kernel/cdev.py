@@ -51,7 +51,7 @@ def _name(kernel: Kernel, device: int) -> str:
     """si_name: a pointer to room behind the struct to 8.x, an array since."""
     view = kernel.view("cdev", device)
     if kernel.layouts.resolve("cdev", "si_name").is_pointer:
-        return kernel.try_cstring(view.si_name)
+        return kernel.name_at("a device", view.si_name)
     return view.text("si_name")
 
 

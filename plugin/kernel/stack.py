@@ -388,7 +388,9 @@ def stack_words(kernel: Kernel, thread: Thread) -> FrozenSet[int]:
     low -= low % kernel.pointer_size
     try:
         raw = kernel.read(low, min(top - low, 1 << 17))
-    except (MemoryFault, LayoutError):
+    except MemoryFault as fault:
+        what = f"stack of thread {thread.tid}"
+        kernel.warnings.add(what, fault.address, f"its words: {fault.reason}")
         return frozenset()
     code = "Q" if kernel.pointer_size == 8 else "I"
     return frozenset(struct.unpack_from(f"<{len(raw) // kernel.pointer_size}{code}", raw))

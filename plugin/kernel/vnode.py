@@ -82,7 +82,7 @@ def vnode_at(kernel: Kernel, address: int) -> Optional[Vnode]:
         name = kernel.layouts.first_of(
             "vnode", "v_lock.lock_object.lo_name", "v_lock.lk_wmesg", "v_tag"
         )
-        fstype = kernel.try_cstring(view[name], limit=32) if name else ""
+        fstype = kernel.name_at("a vnode's file system", view[name], 32) if name else ""
     on = found.on if found is not None else ""
     lower = _lower(kernel, fstype, view)
     below = vnode_at(kernel, lower) if lower and lower != address else None

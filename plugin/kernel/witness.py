@@ -70,5 +70,7 @@ def _chain(kernel: Kernel, address: int) -> Iterator[Held]:
         for index in range(count):
             lock, file, line, flags = instance.unpack_from(raw, index * stride)
             if lock:
-                yield Held(lock, bool(flags & exclusive), kernel.try_cstring(file), line)
+                yield Held(
+                    lock, bool(flags & exclusive), kernel.name_at("WITNESS: a file", file), line
+                )
         address = entry.ll_next

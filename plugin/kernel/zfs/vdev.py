@@ -82,7 +82,7 @@ def _vdev(kernel: Kernel, address: int) -> Vdev:
         member("vdev_id"),
         kind if kind.isprintable() else "",
         bool(leaf) if leaf is not None else not children,
-        kernel.try_cstring(member("vdev_path")),
+        kernel.name_at("a vdev", member("vdev_path")),
         enum_name(kernel, "vdev_state", "VDEV_STATE_", member("vdev_state")),
         _aux(kernel, address),
         bool(try_peek(kernel, "vdev", address, "vdev_cant_read", 0)),
