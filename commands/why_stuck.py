@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from commands import Needs, number
 from plugin.captures import explain
@@ -14,7 +14,8 @@ from plugin.kernel.proc import Thread, threads
 from plugin.render import progress, why
 from plugin.render.report import Report
 from plugin.session import Kernel
-from plugin.waits.known import matches, seen_in
+from plugin.waits.analysis import Analysis
+from plugin.waits.known import Match, matches, seen_in, warnings
 from plugin.waits.known import shipped as entries
 from plugin.waits.moments import Moment, moment, to_json
 from plugin.waits.moments import progress as progress_since
@@ -74,7 +75,7 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
     if args.dot or args.svg:
         return why.drawn(analysis, as_svg=args.svg)
     if args.html:
-        return why.page(analysis, args.html, kernel.target.files)
+        return why.page(analysis, args.html, kernel.target.files, *_bugs(analysis, args))
     if chosen:
         report = why.in_full(analysis, chosen, args.width)
     else:
@@ -86,13 +87,17 @@ def run(kernel: Kernel, args: argparse.Namespace) -> Report:
         report.data["moment"] = to_json(now)
     if now is not None and then is not None:
         progress.add(report, progress_since(analysis, then, now))
-    # A drawing and a page do not name them: their stacks are read for those who are told.
-    known = matches(
-        seen_in(analysis, text.capture.panic_frames if text is not None else ()),
-        entries(args.known),
-    )
-    why.add_known(report, known)
+    # A drawing does not name them: their stacks are read for those who are told, and last.
+    why.add_known(report, *_bugs(analysis, args))
     return report
+
+
+def _bugs(analysis: Analysis, args: argparse.Namespace) -> Tuple[List[Match], List[Match]]:
+    """The known bugs that look like it, and those its version warns of."""
+    kernel = analysis.kernel
+    frames = kernel.capture.panic_frames if isinstance(kernel, TextKernel) else ()
+    seen, bugs = seen_in(analysis, frames), entries(args.known)
+    return matches(seen, bugs), warnings(seen, bugs)
 
 
 def _earlier(kernel: Kernel, args: argparse.Namespace) -> Optional[Moment]:

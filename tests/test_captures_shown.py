@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -278,3 +279,29 @@ def test_chains_and_stacks_of_9_on_i386_are_read(tmp_path: Path) -> None:
     assert capture.threads[100103].frames == ["sched_switch", "bwait"]
     (edge,) = owned(explained(capture))
     assert edge.target == "thread:100103"
+
+
+OBJTRM = """\
+FreeBSD 11.0-CURRENT #0: Thu Mar 20 10:00:00 UTC 2014
+db> ps
+  pid  ppid  pgrp   uid   state   wmesg         wchan        cmd
+ 1034  1000  1034  1001  D+      objtrm   0xfffff80002cf1af0 cat
+db>
+"""
+
+
+def test_a_warning_by_version_is_on_the_screen_in_json_and_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _written(tmp_path, OBJTRM.replace("11.0-CURRENT", "10.0-RELEASE"))
+    main([path, "why-stuck"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "This release also had, which its version alone says: vm-objtrm:" in said
+    main([path, "why-stuck", "--json"])
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert [each["id"] for each in data["warned"]] == ["vm-objtrm"] and not data["known"]
+    page = tmp_path / "page.html"
+    main([path, "why-stuck", "--html", str(page)])
+    assert '<section id="known">' in page.read_text() and "vm-objtrm" in page.read_text()
+    main([_written(tmp_path, OBJTRM.replace("11.0-CURRENT", "12.1-RELEASE")), "why-stuck"])
+    assert "vm-objtrm" not in capsys.readouterr().out

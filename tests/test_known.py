@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import pytest
 
 from plugin.errors import WchanError
 from plugin.hosts.known import main
-from plugin.waits.known import SHIPPED, Known, Seen, matches, read, shipped
+from plugin.waits.known import (
+    SHIPPED,
+    Doing,
+    Known,
+    Seen,
+    Stack,
+    has_fix,
+    matches,
+    read,
+    shipped,
+    warnings,
+)
 
 ENTRIES = read(SHIPPED)
-BY_STACKS = [e for e in ENTRIES if e.threads and not e.derived and not e.panic]
+BY_VERSION = [e for e in ENTRIES if not e.decides]
+BY_STACKS = [e for e in ENTRIES if e.decides and e.threads and not e.derived and not e.panic]
 BY_PANIC = [e for e in ENTRIES if e.panic and e.grade != "C"]
 
 
@@ -28,6 +40,22 @@ def stacks_of(entry: Known) -> List[Tuple[int, List[str]]]:
     ]
 
 
+def doing_of(entry: Known) -> Dict[int, Doing]:
+    return {
+        100100 + number: Doing(
+            plain(stack.wmesg[0]) if stack.wmesg else "",
+            tuple(map(plain, stack.lock[:1])),
+            tuple(map(plain, stack.holds)),
+        )
+        for number, stack in enumerate(entry.threads)
+    }
+
+
+def machine_of(entry: Known, release: str = "", osreldate: int = 0) -> Seen:
+    """A machine that shows all that an entry's threads ask for."""
+    return Seen(stacks_of(entry), None, osreldate, doing=doing_of(entry), release=release)
+
+
 def panic_of(entry: Known) -> Optional[str]:
     if not entry.panic:
         return None
@@ -39,8 +67,15 @@ def named(
     panic: Optional[str] = None,
     osreldate: int = 0,
     modules: Optional[Sequence[str]] = None,
+    doing: Optional[Dict[int, Doing]] = None,
 ) -> List[str]:
-    seen = Seen(stacks, panic, osreldate, None if modules is None else frozenset(modules))
+    seen = Seen(
+        stacks,
+        panic,
+        osreldate,
+        None if modules is None else frozenset(modules),
+        doing or {},
+    )
     return [match.known.id for match in matches(seen, ENTRIES)]
 
 
@@ -51,7 +86,7 @@ def test_there_are_more_than_a_hundred_and_each_says_where_it_is_from() -> None:
 
 @pytest.mark.parametrize("entry", BY_STACKS, ids=lambda e: e.id)
 def test_the_stacks_of_a_known_bug_name_it(entry: Known) -> None:
-    assert entry.id in named(stacks_of(entry))
+    assert entry.id in named(stacks_of(entry), doing=doing_of(entry))
 
 
 @pytest.mark.parametrize("entry", BY_STACKS, ids=lambda e: e.id)
@@ -63,7 +98,7 @@ def test_a_machine_without_one_of_its_functions_is_a_near_miss(entry: Known) -> 
             stacks = stacks_of(entry)
             tid, frames = stacks[number]
             stacks[number] = tid, [frame for frame in frames if frame != plain(name)]
-            assert entry.id not in named(stacks)
+            assert entry.id not in named(stacks, doing=doing_of(entry))
 
 
 @pytest.mark.parametrize("entry", [e for e in BY_STACKS if len(e.threads) > 1], ids=lambda e: e.id)
@@ -76,6 +111,93 @@ def test_one_thread_cannot_be_both_of_a_pair(entry: Known) -> None:
 def test_a_panic_message_names_its_bug(entry: Known) -> None:
     assert entry.id in named([], panic_of(entry))
     assert entry.id not in named([], "page fault")
+
+
+DOING = [e for e in BY_STACKS if any(s.wmesg or s.lock or s.holds for s in e.threads)]
+
+
+@pytest.mark.parametrize("entry", DOING, ids=lambda e: e.id)
+def test_the_same_stacks_behind_another_lock_or_message_are_a_near_miss(entry: Known) -> None:
+    assert entry.id not in named(stacks_of(entry))
+
+
+def test_of_the_locks_held_each_must_be_held_and_of_messages_one() -> None:
+    entry = ENTRIES[0]._replace(
+        panic=(),
+        derived=False,
+        threads=(Stack((), False, ("a*", "b"), (), ("one lock", "other lock")),),
+    )
+    seen = Seen([], None, 0, doing={7: Doing("b", (), ("other lock", "one lock"))})
+    assert [match.seen for match in matches(seen, [entry])] == [
+        ['7: in "a* or b"; holds one lock, other lock']
+    ]
+    for less in (Doing("c", (), ("other lock", "one lock")), Doing("b", (), ("one lock",))):
+        assert not matches(seen._replace(doing={7: less}), [entry])
+
+
+def test_the_names_in_one_deadlock_are_evidence_and_those_in_two_are_none() -> None:
+    entry = next(e for e in ENTRIES if e.cycle)
+    labels = [f'sx "{plain(name)}"' for name in entry.cycle]
+    (match,) = matches(Seen([], None, 0, cycles=[labels]), [entry])
+    assert match.seen == [f"a deadlock of {' and '.join(entry.cycle)}"]
+    assert not matches(Seen([], None, 0, cycles=[[label] for label in labels]), [entry])
+
+
+def test_every_entry_can_be_claimed_or_warned_of() -> None:
+    assert len([e for e in ENTRIES if e.decides]) >= 57
+    assert all(e.decides or (e.threads and e.releases) for e in ENTRIES)
+
+
+@pytest.mark.parametrize("entry", BY_VERSION, ids=lambda e: e.id)
+def test_what_does_not_decide_warns_by_version_and_is_never_claimed(entry: Known) -> None:
+    major = entry.releases[-1]
+    seen = machine_of(entry, f"{major}.0-CURRENT", major * 100000)
+    assert entry in [match.known for match in warnings(seen, ENTRIES)]
+    assert entry not in [match.known for match in matches(seen, ENTRIES)]
+
+
+@pytest.mark.parametrize("entry", BY_VERSION, ids=lambda e: e.id)
+def test_another_release_an_unknown_one_or_less_to_see_is_no_warning(entry: Known) -> None:
+    major = entry.releases[-1]
+    near = machine_of(entry, f"{major}.0-CURRENT", major * 100000)
+    for seen in (
+        near._replace(osreldate=6 * 100000, release="6.0-CURRENT"),
+        near._replace(osreldate=0, release=""),
+        near._replace(stacks=[], doing={}),
+    ):
+        assert entry not in [match.known for match in warnings(seen, [entry])]
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.fixed_in], ids=lambda e: e.id)
+def test_a_release_that_has_the_fix_says_so_and_warns_of_nothing(entry: Known) -> None:
+    first = entry.fixed_in[-1].split("-p")
+    release = f"{first[0]}-RELEASE" + (f"-p{first[1]}" if len(first) > 1 else "")
+    assert has_fix(release, entry) and not has_fix("6.0-RELEASE", entry)
+    major = int(release.split(".")[0])
+    seen = machine_of(entry, release, major * 100000)._replace(panic=panic_of(entry))
+    assert not warnings(seen, [entry])
+    for match in matches(seen, [entry]):
+        assert match.caution.startswith(f"{release} has the fix")
+
+
+@pytest.mark.parametrize(
+    "release, has",
+    [
+        ("13.3-RELEASE-p2", False),
+        ("13.3-RELEASE-p3", True),
+        ("13.4-RELEASE", True),
+        ("13.2-RELEASE-p9", False),
+        ("14.0-CURRENT", False),
+        ("14.0-RELEASE-p1", False),
+        ("14.1-STABLE", True),
+        ("15.0-CURRENT", True),
+        ("12.4-RELEASE", False),
+        ("unknown", False),
+    ],
+)
+def test_a_fix_is_had_from_the_patch_level_of_each_branch_on(release: str, has: bool) -> None:
+    entry = ENTRIES[0]._replace(fixed_in=("13.3-p3", "14.0-p2"))
+    assert has_fix(release, entry) is has
 
 
 def test_functions_in_another_order_are_another_stack() -> None:
@@ -100,7 +222,7 @@ def test_a_later_release_should_have_the_fix_and_that_is_said() -> None:
 
 def test_what_names_a_test_and_a_fix_alone_is_never_claimed() -> None:
     entry = next(e for e in ENTRIES if e.grade == "C" and e.panic)
-    assert entry.id not in named(stacks_of(entry), panic_of(entry))
+    assert entry.id not in named(stacks_of(entry), panic_of(entry), doing=doing_of(entry))
 
 
 def test_a_users_own_entries_come_first_and_nonsense_is_named(tmp_path: object) -> None:

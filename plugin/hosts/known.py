@@ -55,9 +55,7 @@ def _whole(entry: Known) -> Sequence[str]:
         if name in ("id", "title") or value in ("", (), False):
             continue
         if name == "threads":
-            value = "; ".join(
-                (" <- " if stack.ordered else ", ").join(stack.names) for stack in entry.threads
-            )
+            value = " | ".join(map(str, entry.threads))
         elif isinstance(value, tuple):
             value = ", ".join(map(str, value))
         lines += textwrap.wrap(

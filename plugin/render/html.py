@@ -167,9 +167,19 @@ _SCRIPT = """
 """
 
 
-def html(analysis: Analysis, title: str, panic: Sequence[str] = ()) -> str:
-    """The page.  ``title`` names the kernel, ``panic`` are lines about its panic."""
-    return _document(title, panic, [*_verdict(analysis), *_details(analysis)])
+def html(
+    analysis: Analysis, title: str, panic: Sequence[str] = (), known: Sequence[str] = ()
+) -> str:
+    """The page.  ``title`` names the kernel, ``panic`` are lines about its panic, ``known``
+    about diagnosed bugs that look like it."""
+    return _document(title, panic, [*_verdict(analysis), _known(known), *_details(analysis)])
+
+
+def _known(lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    told = "".join(f"<p>{text(line)}</p>" for line in lines)
+    return f'<section id="known"><h2>Known bugs</h2>{told}</section>'
 
 
 def sections_page(

@@ -52,8 +52,14 @@ def drawn(analysis: Analysis, *, as_svg: bool) -> Report:
     return report
 
 
-def page(analysis: Analysis, path: str, inputs: Sequence[str]) -> Report:
-    """The whole report as one HTML page at ``path``.
+def page(
+    analysis: Analysis,
+    path: str,
+    inputs: Sequence[str],
+    known: Sequence[Match] = (),
+    warned: Sequence[Match] = (),
+) -> Report:
+    """The whole report as one HTML page at ``path``, with the known bugs that look like it.
 
     WchanError where it cannot be written, one of ``inputs`` for example.
     """
@@ -61,7 +67,8 @@ def page(analysis: Analysis, path: str, inputs: Sequence[str]) -> Report:
     # The page stands alone: what makes it less than whole is on it, above the verdict.
     lines = first_lines(analysis.kernel.warnings)
     lines += [f"panic: {found.message}", found.verdict] if found is not None else []
-    text = html.html(analysis, f"why-stuck: {_heading(analysis)}", lines)
+    told = [line for line, _ in known_lines(known, warned)]
+    text = html.html(analysis, f"why-stuck: {_heading(analysis)}", lines, told)
     write_file(path, text, inputs)
     report.pre(f"written to {path}")
     return report
@@ -114,31 +121,52 @@ def first_screen(
     return report
 
 
-def add_known(report: Report, known: Sequence[Match]) -> None:
+def add_known(report: Report, known: Sequence[Match], warned: Sequence[Match] = ()) -> None:
     """The diagnosed bugs that look like it, with what is seen of them and what is not."""
-    report.data["known"] = [
-        {
-            "id": match.known.id,
-            "title": match.known.title,
-            "seen": match.seen,
-            "not_seen": match.not_seen,
-            "fixed_in": match.known.fixed,
-            "source": match.known.source,
-            "caution": match.caution,
-        }
-        for match in known
-    ]
+    report.data["known"] = [_known(match) for match in known]
+    report.data["warned"] = [_known(match) for match in warned]
+    for line, indent in known_lines(known, warned):
+        if not indent:
+            report.pre("")
+        report.text(line, indent=indent)
+
+
+def _known(match: Match) -> Dict[str, Any]:
+    return {
+        "id": match.known.id,
+        "title": match.known.title,
+        "seen": match.seen,
+        "not_seen": match.not_seen,
+        "fixed_in": match.known.fixed,
+        "source": match.known.source,
+        "caution": match.caution,
+    }
+
+
+def known_lines(known: Sequence[Match], warned: Sequence[Match]) -> List[Tuple[str, int]]:
+    """Sentences about known bugs, each with its indentation: 0 begins another bug."""
+    lines: List[Tuple[str, int]] = []
     for match in known[:KNOWN]:
-        report.pre("")
-        report.text(f"Looks like {match.known.id}: {match.known.title}.")
-        report.text(f"seen: {'; '.join(match.seen)}", indent=2)
+        lines.append((f"Looks like {match.known.id}: {match.known.title}.", 0))
+        lines.append((f"seen: {'; '.join(match.seen)}", 2))
         if match.not_seen:
-            report.text(f"not seen: {'; '.join(match.not_seen)}", indent=2)
+            lines.append((f"not seen: {'; '.join(match.not_seen)}", 2))
         if match.caution:
-            report.text(f"but: {match.caution}", indent=2)
-        report.text(f"fixed: {match.known.fixed}; {match.known.source}", indent=2)
+            lines.append((f"but: {match.caution}", 2))
+        lines.append((f"fixed: {match.known.fixed}; {match.known.source}", 2))
         if match.known.workaround:
-            report.text(f"until then: {match.known.workaround}", indent=2)
+            lines.append((f"until then: {match.known.workaround}", 2))
+    if warned:
+        lines.append(("This release also had, which its version alone says:", 0))
+        for match in warned[:KNOWN]:
+            known_as = f"{match.known.id}: {match.known.title}"
+            lines.append(
+                (f"{known_as} (seen: {'; '.join(match.seen)}; fixed: {match.known.fixed})", 2)
+            )
+        if len(warned) > KNOWN:
+            rest = ", ".join(match.known.id for match in warned[KNOWN:])
+            lines.append((f"and {rest}", 2))
+    return lines
 
 
 def _heading(analysis: Analysis) -> str:

@@ -1,7 +1,9 @@
 """Known bugs: diagnosed hangs and panics (known.yaml) held against what a machine shows.
 
-Nothing is claimed without its evidence: an entry matches by its panic message, or by a
-thread for each stack it names; stacks that are merely concluded never decide.
+Nothing is claimed without its evidence: an entry matches by its panic message, by a thread
+for each that it describes (stack, wait message, locks), or by the names in a deadlock.  What
+is merely concluded never decides: where all of it is seen on a release that had the bug, the
+entry is a warning by version, and no more.
 """
 
 from __future__ import annotations
@@ -9,27 +11,63 @@ from __future__ import annotations
 import os
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import (
+    Any,
+    Dict,
+    FrozenSet,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from plugin.errors import WchanError
 from plugin.waits.analysis import Analysis
-from plugin.waits.kinds import Status
+from plugin.waits.graph import Graph
+from plugin.waits.kinds import CauseKind, EdgeKind, NodeKind, Status
 from plugin.yamldata import load
 
 SHIPPED = os.path.join(os.path.dirname(__file__), "known.yaml")
 _KEYS = frozenset(
     (
         *("id", "title", "source", "grade", "releases", "fixed", "panic", "threads", "modules"),
-        *("derived", "waits", "shape", "not_this", "workaround"),
+        *("derived", "waits", "shape", "not_this", "workaround", "cycle", "fixed_in"),
     )
 )
 
 
+#: what a thread of an entry may ask for
+_CLAUSES = frozenset(("frames", "functions", "wmesg", "lock", "holds"))
+
+
 class Stack(NamedTuple):
-    """What one thread's stack must show: ``names`` in order, innermost first, or in any."""
+    """What one thread must show: functions ``names`` in order, innermost first, or in any;
+    one of the messages ``wmesg``; a lock it waits for, and each of the locks it holds."""
 
     names: Tuple[str, ...]
     ordered: bool
+    wmesg: Tuple[str, ...] = ()
+    lock: Tuple[str, ...] = ()
+    holds: Tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = [(" <- " if self.ordered else ", ").join(self.names)] if self.names else []
+        said += [f'in "{" or ".join(self.wmesg)}"'] if self.wmesg else []
+        said += [f"waits for {' or '.join(self.lock)}"] if self.lock else []
+        said += [f"holds {', '.join(self.holds)}"] if self.holds else []
+        return "; ".join(said)
+
+
+class Doing(NamedTuple):
+    """What is known of a thread beside its stack; names of locks as their kernel has them."""
+
+    wmesg: str = ""
+    waits_for: Tuple[str, ...] = ()
+    holds: Tuple[str, ...] = ()
 
 
 class Known(NamedTuple):
@@ -49,18 +87,33 @@ class Known(NamedTuple):
     shape: str
     not_this: str
     workaround: str
+    #: names that one deadlock must have in it, patterns
+    cycle: Tuple[str, ...] = ()
+    #: releases from which each branch has the fix: "12.0", "13.3-p2"
+    fixed_in: Tuple[str, ...] = ()
+
+    @property
+    def decides(self) -> bool:
+        """Whether what is seen alone can name it; else its version only warns."""
+        by_threads = bool(self.threads) and not self.derived
+        return self.grade != "C" and (by_threads or bool(self.panic) or bool(self.cycle))
 
 
 class Seen(NamedTuple):
     """What a machine shows: every thread's stack by tid, its panic message, its release.
 
     ``osreldate`` 0 where it is not known; ``modules`` None where no list of them was seen.
+    ``doing`` by tid; ``cycles``: the labels of each deadlock's nodes; ``release`` as its
+    banner has it, "" where unknown.
     """
 
     stacks: Sequence[Tuple[int, Sequence[str]]]
     panic: Optional[str]
     osreldate: int
     modules: Optional[FrozenSet[str]] = None
+    doing: Mapping[int, Doing] = {}
+    cycles: Sequence[Sequence[str]] = ()
+    release: str = ""
 
 
 #: stacks looked at of threads that share name and wait message
@@ -94,7 +147,44 @@ def seen_in(analysis: Analysis, panicked: Sequence[str] = ()) -> Seen:
     kernel = analysis.kernel
     if panicked:
         stacks.append((0, panicked))
-    return Seen(stacks, kernel.panicstr, kernel.osreldate)
+    cycles = [
+        [analysis.graph.nodes[id].label for id in cause.cycle.nodes]
+        for cause in analysis.causes
+        if cause.cycle is not None and cause.kind is CauseKind.DEADLOCK
+    ]
+    doing = _doing(analysis, [tid for tid, _ in stacks])
+    return Seen(stacks, kernel.panicstr, kernel.osreldate, None, doing, cycles, kernel.release)
+
+
+def _doing(analysis: Analysis, tids: Sequence[int]) -> Dict[int, Doing]:
+    """Messages and locks of these threads, as the graph has them."""
+    graph = analysis.graph
+    waits: Dict[str, List[str]] = {}
+    holds: Dict[str, List[str]] = {}
+    for edges in graph.out.values():
+        for edge in edges:
+            if edge.kind is EdgeKind.OWNED_BY:
+                holds.setdefault(edge.target, []).append(_lock_name(graph, edge.source))
+            elif edge.kind is EdgeKind.WAITS_FOR:
+                waits.setdefault(edge.source, []).append(_lock_name(graph, edge.target))
+    wmesg = {thread.tid: thread.wmesg or "" for thread in analysis.threads}
+    return {
+        tid: Doing(
+            wmesg.get(tid, ""),
+            tuple(filter(None, waits.get(f"thread:{tid}", ()))),
+            tuple(filter(None, holds.get(f"thread:{tid}", ()))),
+        )
+        for tid in tids
+    }
+
+
+def _lock_name(graph: Graph, id: str) -> str:
+    """The name in a lock's label, "" where the node is none."""
+    node = graph.nodes[id]
+    if node.kind is not NodeKind.LOCK:
+        return ""
+    named = re.search(r'"(.*)"', node.label)
+    return named[1] if named is not None else node.label
 
 
 class Match(NamedTuple):
@@ -133,19 +223,26 @@ def _entry(path: str, number: int, entry: Any) -> Known:
     unknown = sorted(map(str, set(entry) - _KEYS))
     if unknown:
         raise bad(f"unknown key {unknown[0]!r}; there are: {', '.join(sorted(_KEYS))}")
-    lists = {key: entry.get(key) or [] for key in ("threads", "panic", "releases", "modules")}
+    wanted = ("threads", "panic", "releases", "modules", "cycle", "fixed_in")
+    lists = {key: entry.get(key) or [] for key in wanted}
     for key, value in lists.items():
         if not isinstance(value, list):
             raise bad(f"{key} is no list")
     stacks = []
     for thread in lists["threads"]:
-        if not isinstance(thread, dict) or len(set(thread) & {"frames", "functions"}) != 1:
+        if not isinstance(thread, dict) or not thread or set(thread) - _CLAUSES:
+            raise bad(f"a thread has some of {', '.join(sorted(_CLAUSES))}")
+        if {"frames", "functions"} <= set(thread):
             raise bad("a thread has either frames or functions")
-        ordered = "frames" in thread
-        names = thread["frames" if ordered else "functions"]
-        if not isinstance(names, list):
+        if not all(isinstance(names, list) for names in thread.values()):
             raise bad("the frames or functions of a thread are no list")
-        stacks.append(Stack(tuple(map(str, names)), ordered))
+        said = {key: tuple(map(str, names)) for key, names in thread.items()}
+        names = said.get("frames") or said.get("functions") or ()
+        more = (said.get(key, ()) for key in ("wmesg", "lock", "holds"))
+        stacks.append(Stack(names, "frames" in thread, *more))
+    for name in lists["fixed_in"]:
+        if _numbers(str(name)) is None:
+            raise bad(f"fixed_in {name!r} is no release")
     panics = tuple(map(str, lists["panic"]))
     for pattern in panics:
         try:
@@ -170,6 +267,8 @@ def _entry(path: str, number: int, entry: Any) -> Known:
         text["shape"],
         text["not_this"],
         text["workaround"],
+        tuple(map(str, lists["cycle"])),
+        tuple(map(str, lists["fixed_in"])),
     )
 
 
@@ -178,6 +277,53 @@ def matches(seen: Seen, entries: Iterable[Known]) -> List[Match]:
     index = _Index(seen)
     found = [match for match in (_match(index, entry) for entry in entries) if match is not None]
     return sorted(found, key=lambda match: (bool(match.caution), len(match.not_seen)))
+
+
+def warnings(seen: Seen, entries: Iterable[Known]) -> List[Match]:
+    """The entries that this release had and whose picture, too common to decide, is seen.
+
+    None where the release is unknown or has the fix: a version is all they rest on.
+    """
+    index = _Index(seen)
+    found = []
+    for entry in entries:
+        if entry.decides or not entry.threads or not _had(seen, entry) or _missing(seen, entry):
+            continue
+        places = _distinct([index.threads(stack) for stack in entry.threads])
+        if all(tid is not None for tid in places):
+            said = [f"{tid}: {stack}" for stack, tid in zip(entry.threads, places)]
+            found.append(Match(entry, said, [], "its version and what many hangs show, no more"))
+    return sorted(found, key=lambda match: (-len(match.seen), match.known.grade))
+
+
+def _had(seen: Seen, entry: Known) -> bool:
+    """The running release is one that is known to have had it, and not known to have the fix."""
+    major = seen.osreldate // 100000
+    return bool(seen.osreldate) and major in entry.releases and not has_fix(seen.release, entry)
+
+
+def has_fix(release: str, entry: Known) -> bool:
+    """Whether a release ("14.2-RELEASE-p1") is known to have an entry's fix."""
+    running = _numbers(release)
+    fixed = [each for each in map(_numbers, entry.fixed_in) if each is not None]
+    if running is None or not fixed:
+        return False
+    if running[0] > max(fixed)[0]:
+        return True
+    if "CURRENT" in release:
+        # Which day of a branch's making it is from is not in its name.
+        return False
+    return any(each[0] == running[0] and each <= running for each in fixed)
+
+
+def _numbers(release: str) -> Optional[Tuple[int, int, int]]:
+    """Major, minor and patch level of a release; None where it is no release's name."""
+    match = re.match(r"^(\d{1,2})\.(\d{1,2})(?:-[A-Z]\w*)?(?:-p(\d{1,3}))?", release)
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match is not None else None
+
+
+def _missing(seen: Seen, entry: Known) -> bool:
+    return seen.modules is not None and any(name not in seen.modules for name in entry.modules)
 
 
 class _Index:
@@ -212,8 +358,24 @@ class _Index:
             candidates = having if candidates is None else candidates & having
             if not candidates:
                 return []
-        found = sorted(candidates or ())
+        if not stack.names:
+            candidates = {*self.stacks, *self.seen.doing}
+        found = [tid for tid in sorted(candidates or ()) if self._does(stack, tid)]
         return [t for t in found if not stack.ordered or _in_order(stack.names, self.stacks[t])]
+
+    def _does(self, stack: Stack, tid: int) -> bool:
+        """The thread has the message and the locks that a Stack names besides."""
+        doing = self.seen.doing.get(tid, Doing())
+        if stack.wmesg and not _one_of(stack.wmesg, (doing.wmesg,)):
+            return False
+        # An sx or lockmgr lock is slept for, and its name is the message.
+        if stack.lock and not _one_of(stack.lock, (*doing.waits_for, doing.wmesg)):
+            return False
+        return all(_one_of((name,), doing.holds) for name in stack.holds)
+
+
+def _one_of(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def _in_order(names: Sequence[str], frames: Sequence[str]) -> bool:
@@ -222,7 +384,7 @@ def _in_order(names: Sequence[str], frames: Sequence[str]) -> bool:
 
 
 def _match(index: _Index, entry: Known) -> Optional[Match]:
-    if entry.grade == "C":
+    if not entry.decides:
         return None
     seen: List[str] = []
     not_seen: List[str] = []
@@ -233,15 +395,20 @@ def _match(index: _Index, entry: Known) -> Optional[Match]:
         (seen if by_panic else not_seen).append("the panic message")
     found = _distinct([index.threads(stack) for stack in entry.threads])
     for stack, tid in zip(entry.threads, found):
-        words = " <- ".join(stack.names)
+        words = str(stack)
         (not_seen if tid is None else seen).append(words if tid is None else f"{tid}: {words}")
     by_stacks = bool(entry.threads) and not entry.derived and all(t is not None for t in found)
-    if not by_panic and not (by_stacks and not entry.panic):
+    by_cycle = bool(entry.cycle) and any(
+        all(_one_of((name,), cycle) for name in entry.cycle) for cycle in index.seen.cycles
+    )
+    if entry.cycle:
+        words = f"a deadlock of {' and '.join(entry.cycle)}"
+        (seen if by_cycle else not_seen).append(words)
+    if not by_panic and not by_cycle and not (by_stacks and not entry.panic):
         return None
-    modules = index.seen.modules
-    if modules is not None and any(name not in modules for name in entry.modules):
+    if _missing(index.seen, entry):
         return None
-    return Match(entry, seen, not_seen, _caution(index.seen.osreldate, entry))
+    return Match(entry, seen, not_seen, _caution(index.seen, entry))
 
 
 def _distinct(choices: Sequence[Sequence[int]]) -> List[Optional[int]]:
@@ -264,8 +431,11 @@ def _distinct(choices: Sequence[Sequence[int]]) -> List[Optional[int]]:
     return [taken.get(which) for which in range(len(choices))]
 
 
-def _caution(osreldate: int, entry: Known) -> str:
+def _caution(seen: Seen, entry: Known) -> str:
     """Why the release speaks against it, "" where it does not."""
+    osreldate = seen.osreldate
+    if has_fix(seen.release, entry):
+        return f"{seen.release} has the fix ({', '.join(entry.fixed_in)}): another bug looks alike"
     if not osreldate or not entry.releases:
         return ""
     major = osreldate // 100000
