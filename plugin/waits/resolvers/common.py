@@ -55,7 +55,9 @@ def generic(case: Case, why: str) -> Verdict:
     row = case.row
     assert row is not None
     node = case.waits_for(case.channel_node(), Certainty.PROVEN, case.said())
-    servers = case.builder.named(row.server) if served(row) else []
+    named = case.builder.named(row.server) if served(row) else []
+    # Who rests has nothing in hand for this sleeper.
+    servers = [thread for thread in named if not case.builder.waits_for_work(thread)]
     if servers:
         case.builder.served_by(node, servers, f"by {why}: {row.woken_by}")
         return Verdict(Status.STUCK, row.function, row)
