@@ -12,6 +12,7 @@ from plugin.captures.machine import TextKernel
 from plugin.captures.model import Capture
 from plugin.captures.reader import read_one
 from plugin.catalogue import shipped
+from plugin.errors import WchanError
 from plugin.hosts.shell import main
 from plugin.waits.analysis import Analysis
 from plugin.waits.graph import Edge
@@ -305,3 +306,32 @@ def test_a_warning_by_version_is_on_the_screen_in_json_and_on_the_page(
     assert '<section id="known">' in page.read_text() and "vm-objtrm" in page.read_text()
     main([_written(tmp_path, OBJTRM.replace("11.0-CURRENT", "12.1-RELEASE")), "why-stuck"])
     assert "vm-objtrm" not in capsys.readouterr().out
+
+
+def _claims(text: str, tmp_path: Path) -> tuple[set[tuple[str, str]], set[str]]:
+    """What a text proves: who holds what, and the releases' bugs it names."""
+    try:
+        analysis = explained(of(text, tmp_path))
+    except WchanError:
+        return set(), set()
+    names = {id: node.label for id, node in analysis.graph.nodes.items()}
+    held = {(names[edge.source], names[edge.target]) for edge in owned(analysis)}
+    return held, {cause.kind.value for cause in analysis.causes if cause.cycle is not None}
+
+
+@pytest.mark.parametrize("text", [FIVE, PS + TURNSTILE], ids=["5.x", "turnstile"])
+def test_a_text_cut_anywhere_proves_nothing_that_the_whole_does_not(
+    text: str, tmp_path: Path
+) -> None:
+    whole, cycles = _claims(text, tmp_path)
+    assert whole and not cycles
+    for end in range(0, len(text), 11):
+        held, found = _claims(text[:end], tmp_path)
+        assert held <= whole and not found, text[:end][-80:]
+
+
+def test_the_commands_of_a_session_in_another_order_say_the_same(tmp_path: Path) -> None:
+    commands = [f"db> {part}" for part in (PS + TURNSTILE).split("db> ") if part]
+    assert _claims("".join(reversed(commands)) + "db>\n", tmp_path) == _claims(
+        "".join(commands) + "db>\n", tmp_path
+    )
