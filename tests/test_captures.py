@@ -65,6 +65,7 @@ vnode 0xfffff80002cf1a80: type VDIR state VSTATE_CONSTRUCTED op 0xffffffff80ea1e
 db> show pageq
 pq_free 416
 dom 0 page_cnt 121668 free 416 pq_act 33981 pq_inact 1 pq_laund 42828 pq_unsw 0
+db>
 """
 
 PROCSTAT = """\
