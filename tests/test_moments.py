@@ -80,7 +80,9 @@ def hung(
         m.bufs.start(buf, mount, seconds=1.0).to_device()
         buf.waited_by(third, "biord", seconds=1.0)
     else:
-        third.sleeps(m.variable("other_channel", 0, size=4), "select", seconds=uptime - HUNG)
+        # As select(2) sleeps: a signal ends it, so it is stuck behind nothing.
+        channel = m.variable("other_channel", 0, size=4)
+        third.sleeps(channel, "select", seconds=uptime - HUNG, interruptible=True)
 
     def count() -> None:
         stat = disk.devstat
