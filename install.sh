@@ -376,15 +376,22 @@ for name in ("tomllib", "pip._vendor.tomli", "pip._vendor.toml"):
 with open(sys.argv[1], encoding="utf-8") as file:
     project = toml.loads(file.read())["project"]
 wanted = sys.argv[3]
-found = project["dependencies"] if wanted == "core" else project["optional-dependencies"][wanted]
+optional = project["optional-dependencies"]
+found = project["dependencies"] if wanted == "core" else optional[wanted]
 if wanted != "test":
     def name_of(requirement):
         return re.split("[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
 
     names = set(map(name_of, found))
+    others = set(map(name_of, project["dependencies"] + optional["debuggers"]))
     with open(sys.argv[2], encoding="utf-8") as file:
         pinned = file.read().replace("\\\n", " ").splitlines()
-    found = [line for line in pinned if line[:1].isalnum() and name_of(line) in names]
+    pinned = [line for line in pinned if line[:1].isalnum()]
+    # What the optional ones need themselves is in the lock, and nowhere else.
+    found = [
+        line for line in pinned
+        if name_of(line) in names or wanted == "extras" and name_of(line) not in others
+    ]
 print("\n".join(found))
 END
 }

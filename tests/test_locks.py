@@ -374,5 +374,9 @@ def test_two_lock_names_that_cannot_be_read_are_not_the_same(tmp_path: Path) -> 
     name = int(held) + kernel.layouts.offsetof("lock_object", "lo_name")
     wmesg = waiter.obj.address + kernel.layouts.offsetof("thread", "td_wmesg")
     broken = damaged(kernel, words={name: nowhere, wmesg: nowhere})
-    assert not lock_waits(broken)
+    # The kind of its sleep queue says that it is an sx; without that nothing does.
+    assert [wait.lock.name for wait in lock_waits(broken).values()] == [None]
+    for kind, found in (("sx", True), (None, False), ("sleep", False)):
+        channel = locks.LockChannel(int(held), kind, 0xFFFFF80000000008, None)
+        assert (locks.lock_of_channel(broken, channel) is not None) == found
     assert broken.warnings.partial

@@ -101,4 +101,5 @@ def test_the_tables_fit_the_terminal(width: int, zfs_dump: RealDump) -> None:
     words: List[str]
     for words in ([], ["--all"], ["dp_sync_taskq"]):
         _, out, _ = answer(zfs_dump, "tasks", *words, width=width)
-        assert max(map(len, out.splitlines())) <= width
+        lines = [line for line in out.splitlines() if not line.startswith("warning: ")]
+        assert max(map(len, lines)) <= width
