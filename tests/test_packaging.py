@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Dict, List, Set
 
 import pytest
+
+from plugin.version import VERSION
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: what install.sh copies; it lies below wchan/ in a wheel
@@ -98,3 +101,16 @@ def test_the_installed_wheel_answers(built: Dict[str, Path], tmp_path: Path) -> 
     importable = run(str(python), "-c", "import importlib.util as u; print(u.find_spec('plugin'))")
     assert importable.strip() == "None"
     assert (tmp_path / "venv" / "share" / "man" / "man1" / "wchan.1").exists()
+
+
+def test_the_port_has_the_dependencies_of_the_project_and_its_version() -> None:
+    """As far as a port can be checked without FreeBSD's own tools."""
+    port = (REPOSITORY / "docs" / "port" / "Makefile").read_text()
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    wanted: Dict[str, str] = {}
+    for line in re.findall(r"(?m)^(?:dependencies|extras) = \[(.*?)\]$", project):
+        wanted.update(re.findall(r'"([A-Za-z]+)>=([0-9.]+)"', line.replace("PyYAML", "pyyaml")))
+    named = dict(re.findall(r"PKGNAMEPREFIX\}([a-z]+)>=([0-9.]+):\S+/py-\1@", port))
+    assert len(wanted) > 4 and named.pop("setuptools") == "61"
+    assert named == wanted
+    assert f"DISTVERSION=\t{VERSION}\n" in port
