@@ -29,6 +29,8 @@ from plugin.vmcore.elf import ElfFile
 from tests.structs_typegraph import Graph, GraphType, ctf, dwarf, elf
 from tests.test_ctf import _FILE, kernel_graph, same
 
+pytest.importorskip("elftools", reason="pyelftools decodes DWARF")
+
 FORMS = {
     "DWARF 4": {"version": 4},
     "DWARF 4 as GCC writes it": {"version": 4, "strings": "inline"},

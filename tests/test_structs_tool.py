@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +20,9 @@ from plugin.vmcore.elf import ElfFile
 from tests.structs_typegraph import ctf, dwarf, elf
 from tests.test_ctf import kernel_graph
 
+needs_elftools = pytest.mark.skipif(
+    importlib.util.find_spec("elftools") is None, reason="pyelftools, which decodes DWARF"
+)
 FILE = StructsFile()
 FACTS = Path(__file__).parent / "facts"
 
@@ -90,6 +94,7 @@ def test_diff_shows_what_moved_between_two_releases(capsys: pytest.CaptureFixtur
 # generate and check
 
 
+@needs_elftools
 def test_generate_makes_a_file_that_opens_the_kernel(
     kernel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +130,7 @@ def test_generate_into_a_file_adds_a_kernel(kernel: Path, tmp_path: Path) -> Non
     assert kept.constants == read_kernel(FILE, "x", FILE.row("7.0c-700014-i386"), {}).constants
 
 
+@needs_elftools
 def test_generate_names_what_a_kernel_does_not_describe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +148,7 @@ def test_generate_names_what_a_kernel_does_not_describe(
     assert "struct: bio\n" in captured.out
 
 
+@needs_elftools
 def test_check_finds_no_difference_where_there_is_none(
     kernel: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +191,7 @@ def test_import_writes_the_shipped_file(tmp_path: Path) -> None:
 # add
 
 
+@needs_elftools
 def test_add_brings_a_release_in_and_keeps_what_it_is_made_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +214,7 @@ def test_add_brings_a_release_in_and_keeps_what_it_is_made_from(
     assert again.read_bytes() == target.read_bytes()
 
 
+@needs_elftools
 def test_a_kernel_of_an_architecture_that_no_file_knows_is_described(tmp_path: Path) -> None:
     """riscv64: no kernel of it is shipped; its own debug information makes one."""
     graph, _ = kernel_graph("14.2-arm64")
