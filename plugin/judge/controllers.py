@@ -86,15 +86,6 @@ def _is_of(kernel: Kernel, command: Command, disk: Disk) -> bool:
     return bool(command.bio) and kernel.pointer(command.bio + at) == disk.address
 
 
-def command_of(kernel: Kernel, disk: Disk, bio: int) -> Optional[Command]:
-    """The command that a driver's clone is, None where its driver's memory has none or is unread.
-
-    Its bio has to be one: a driver's struct keeps what an earlier request left.
-    """
-    found = of_disk(kernel, disk)
-    return found.by_bio.get(bio) if isinstance(found, OfDisk) else None
-
-
 def lacks(kernel: Kernel, disk: Disk, bio: int) -> bool:
     """True where the controller's commands were all read, and none is for this bio."""
     found = of_disk(kernel, disk)

@@ -111,7 +111,7 @@ def locked_vnodes(kernel: Kernel) -> Report:
     for vnode, entry in found:
         report.heading(f"vnode {vnode.address:#x}: type {vnode.type}  {vnode.label}")
         report.text(
-            f"lock type {entry.lock.name or UNREAD}: {_held(kernel, entry)}{_waiting(entry)}",
+            _type_of(kernel, entry),
             indent=4,
         )
     return report
@@ -131,7 +131,7 @@ def locked_bufs(kernel: Kernel) -> Report:
             indent=4,
         )
         report.text(
-            f"lock type {entry.lock.name or UNREAD}: {_held(kernel, entry)}{_waiting(entry)}",
+            _type_of(kernel, entry),
             indent=4,
         )
     return report
